@@ -35,7 +35,7 @@ import tyro
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from envs import describe
+from envs import describe, env_name
 from envs import make as make_envs
 from envs.exact import evaluate_exactly
 
@@ -85,7 +85,7 @@ class Args:
     """coefficient c_H of the entropy bonus"""
     max_grad_norm: float = 10.0
     """gradient clip, per agent and per network"""
-    d_target: float = 0.1
+    d_target: float = 0.01
     """KL per update that eq. (21) steers each agent to"""
     delta: float = 1.5
     """eq. (21): the betas change where KL leaves [d_target / delta, d_target * delta]"""
@@ -128,7 +128,7 @@ class Args:
 RESUME_MAY_CHANGE = {"total_timesteps", "resume", "runs_dir"}
 
 
-# --- same in: dpo_matrix, dpo_smac ---
+# --- same in: dpo_matrix, dpo_smac, ippo ---
 class StackedMLP(nn.Module):
     """One 3-layer perceptron per agent, none shared: weights (N, in, out), biases (N, 1, out)."""
 
@@ -241,7 +241,7 @@ def dpo_loss(agents, obs, old_logp, advantages, returns, weight, ent_coef, num_a
     return (v_loss - num_agents * objective).sum(), torch.stack([-surrogate, v_loss, entropy]).detach()
 
 
-# --- same in: dpo_matrix, dpo_smac ---
+# --- same in: dpo_matrix, dpo_smac, ippo ---
 def clip_grad_norm_per_agent(network: nn.Module, max_norm: float) -> torch.Tensor:
     """Scales each agent's gradient to norm <= max_norm, in place; returns the norms before, (N,)."""
     grads = [p.grad for p in network.parameters()]
@@ -290,7 +290,7 @@ def adapt_betas(betas: torch.Tensor, kl: torch.Tensor, args: Args, num_agents: i
     return betas.clamp(args.beta_min / num_agents, args.beta_max / num_agents) * ablated
 
 
-# --- same in: dpo_matrix, dpo_smac ---
+# --- same in: dpo_matrix, dpo_smac, ippo ---
 def to_agents(x: np.ndarray, device: str) -> torch.Tensor:
     """(E, N, ...) array of the environment's side -> (N, E, ...) tensor of the learner's."""
     return torch.from_numpy(x).transpose(0, 1).to(device)
@@ -306,7 +306,7 @@ def evaluate(agents, envs, optimum: float) -> dict[str, float]:
     return dict(zip(COLUMNS[1:4], results, strict=True))
 
 
-# --- same in: dpo_matrix, dpo_smac ---
+# --- same in: dpo_matrix, dpo_smac, ippo ---
 def save(path: Path, state: dict) -> None:
     """Writes `state` atomically: whenever the process dies, `path` is the old file or the new one."""
     buffer, temporary = io.BytesIO(), path.with_suffix(".tmp")
@@ -321,7 +321,7 @@ def save(path: Path, state: dict) -> None:
         temporary.unlink(missing_ok=True)
 
 
-# --- same in: dpo_matrix, dpo_smac ---
+# --- same in: dpo_matrix, dpo_smac, ippo ---
 def load(path: Path) -> dict:
     """Reads what `save` wrote, executing nothing from it; one sentence if it is not ours or not whole."""
     try:
@@ -487,7 +487,7 @@ def train(args: Args, envs, agents: Agents, state: dict, run_dir: Path) -> dict[
         bar.set_postfix_str(status, refresh=False)
         bar.update(T * E)
         if bar.disable and time.perf_counter() > next_line:
-            next_line, eta = time.perf_counter() + 10, (args.total_timesteps - global_step) / sps / 60
+            next_line, eta = time.perf_counter() + 10, max(args.total_timesteps - global_step, 0) / sps / 60
             print(f"step {global_step:,}, {sps:,.0f} steps/s, {status}, ETA {eta:.0f} min", flush=True)
     bar.close()
     writer.close()
@@ -638,12 +638,10 @@ def main() -> None:
             names = "num_states", "num_agents", "num_actions", "game_seed"
             options = {name: getattr(args, name) for name in names}
             envs = make_envs("matrix/stochastic", args.num_envs, args.seed, **options)
-            run_name = f"matrix-stochastic-{args.num_states}x{args.num_agents}x{args.num_actions}"
         else:
             envs = make_envs(f"matrix/{args.game}", 1, payoff=args.payoff)
-            run_name = envs.env_id.replace("/", "-")
         if not state:
-            run_dir = Path(args.runs_dir) / f"{run_name}__{SCRIPT}__{args.seed}__{int(time.time())}"
+            run_dir = Path(args.runs_dir) / f"{env_name(envs)}__{SCRIPT}__{args.seed}__{int(time.time())}"
         if envs.env_id != "matrix/stochastic":
             iterate_matrix_game(args, envs, run_dir)
             return

@@ -32,7 +32,7 @@ import tyro
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from envs import describe
+from envs import describe, env_name
 from envs import make as make_envs
 
 SCRIPT = Path(__file__).stem
@@ -124,7 +124,7 @@ PRESETS = {
 }
 
 
-# --- same in: dpo_matrix, dpo_smac ---
+# --- same in: dpo_matrix, dpo_smac, ippo ---
 class StackedMLP(nn.Module):
     """One 3-layer perceptron per agent, none shared: weights (N, in, out), biases (N, 1, out)."""
 
@@ -168,6 +168,7 @@ class Agents(nn.Module):
         return group
 
 
+# --- same in: dpo_smac, ippo ---
 def masked_log_softmax(logits: torch.Tensor, action_mask: torch.Tensor) -> torch.Tensor:
     """log pi (..., A) of available actions; 0 at the others, whose probability and gradient are exactly 0."""
     logits = logits.masked_fill(~action_mask, -torch.inf)
@@ -192,6 +193,7 @@ def categorical_kl(old_logp: torch.Tensor, logp: torch.Tensor) -> torch.Tensor:
     return (old_logp.exp() * exp_minus_linear(x)).sum(-1)
 
 
+# --- same in: dpo_smac, ippo ---
 def gae(rewards, values, next_value, final_values, terminations, truncations, alive, next_alive, gamma, lam):
     """Generalised advantage estimation: advantages, returns, and which samples to learn from, (N, T, E).
 
@@ -214,6 +216,7 @@ def gae(rewards, values, next_value, final_values, terminations, truncations, al
     return advantages, advantages + values, valid
 
 
+# --- same in: dpo_smac, ippo ---
 def standardize(x: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """x (N, T, E) to mean 0, deviation 1 over each agent's own samples; also the deviations, (N, 1, 1)."""
     x = x - (weight * x).sum((1, 2), keepdim=True)
@@ -239,7 +242,7 @@ def dpo_loss(agents, obs, action_mask, actions, old_logp, advantages, returns, w
     return (v_loss - num_agents * objective).sum(), torch.stack([-surrogate, v_loss, entropy]).detach()
 
 
-# --- same in: dpo_matrix, dpo_smac ---
+# --- same in: dpo_matrix, dpo_smac, ippo ---
 def clip_grad_norm_per_agent(network: nn.Module, max_norm: float) -> torch.Tensor:
     """Scales each agent's gradient to norm <= max_norm, in place; returns the norms before, (N,)."""
     grads = [p.grad for p in network.parameters()]
@@ -288,7 +291,7 @@ def adapt_betas(betas: torch.Tensor, kl: torch.Tensor, args: Args, num_agents: i
     return betas.clamp(args.beta_min / num_agents, args.beta_max / num_agents) * ablated
 
 
-# --- same in: dpo_matrix, dpo_smac ---
+# --- same in: dpo_matrix, dpo_smac, ippo ---
 def to_agents(x: np.ndarray, device: str) -> torch.Tensor:
     """(E, N, ...) array of the environment's side -> (N, E, ...) tensor of the learner's."""
     return torch.from_numpy(x).transpose(0, 1).to(device)
@@ -311,7 +314,7 @@ def evaluate(agents, envs, episodes: int, entropy: list[int], device: str, frame
     return dict(zip(COLUMNS[1:3], np.mean(results, axis=0, dtype=float).tolist(), strict=True))
 
 
-# --- same in: dpo_matrix, dpo_smac ---
+# --- same in: dpo_matrix, dpo_smac, ippo ---
 def save(path: Path, state: dict) -> None:
     """Writes `state` atomically: whenever the process dies, `path` is the old file or the new one."""
     buffer, temporary = io.BytesIO(), path.with_suffix(".tmp")
@@ -326,7 +329,7 @@ def save(path: Path, state: dict) -> None:
         temporary.unlink(missing_ok=True)
 
 
-# --- same in: dpo_matrix, dpo_smac ---
+# --- same in: dpo_matrix, dpo_smac, ippo ---
 def load(path: Path) -> dict:
     """Reads what `save` wrote, executing nothing from it; one sentence if it is not ours or not whole."""
     try:
@@ -511,7 +514,7 @@ def train(args: Args, envs, eval_envs, agents: Agents, state: dict, run_dir: Pat
         bar.set_postfix_str(status, refresh=False)
         bar.update(T * E)
         if bar.disable and time.perf_counter() > next_line:
-            next_line, eta = time.perf_counter() + 10, (args.total_timesteps - global_step) / sps / 60
+            next_line, eta = time.perf_counter() + 10, max(args.total_timesteps - global_step, 0) / sps / 60
             print(f"step {global_step:,}, {sps:,.0f} steps/s, {status}, ETA {eta:.0f} min", flush=True)
     bar.close()
     writer.close()
@@ -538,8 +541,7 @@ def main() -> None:
     if state:
         agents.load_state_dict(state["best" if args.eval_only else "agents"])
     else:
-        run_name = f"smac-{args.map}-{envs.backend}__{SCRIPT}__{args.seed}__{int(time.time())}"
-        run_dir = Path(args.runs_dir) / run_name
+        run_dir = Path(args.runs_dir) / f"{env_name(envs)}__{SCRIPT}__{args.seed}__{int(time.time())}"
     if not args.eval_only:
         agents.load_state_dict(train(args, envs, eval_envs, agents, state, run_dir))
     absolute = evaluate(agents, eval_envs, 10 * EVAL_EPISODES, [args.seed, 1], args.device)

@@ -102,6 +102,12 @@ def make(env_id: str, num_envs: int, seed: int = 0, **options: Any) -> VectorEnv
     return FAMILIES[family](env_id, num_envs, seed, options)
 
 
+def env_name(vector_env: VectorEnv) -> str:
+    """Name for run directories and plots: the id, and what else tells tasks apart (size, engine)."""
+    variant = getattr(vector_env, "variant", "")
+    return f"{vector_env.env_id}-{variant}".rstrip("-").replace("/", "-")  # type: ignore[attr-defined]
+
+
 def describe(vector_env: VectorEnv) -> dict[str, Any]:
     """What numbers made with `vector_env` depend on besides their arguments, as plain values for args.json.
 
