@@ -278,7 +278,9 @@ def update(agents, optimizer, batch, args, num_agents, loss_fn=dpo_loss) -> torc
             logp = masked_log_softmax(agents.actor(chunk["obs"]), chunk["action_mask"])
             kl_s = categorical_kl(chunk["old_logp"], logp)
             kls += (chunk["weight"] * torch.stack([kl_s, kl_s.sqrt()])).sum(2)
-        agents.betas.copy_(adapt_betas(agents.betas, kls[0], args, num_agents))
+        sampled = batch["weight"].any(dim=1)  # an agent that died before the batch began has no KL to go by
+        betas = adapt_betas(agents.betas, kls[0], args, num_agents)
+        agents.betas.copy_(torch.where(sampled, betas, agents.betas))
     return torch.cat([losses, grad_norm[None], kls])
 
 
