@@ -260,7 +260,7 @@ def draw_shares(ax: Axes, group: Group) -> None:
         if share[widest] > 0.12:
             box = {"facecolor": "white", "edgecolor": "none", "pad": 1.5}
             ax.text(x[widest], (top - share / 2)[widest], name, ha="center", va="center", bbox=box)
-    ax.set(ylim=(0, 1), ylabel="share of updates", xlim=(x[0], x[-1]))
+    ax.set(ylim=(0, 1), ylabel="share of updates", xlim=(x[0], x[-1]) if len(x) > 1 else None)
 
 
 def styled(groups: Sequence[Group]) -> list[tuple[Group, tuple[str, str]]]:
