@@ -4,10 +4,14 @@
 
 Draws, per environment, {env}.png (evaluations) and {env}-diagnostics.png (what eq. (21) does with KL and the
 betas) into that folder, prints the table, and writes it into its README.md between two marker comments.
+Where figures.json in the folder says which methods belong together, as {"figure": ["script label", ...]},
+there is {env}-{figure}.png for each instead, and diagnostics of the first. Columns eval/optimum, and returns
+in references.csv (env, name, return), are drawn as dotted lines.
 """
 
 from __future__ import annotations
 
+import csv
 import itertools
 import math
 import sys
@@ -206,14 +210,14 @@ def engine(run: Run) -> str:
 
 def provenance(groups: Sequence[Group]) -> str:
     """Seeds, budget, engine and commits behind a figure."""
-    parts = []
+    told: dict[str, list[str]] = {}
     for group in groups:
-        method = f"{group.method}: " if len(groups) > 1 else ""
         seeds = ", ".join(str(run.info["seed"]) for run in group.runs)
-        parts.append(f"{method}seed{'s' if len(group.runs) > 1 else ''} {seeds}")
         budgets = sorted({float(run.info.get("total_timesteps", run.steps[-1])) for run in group.runs})
-        parts.append(f"budget {' or '.join(map(million, budgets))} environment steps")
-        parts += unfinished(group)
+        story = [f"seed{'s' if len(group.runs) > 1 else ''} {seeds}"]
+        story += [f"budget {' or '.join(map(million, budgets))} environment steps", *unfinished(group)]
+        told.setdefault("; ".join(story), []).append(group.method)
+    parts = [f"{', '.join(who)}: {story}" if len(told) > 1 else story for story, who in told.items()]
     runs = [run for group in groups for run in group.runs]
     commits = sorted({str(run.info.get("git_commit", "unknown"))[:7] for run in runs})
     parts += sorted({engine(run) for run in runs})
@@ -283,20 +287,50 @@ def finish(figure: Figure, axes: Sequence[Axes], title: str, groups: Sequence[Gr
     figure.savefig(path, metadata={"Software": None})
 
 
+def read_references(folder: Path, env: str, groups: Sequence[Group]) -> dict[str, float]:
+    """Returns to compare with, by name: the optimum that the runs logged, and the lines of references.csv."""
+    optima = [
+        run.columns["eval/optimum"][0] for group in groups for run in group.runs if group.has("eval/optimum")
+    ]
+    found = {"optimum": float(optima[0])} if optima else {}
+    path = folder / "references.csv"
+    if path.exists():
+        with open(path, newline="") as file:
+            rows = [row for row in csv.DictReader(file) if row["env"] == env]
+        found |= {row["name"]: float(row["return"]) for row in rows}
+    return found
+
+
+def draw_return_limits(ax: Axes, groups: Sequence[Group], references: dict[str, float]) -> None:
+    """Dotted lines of references; limits by the seeds: a wide band of few seeds would flatten all curves."""
+    column = "eval/episodic_return"
+    values = [run.columns[column] for group in groups if group.has(column) for run in group.runs]
+    values.append(np.array(list(references.values())))
+    low, high = np.nanmin(np.concatenate(values)), np.nanmax(np.concatenate(values))
+    margin = 0.06 * (high - low) or 1.0
+    ax.set_ylim(low - margin, high + margin)
+    for label, value in references.items():
+        ax.axhline(value, color="#555555", lw=1.0, ls=":")
+        ax.annotate(label, (1, value), (-3, 2), ("axes fraction", "data"), "offset points", ha="right")
+
+
 def draw_evaluations(env: str, groups: Sequence[Group], path: Path) -> None:
-    """Win rate, where there is one, and return of the greedy policies, side by side."""
+    """Win rate, where there is one, and return of the evaluated policies, side by side."""
     panels = [("eval/win_rate", "win rate"), ("eval/episodic_return", "return")]
     panels = [(column, name) for column, name in panels if any(group.has(column) for group in groups)]
+    how = "exact" if env.startswith("matrix") else "greedy episodes"
     with rc_context(RC):
-        figure = Figure(figsize=(5.0 * len(panels), 4.4), layout="constrained")
+        figure = Figure(figsize=(5.0 * len(panels) if len(panels) > 1 else 7.5, 4.4), layout="constrained")
         axes = list(figure.subplots(1, len(panels), squeeze=False).flat)
         for ax, (column, name) in zip(axes, panels, strict=True):
             for group, style in styled(groups):
                 if group.has(column):
                     draw_curve(ax, group, column, style)
-            ax.set(ylabel=f"{name} (greedy episodes)", xlim=(0, None))
+            ax.set(ylabel=f"{name} ({how})", xlim=(0, None))
             if column == "eval/win_rate":
                 ax.set_ylim(-0.02, 1.02)
+            else:
+                draw_return_limits(ax, groups, read_references(path.parent, env, groups))
         if len(groups) > 1:
             axes[0].legend(fontsize=10)
         finish(figure, axes, env, groups, path)
@@ -412,10 +446,18 @@ def make_table(groups: dict[str, list[Group]]) -> str:
     head += ["steps/s (env / act / update)", "KL below / in / above band"]
     rows = [head, ["---"] * len(head)]
     rows += [table_row(env, group) for env, members in groups.items() for group in members]
-    notes = """Mean over seeds ± half the 95 % confidence interval (Student t; none for one seed).
-Final: the last 10 % of the evaluations that all seeds reached. Absolute: the parameters that evaluated
-best, on 320 greedy episodes. The win rate's thresholds are of its mean over seeds. Steps/s: median; how
-fast depends on the machine and what else it ran."""
+    kept = [set(column) - {"–", "– / – / –"} != set(column[:2]) for column in zip(*rows, strict=True)]
+    rows = [list(itertools.compress(row, kept)) for row in rows]
+    exact = all(env.startswith("matrix") for env in groups)
+    absolute = (
+        "the last parameters, exact"
+        if exact
+        else "the parameters that evaluated\nbest, on 320 greedy episodes"
+    )
+    notes = f"""Mean over seeds ± half the 95 % confidence interval (Student t; none for one seed).
+Final: the last 10 % of the evaluations that all seeds reached. Absolute: {absolute}.
+Steps/s: median; how fast depends on the machine and what else it ran."""
+    notes += "" if exact else "\nThe win rate's thresholds are of its mean over seeds."
     lines = ["| " + " | ".join(row) + " |" for row in rows] + ["", notes, ""]
     lines += [f"- {env}: {provenance(members)}" for env, members in groups.items()]
     return "\n".join(lines) + "\n"
@@ -445,9 +487,15 @@ def main() -> None:
     args = tyro.cli(Args, description=__doc__)
     try:
         groups = group_runs(read_runs(args.folder))
-        for env, members in groups.items():
-            draw_evaluations(env, members, args.folder / f"{env}.png")
-            draw_diagnostics(env, members, args.folder / f"{env}-diagnostics.png")
+        path = args.folder / "figures.json"
+        figures = read_json(path) if path.exists() else {"": None}
+        for (env, members), (name, methods) in itertools.product(groups.items(), figures.items()):
+            chosen = [group for group in members if methods is None or group.method in methods]
+            chosen.sort(key=lambda group: methods.index(group.method) if methods else 0)
+            if len(chosen) > (methods is not None):
+                draw_evaluations(env, chosen, args.folder / f"{'-'.join(filter(None, [env, name]))}.png")
+                if name == next(iter(figures)):
+                    draw_diagnostics(env, chosen, args.folder / f"{env}-diagnostics.png")
         table = make_table(groups)
         print(table)
         update_readme(args.folder / "README.md", table)
