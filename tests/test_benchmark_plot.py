@@ -1,11 +1,12 @@
 """Curves and tables: runs are collected whole or refused, and every drawn or printed number is the runs'."""
 
+import itertools
 import json
-import math
 import shutil
 import statistics
 import subprocess
 import sys
+from math import nan, sqrt
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from benchmark import collect, plot
 
 ROOT = Path(__file__).resolve().parents[1]
 EVERY, UPDATES, EVALS = 20_480, 5, 20  # steps and updates between evaluations; evaluations after the first
-SEEDS = (1, 2, 3)
+ENV, SEEDS = "smac-8m-embedded", (1, 2, 3)
 KL = ("dpo/kl", "dpo/beta1", "dpo/beta2", "dpo/below_band", "dpo/above_band")
 T2, T1 = 4.302653, 12.706205  # Student t, two-sided 95 %, 2 and 1 degrees of freedom: from a printed table
 
@@ -33,19 +34,17 @@ def updated(seed, i):
     return 1000 * seed + i, 0.1, 0.2, 0.7, 0.01 * (1 + i % 4), 0.02 + 0.001 * seed, 0.03, *shares
 
 
-def write_run(folder, env="smac-8m-embedded", script="dpo_smac", seed=1, started=100, **options):
+def write_run(folder, env=ENV, script="dpo_smac", seed=1, start=100, evals=EVALS, done=True, kl=True, **args):
     """A run directory as the scripts write it: evaluation 0, then one after every five updates."""
-    evals, done, args = options.pop("evals", EVALS), options.pop("done", True), options.pop("args", {})
     names = ["global_step", "eval/episodic_return", "eval/win_rate"]
-    names += ["charts/SPS", "time/env", "time/act", "time/update", *(KL if options.pop("kl", True) else ())]
-    assert not options
+    names += ["charts/SPS", "time/env", "time/act", "time/update", *(KL if kl else ())]
     lines, blank = [",".join(names)], len(names) - 3
     for k in range(evals + 1):
         for i in range((k - 1) * UPDATES, k * UPDATES) if k else ():
             values = updated(seed, i)[:blank]
             lines.append(f"{(i + 1) * EVERY // UPDATES},,," + ",".join(f"{x:.6g}" for x in values))
         lines.append(f"{k * EVERY}," + ",".join(f"{x:.6g}" for x in evaluated(seed, k)) + "," * blank)
-    run = Path(folder) / f"{env}__{script}__{seed}__{started}"
+    run = folder / f"{env}__{script}__{seed}__{start}"
     run.mkdir(parents=True)
     (run / "metrics.csv").write_text("\n".join(lines) + "\n")
     saved = {"seed": seed, "map": "8m", "backend": "embedded", "total_timesteps": EVALS * EVERY}
@@ -84,19 +83,12 @@ def collected(folder, *runs):
     return plot.group_runs(plot.read_runs(folder))
 
 
-# --- collect ------------------------------------------------------------------------------------------------
-
-
 def test_thinning_averages_updates_and_keeps_evaluations():
     """Else a curve of KL would show single updates, or one of returns something that was never evaluated."""
-    nan = math.nan
     log = {"global_step": [0, 10, 20, 20, 30, 40, 40, 50], "eval/r": [1.5, nan, nan, 7, nan, nan, 9, nan]}
     log |= {"kl": [nan, 1, 2, nan, 3, 7, nan, 100], "ret": [nan, nan, 6, nan, nan, nan, nan, 5]}
-    thinned = collect.thin(log, 20)
-    assert list(thinned) == list(log) and thinned["global_step"] == [0, 20, 40]
-    assert thinned["eval/r"] == [1.5, 7, 9]
-    np.testing.assert_array_equal(thinned["kl"], [nan, 1.5, 5])
-    np.testing.assert_array_equal(thinned["ret"], [nan, 6, nan])
+    expected = {"global_step": [0, 20, 40], "eval/r": [1.5, 7, 9], "kl": [nan, 1.5, 5], "ret": [nan, 6, nan]}
+    np.testing.assert_equal(collect.thin(log, 20), expected)
     # A coarser grid skips evaluations, never updates; after a gap it is the same grid.
     coarse = collect.thin(log, 30)
     assert coarse["global_step"] == [0, 40] and coarse["eval/r"] == [1.5, 9] and coarse["kl"][1] == 13 / 4
@@ -169,12 +161,12 @@ def test_the_same_run_replaces_and_another_is_refused(tmp_path, errors):
     assert not errors(collect.main, run, "--into", into)
     late = contents(into)
     assert set(late) == set(early) and all(late[name] != early[name] for name in early)
-    again = write_run(tmp_path, started=200)
+    again = write_run(tmp_path, start=200)
     sentence, _ = errors(collect.main, again, "--into", into)
     assert str(again) in sentence and "--label" in sentence and contents(into) == late
     assert not errors(collect.main, again, "--into", into, "--label", "no-sqrt")
     assert len(contents(into)) == 4 and contents(into) | late == contents(into)
-    groups = plot.group_runs(plot.read_runs(into))["smac-8m-embedded"]
+    groups = plot.group_runs(plot.read_runs(into))[ENV]
     assert [(group.method, len(group.runs)) for group in groups] == [("dpo_smac", 1), ("dpo_smac no-sqrt", 1)]
     for flag, value in (("--label", "../up"), ("--every", "0")):
         assert flag in errors(collect.main, run, "--into", into, flag, value)[0]
@@ -186,12 +178,9 @@ def test_no_path_of_the_machine_is_committed(tmp_path):
     args |= {"drive": "C:\\games", "url": "file:///x", "flag": "--to=/x", "list": ["a", "/x"]}
     kept = {"map": "8m", "seed": 1, "ratio": "1/2", "machine": "Linux x86_64, 4 cores", "none": None}
     assert collect.portable(args | kept) == kept
-    collected(tmp_path / "into", write_run(tmp_path / "private", args=args))
+    collected(tmp_path / "into", write_run(tmp_path / "private", **args))
     (saved,) = (text for name, text in contents(tmp_path / "into").items() if name.endswith(".json"))
     assert not [word for word in (b"private", b"/x", b"/opt", b"games") if word in saved]
-
-
-# --- statistics ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("seeds", [2, 3, 10])
@@ -216,18 +205,15 @@ def test_iqm_is_the_trimmed_mean_and_its_interval_is_stratified():
     value, low, high = plot.bootstrap_iqm(few)
     assert low < value == plot.iqm(few) < high
     assert plot.bootstrap_iqm(few) == (value, low, high) != plot.bootstrap_iqm(few, seed=1)
-    narrower = plot.bootstrap_iqm(few, confidence=0.5)
-    assert low < narrower[1] < narrower[2] < high
-    more = plot.bootstrap_iqm(many)
-    assert 0 < more[2] - more[1] < 0.6 * (high - low)
+    for narrower in (plot.bootstrap_iqm(few, confidence=0.5), plot.bootstrap_iqm(many)):
+        assert 0 < narrower[2] - narrower[1] < 0.6 * (high - low)
     assert plot.bootstrap_iqm(np.tile([1.0, 5.0], (4, 1))) == (3.0, 3.0, 3.0)
     with pytest.raises(ValueError, match=r"\(4,\)"):
         plot.bootstrap_iqm(few[:, 0])
 
 
 def test_interpolation_is_exact_where_known_and_empty_outside():
-    """A seed must not be drawn beyond its end, nor a gap filled where its own grid says there is none."""
-    nan = math.nan
+    """A seed must not be drawn beyond its end, nor a value made up where it logged none."""
     x, y = np.array([0.0, 10, 20, 40]), np.array([nan, 1.0, nan, 4.0])
     at = np.array([-5.0, 0, 5, 10, 15, 20, 25, 40, 41])
     expected = [nan, nan, nan, 1, 1 + 3 * 5 / 30, nan, 2.5, 4, nan]
@@ -243,14 +229,10 @@ def test_first_reached_and_final_means():
     expected = [(18**2 + 19**2 + 20**2) / 3, (39**2 + 40**2 + 41**2) / 3]
     np.testing.assert_allclose(plot.final_means(scores), expected)
     np.testing.assert_allclose(plot.final_means(scores[:, :4]), scores[:, 3])
-    np.testing.assert_allclose(plot.final_means(scores[:, :4], share=0.5), scores[:, 2:4].mean(1))
-
-
-# --- table and figures --------------------------------------------------------------------------------------
 
 
 def interval(values, t, digits):
-    spread = t * statistics.stdev(values) / math.sqrt(len(values))
+    spread = t * statistics.stdev(values) / sqrt(len(values))
     return f"{statistics.mean(values):.{digits}f} ± {spread:.{digits}f}"
 
 
@@ -271,7 +253,7 @@ def test_table_is_computed_from_the_runs(tmp_path):
     sps = statistics.median(statistics.mean(row[0] for row in block) for block in updates)
     below, above = (statistics.mean(row[i] for block in updates for row in block) for i in (-2, -1))
     assert dpo == [
-        *("smac-8m-embedded", "dpo_smac", "3", "410 k"),
+        *(ENV, "dpo_smac", "3", "410 k"),
         *(finals(1, (18, 19, 20), 2), finals(0, (18, 19, 20), 1)),
         *(interval([0.91, 0.92, 0.93], T2, 2), interval([19.5, 20.0, 20.5], T2, 1)),
         "164 k / 266 k / 328 k",  # (k + 2.3) / 20 first reaches 0.5, 0.75, 0.9 at k = 8, 13, 16
@@ -282,7 +264,7 @@ def test_table_is_computed_from_the_runs(tmp_path):
     assert ippo[1:6] == ["ippo", "3", "205 k of 410 k", finals(1, (9, 10), 2), finals(0, (9, 10), 1)]
     assert ippo[6:9] == [*(f"{cell} (2 of 3 seeds)" for cell in absolute), "164 k / – / –"]
     assert ippo[10] == "–"
-    assert "embedded engine, not StarCraft II" in table and "git commit c0ffeec" in table
+    assert "embedded engine, not StarCraft II; git commit c0ffeec." in table
     assert "seed 3 stopped at 205 k; mean and band end where the shortest run does, at 205 k" in table
 
 
@@ -297,9 +279,8 @@ def test_figures_show_the_data_and_nothing_else(tmp_path):
 
     def drawn(name, column=None):
         """Figures of the runs, in one seed's `column` the last value but one changed by a tenth."""
-        groups = collected(tmp_path / name, *runs)["smac-8m-embedded"]
-        if column:
-            groups[0].runs[1].columns[column][-2] *= 0.9
+        groups = collected(tmp_path / name, *runs)[ENV]
+        groups[0].runs[1].columns.get(column, np.ones(2))[-2] *= 0.9
         plot.draw_evaluations("8m", groups, tmp_path / name / "8m.png")
         plot.draw_diagnostics("8m", groups, tmp_path / name / "8m-diagnostics.png")
         return pixels(tmp_path / name)
@@ -310,7 +291,7 @@ def test_figures_show_the_data_and_nothing_else(tmp_path):
         changed[name] = [not np.array_equal(figures[file], first[file]) for file in sorted(first)]
     # In the order of the files: diagnostics, evaluations.
     assert changed == {"same": [False, False], "return": [False, True], "beta": [True, False]}
-    groups = collected(tmp_path / "ippo", runs[3])["smac-8m-embedded"]
+    groups = collected(tmp_path / "ippo", runs[3])[ENV]
     plot.draw_diagnostics("8m", groups, tmp_path / "no.png")
     assert not (tmp_path / "no.png").exists()
 
@@ -318,11 +299,10 @@ def test_figures_show_the_data_and_nothing_else(tmp_path):
 def test_readme_is_changed_between_the_markers_alone(tmp_path, errors):
     """What a person wrote around the table must survive every redrawing."""
     path = tmp_path / "README.md"
-    for before, after in (("# Mine\n\nwords\n", "\nmore\n"), ("", ""), ("a", "b")):
-        path.write_text(f"{before}{plot.BEGIN}\nold\n{plot.END}{after}")
-        for table in ("| new |\n", "| newer |\n"):
-            plot.update_readme(path, table)
-            assert path.read_text() == f"{before}{plot.BEGIN}\n{table}{plot.END}{after}"
+    path.write_text(f"# Mine\n\nwords {plot.BEGIN}\nold\n{plot.END}\n\nmore")
+    for table in ("| new |\n", "| newer |\n"):
+        plot.update_readme(path, table)
+        assert path.read_text() == f"# Mine\n\nwords {plot.BEGIN}\n{table}{plot.END}\n\nmore"
     path.write_text("words")
     plot.update_readme(path, "| new |\n")
     assert path.read_text() == f"words\n\n{plot.BEGIN}\n| new |\n{plot.END}\n"
@@ -351,16 +331,16 @@ def test_a_damaged_folder_is_not_drawn(tmp_path, errors):
 
 def test_commands_from_runs_to_readme(tmp_path):
     """The two commands as they are typed: else the documentation promises what does not work."""
-    names = [(env, script) for env in ("mpe-line", "smac-8m-embedded") for script in ("dpo", "ippo")]
-    for env, script in names:
-        for seed in SEEDS:
-            write_run(tmp_path / "runs", env, script, seed, evals=6, kl=script == "dpo")
-    runs = sorted(map(str, (tmp_path / "runs").iterdir()))
+    names = [(env, script) for env in ("mpe-line", ENV) for script in ("dpo", "ippo")]
+    runs = [
+        str(write_run(tmp_path / "runs", env, script, seed, evals=6, kl=script == "dpo"))
+        for (env, script), seed in itertools.product(names, SEEDS)
+    ]
     for name, *args in (["collect.py", *runs, "--into", "results"], ["plot.py", "results"]):
         argv = [sys.executable, str(ROOT / "benchmark" / name), *args]
         done = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
-    figures = [f"{env}{end}.png" for env in ("mpe-line", "smac-8m-embedded") for end in ("-diagnostics", "")]
+    figures = [f"{env}{end}.png" for env in ("mpe-line", ENV) for end in ("-diagnostics", "")]
     assert list(pixels(tmp_path / "results")) == figures
     readme = (tmp_path / "results" / "README.md").read_text()
     assert done.stdout.strip() in readme and readme.startswith("# Results: results\n")
