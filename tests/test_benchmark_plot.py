@@ -346,3 +346,22 @@ def test_commands_from_runs_to_readme(tmp_path):
     assert done.stdout.strip() in readme and readme.startswith("# Results: results\n")
     rows = [line.split(" | ")[:3] for line in readme.splitlines() if " | 3 | " in line]
     assert rows == [[f"| {env}", script, "3"] for env, script in names]
+
+
+def test_chosen_methods_are_drawn_together_beside_what_to_compare_with(tmp_path, errors):
+    """figures.json decides who is in a figure; a return in references.csv shows in figures of returns."""
+    runs = [write_run(tmp_path, seed=seed, script=script) for seed in (1, 2) for script in ("a", "b", "c")]
+
+    def drawn(name, figures, references=""):
+        collected(tmp_path / name, *runs)
+        (tmp_path / name / "figures.json").write_text(json.dumps(figures))
+        (tmp_path / name / "references.csv").write_text(f"env,name,return\n{references}")
+        assert errors(plot.main, tmp_path / name) == []
+        return pixels(tmp_path / name)
+
+    pairs = {"pair": ["a", "b"], "other": ["a", "c"], "nobody": ["d", "e"]}
+    first = drawn("first", pairs)
+    assert sorted(first) == [f"{ENV}-diagnostics.png", f"{ENV}-other.png", f"{ENV}-pair.png"]
+    same, lined = drawn("same", pairs, "elsewhere,random,3\n"), drawn("lined", pairs, f"{ENV},random,3\n")
+    changed = [[not np.array_equal(x[file], first[file]) for file in sorted(first)] for x in (same, lined)]
+    assert changed == [[False, False, False], [False, True, True]]
