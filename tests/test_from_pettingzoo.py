@@ -92,6 +92,19 @@ def test_rewards_that_differ_are_not_silently_merged():
         env = toys(reward=reward, pay=(1.0, 3.0), leaves=((2, "terminated"), (3, "terminated")))
         env.reset()
         assert [env.step([[0, 0]])[1][0] for _ in range(3)] == expected
+
+    class Remembers(Toy):
+        def step(self, actions):
+            seen, rewards, *rest = super().step(actions)
+            return seen, {agent: 0.0 for agent in self.possible_agents} | rewards, *rest
+
+    env = ParallelVectorEnv(functools.partial(Remembers, leaves=((1, "terminated"), (3, "terminated"))))
+    env.reset()
+    assert [env.step([[0, 0]])[1][0] for _ in range(3)] == [
+        1,
+        1,
+        1,
+    ]  # who has left earns nothing: no conflict
     env = toys(pay=(0.3, 0.1 + 0.2))  # the same but for rounding
     env.reset()
     assert env.step([[0, 0]])[1][0] == np.float32(0.3)
@@ -166,6 +179,30 @@ def test_each_environment_ends_and_begins_on_its_own():
         assert obs[:, 0, 0].tolist() == [t % 2, t % 3]
         assert infos["final_obs"][:, 0, 0].tolist() == [2 * over[0], 3 * over[1]]
         assert infos["episode"]["l"].tolist() == infos["episode"]["r"].tolist() == [2 * over[0], 3 * over[1]]
+
+
+def test_each_episode_ends_in_its_own_way():
+    """Else one time limit makes all later ends of that environment time limits."""
+
+    class Alternates(Toy):
+        def reset(self, seed=None, options=None):
+            how = ("truncated", "terminated")[len(self.seeds) % 2]
+            self.leaves = ((1, how), (1, how))
+            return super().reset(seed)
+
+    env = ParallelVectorEnv(Alternates)
+    env.reset()
+    assert [env.step([[0, 0]])[2][0] for _ in range(4)] == [False, True, False, True]
+
+
+def test_returned_arrays_are_not_written_again():
+    """Else a rollout that keeps them without copying learns from later steps."""
+    env = toys(2, leaves=((2, "terminated"), (3, "terminated")))
+    begun = env.reset()
+    steps = [begun] + [env.step(np.zeros((2, 2), int)) for _ in range(4)]
+    assert [step[0][0, 1, 0] for step in steps] == [10, 11, 12, 10, 11]
+    assert [bool(step[-1]["alive"][0, 0]) for step in steps] == [True, True, False, True, True]
+    assert [step[-1]["action_mask"][0, 0].sum() for step in steps] == [2, 2, 1, 2, 2]
 
 
 def test_agents_still_listed_after_their_end_have_left():
@@ -302,6 +339,10 @@ def test_observations_of_a_reset_stay_true_when_a_state_is_set_after_it():
     for _ in range(3):
         env.step([[0, 0]])
     assert env.envs[0].seeds[1] == toys_seeds(4, 7)[6]
+    env.reset()
+    for episodes in (6, 2):  # the second has no fresh episode to keep
+        env.set_state({"seed": np.array(4), "episodes": np.array([episodes])})
+    assert env.envs[0].seeds[-1] == toys_seeds(4, 3)[2]
 
 
 def test_imported_environments_are_drawn_and_closed():
