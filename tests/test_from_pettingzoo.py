@@ -167,6 +167,17 @@ def test_agents_that_leave_early_wait_for_the_end_of_the_episode(leaves, termina
             assert not infos["final_obs"].any() and infos["episode"]["l"][0] == 0
 
 
+def test_agents_may_join_late():
+    """Else environments that spawn agents cannot be played."""
+    env = toys(look=lambda agents: {a: np.ones((2, 1 + int(a[1]))) for a in agents})
+    env.reset()
+    env.envs[0].agents.remove("a1")
+    alive = [env.step([[0, 0]])[4]["alive"][0].tolist()]
+    env.envs[0].agents.append("a1")
+    alive.append(env.step([[0, 0]])[4]["alive"][0].tolist())
+    assert alive == [[True, False], [True, True]]
+
+
 def test_each_environment_ends_and_begins_on_its_own():
     """Else one environment's end is recorded for another, or cuts it short."""
     lasts = iter([2, 3])
