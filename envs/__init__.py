@@ -67,6 +67,13 @@ def _make_matrix(env_id: str, num_envs: int, seed: int, options: dict[str, Any])
     return _build(env_id, kind, num_envs, seed, options)
 
 
+def _make_pettingzoo(env_id: str, num_envs: int, seed: int, options: dict[str, Any]) -> VectorEnv:
+    from envs.from_pettingzoo import ParallelVectorEnv
+
+    kind = functools.partial(ParallelVectorEnv, env_id.partition(":")[2])
+    return _build(env_id, kind, num_envs, seed, options)
+
+
 FAMILIES: dict[str, Callable[[str, int, int, dict[str, Any]], VectorEnv]] = {
     "smac": _make_smac,
     "matrix": _make_matrix,
@@ -83,19 +90,26 @@ def env_ids() -> list[str]:
 
 
 def _unknown(env_id: str) -> ValueError:
-    near = difflib.get_close_matches(env_id, env_ids(), n=3, cutoff=0.3) or env_ids()
+    known = [*env_ids(), "pettingzoo:mpe2.simple_spread_v3"]  # the latter stands for any module
+    near = difflib.get_close_matches(env_id, known, n=3, cutoff=0.3) or known
     return ValueError(f"Unknown environment {env_id!r}; the nearest ids are {', '.join(near)}.")
 
 
 def make(env_id: str, num_envs: int, seed: int = 0, **options: Any) -> VectorEnv:
     """Make `num_envs` environments of `env_id` ("family/name") as one gymnasium vector environment.
 
+    "pettingzoo:module.path" is what the module's parallel_env() makes, for instance
+    "pettingzoo:mpe2.simple_spread_v3".
+
     Options of smac: backend ("auto": StarCraft II where it can be played, else the embedded engine;
     "embedded"; "starcraft"), reward_fix, render_mode, last_action (append each agent's own last action,
     one-hot, to its observation), and those of `StarCraftVectorEnv` on the real game.
     Options of matrix: those of `StochasticGame` and `MatrixGame`.
+    Options of pettingzoo: reward, env_kwargs and render_mode of `ParallelVectorEnv`.
     ValueError on an unknown id or option.
     """
+    if env_id.startswith("pettingzoo:"):
+        return _make_pettingzoo(env_id, num_envs, seed, options)
     family, slash, _ = env_id.partition("/")
     if family not in FAMILIES or not slash:
         raise _unknown(env_id)
