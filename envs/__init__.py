@@ -8,6 +8,7 @@ import importlib.metadata
 import inspect
 import os
 import platform
+import re
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -119,7 +120,7 @@ def make(env_id: str, num_envs: int, seed: int = 0, **options: Any) -> VectorEnv
 def env_name(vector_env: VectorEnv) -> str:
     """Name for run directories and plots: the id, and what else tells tasks apart (size, engine)."""
     variant = getattr(vector_env, "variant", "")
-    return f"{vector_env.env_id}-{variant}".rstrip("-").replace("/", "-")  # type: ignore[attr-defined]
+    return re.sub("[/:]", "-", f"{vector_env.env_id}-{variant}".rstrip("-"))  # type: ignore[attr-defined]
 
 
 def describe(vector_env: VectorEnv) -> dict[str, Any]:
