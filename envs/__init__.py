@@ -119,8 +119,8 @@ def make(env_id: str, num_envs: int, seed: int = 0, **options: Any) -> VectorEnv
 
 def env_name(vector_env: VectorEnv) -> str:
     """Name for run directories and plots: the id, and what else tells tasks apart (size, engine)."""
-    variant = getattr(vector_env, "variant", "")
-    return re.sub("[/:]", "-", f"{vector_env.env_id}-{variant}".rstrip("-"))  # type: ignore[attr-defined]
+    label = getattr(vector_env, "label", "")
+    return re.sub("[/:]", "-", f"{vector_env.env_id}-{label}".rstrip("-"))  # type: ignore[attr-defined]
 
 
 def describe(vector_env: VectorEnv) -> dict[str, Any]:
