@@ -1,7 +1,7 @@
 """Three cooperative tasks in the multi-agent particle world, compiled and batched.
 
-`simple_spread`, `line_control` and `circle_control` of arXiv 2211.03032 for any number of agents: points with mass
-that are pushed in one of four directions, bounce off each other, and are paid for being at their targets.
+`simple_spread`, `line_control` and `circle_control` of arXiv 2211.03032 for any number of agents: discs that are
+pushed in one of four directions, bounce off each other, and are paid for being at their targets.
 
     agent_pos, agent_vel, obs, reward = step("line_control", agent_pos, agent_vel, landmark_pos, actions)
     env = MpeVectorEnv("line_control", num_envs=32, seed=1)
@@ -57,7 +57,7 @@ VARIANTS: dict[str, dict[str, Rules]] = {
         "circle_control": Rules(0.05, 2.0, 0.5, False, others=False, position_first=True),
     },
 }
-"""`paper`: the scenarios behind the paper's figures. `mpe2`: that library's simple_spread_v3 at local_ratio 0,
+"""`paper`: the scenarios behind the paper's figures. `mpe2`: that library's simple_spread_v3 (local_ratio 0),
 simple_line_v1 and simple_formation_v1."""
 
 Step = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]
@@ -83,7 +83,7 @@ def obs_dim(task: str, num_agents: int, variant: str = "paper") -> int:
 
 
 def _numbers(task: str, variant: str, vision: float | None, penalty: float) -> np.ndarray:
-    """The `rules` array of the kernels. ValueError on a bad name or number, or a vision that nothing limits."""
+    """The `rules` array of the kernels. ValueError on a bad name or number, or a vision without effect."""
     rules = _rules(task, variant)
     if vision is not None and not vision > 0:
         raise ValueError(f"vision must be a positive distance, or None for unlimited, got {vision!r}.")
@@ -153,7 +153,8 @@ def step(
     """One step of B independent worlds, without randomness and without changing its arguments.
 
     agent_pos, agent_vel (B, N, 2), landmark_pos (B, L, 2) with L as `num_landmarks` says, actions int (B, N).
-    vision: distance beyond which others read as zeros (None: unlimited), in line and circle control of the paper.
+    vision: distance beyond which others read as zeros (None: unlimited), in line and circle control as the
+    paper has them; everywhere else agents see everything.
     Returns agent_pos, agent_vel, obs (B, N, obs_dim) and reward (B,) after the step, all float64.
     ValueError, in one sentence, on anything that does not fit.
     """
@@ -162,7 +163,7 @@ def step(
     vel = _points(agent_vel, "agent_vel", *pos.shape)
     B, N, _ = pos.shape
     chosen = _actions(actions, B, N)
-    if chosen.size and not (0 <= chosen.min() and chosen.max() < NUM_ACTIONS):
+    if chosen.size and (chosen.min() < 0 or chosen.max() >= NUM_ACTIONS):
         raise _refusal(chosen, int(((chosen < 0) | (chosen >= NUM_ACTIONS)).argmax()))
     obs, reward = np.empty((B, N, obs_dim(task, N, variant))), np.empty(B)
     world.advance(pos, vel, land, chosen, rules, world.subset_table(N), obs, reward)
@@ -208,10 +209,10 @@ class MpeVectorEnv(gym.vector.VectorEnv):
 
     E environments, N agents. Observations (E, N, obs_dim) float32, actions int (E, N) in 0 ... 4, one shared
     reward (E,) float32 per step; episodes end after `episode_length` steps, truncated, never terminated.
-    Physics in float64, by the same kernel as `step`. Reproducible: environment e depends on the seed and e alone.
+    Physics in float64, by the kernel of `step`. Reproducible: environment e depends on the seed and e alone.
 
-    task: one of TASKS. vision: as in `step`. collision_penalty: paid per overlapping pair, both orders and each
-    agent with itself, over 2N. variant: "paper" or "mpe2", see VARIANTS. render_mode: None or "rgb_array".
+    task: one of TASKS. vision: as in `step`. collision_penalty: for each overlapping pair, in both orders and
+    each agent with itself, over 2N. variant: "paper" or "mpe2", see VARIANTS. render_mode: None or "rgb_array".
     """
 
     metadata = {"render_modes": ["rgb_array"], "autoreset_mode": AutoresetMode.SAME_STEP, "render_fps": 10}
@@ -252,9 +253,9 @@ class MpeVectorEnv(gym.vector.VectorEnv):
         self._agent_pos, self._agent_vel = np.zeros((2, num_envs, num_agents, 2))
         self._landmark_pos = np.zeros((num_envs, num_landmarks(task, num_agents), 2))
         self._length, self._return = np.zeros(num_envs, dtype=np.int64), np.zeros(num_envs)
-        self._everyone = np.ones(num_envs, dtype=np.bool_)
         self._alive = np.ones((num_envs, num_agents), dtype=np.bool_)
         self._mask = np.ones((num_envs, num_agents, NUM_ACTIONS), dtype=np.bool_)
+        self._nobody = self._ending()
         self._started = False
         self._seed_streams(seed)
 
@@ -263,25 +264,24 @@ class MpeVectorEnv(gym.vector.VectorEnv):
         streams = np.array([child.generate_state(2, np.uint64) for child in children])
         self._rng, self._action_rng = streams.T.copy()
 
-    def _start(self, select: np.ndarray, obs: np.ndarray) -> None:
-        """New episodes where select (E,) is True; writes their first obs (E, N, obs_dim)."""
-        bodies = self._agent_pos, self._agent_vel, self._landmark_pos
-        world.begin(select, *bodies, self._rng, self._rules, obs)
-        self._length[select], self._return[select] = 0, 0.0
-
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
         """New episodes everywhere; without a seed the random streams go on. Obs (E, N, obs_dim) and infos."""
         if seed is not None:
             self._seed_streams(seed)
-        obs = np.empty((self.num_envs, self.num_agents, self.obs_dim), dtype=np.float32)
-        self._start(self._everyone, obs)
+        obs = np.zeros((self.num_envs, self.num_agents, self.obs_dim), dtype=np.float32)
+        everyone = np.ones(self.num_envs, dtype=np.bool_)
+        self._renew(everyone, obs, self._infos(everyone, self._ending()))
         self._started = True
-        return obs, self._infos(~self._everyone)
+        return obs, self._infos(~everyone, self._nobody)
 
     def step(self, actions: np.ndarray) -> Step:
-        """Play actions int (E, N). ValueError, with nothing played, on a wrong shape, dtype or action."""
+        """Play actions int (E, N). ValueError, with nothing played, on a wrong shape, dtype or action.
+
+        On steps on which no episode ends, infos["final_obs"] and ["episode"] hold the same zeros every time:
+        copy them before writing to them. No other array is used again.
+        """
         if not self._started:
             raise RuntimeError("Call reset() before the first step.")
         E, N = self.num_envs, self.num_agents
@@ -294,25 +294,36 @@ class MpeVectorEnv(gym.vector.VectorEnv):
         )  # fmt: skip
         if result >= 0:
             raise _refusal(actions, result)
-        infos = self._infos(truncated)
         if result == world.ENDED:
-            infos["final_obs"][truncated] = obs[truncated]
-            infos["episode"]["r"][truncated] = self._return[truncated]
-            infos["episode"]["l"][truncated] = self._length[truncated]
-            self._start(truncated, obs)
+            infos = self._infos(truncated, self._ending())
+            self._renew(truncated, obs, infos)
+        else:
+            infos = self._infos(truncated, self._nobody)
         return obs, reward, np.zeros(E, dtype=np.bool_), truncated, infos
 
-    def _infos(self, ended: np.ndarray) -> dict[str, Any]:
-        """Infos with zeros for what is told of episodes that ended; every agent lives and may do anything."""
+    def _ending(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Zeros for final_obs (E, N, obs_dim), returns (E,) and lengths (E,) of the episodes that end."""
         E = self.num_envs
+        final_obs = np.zeros((E, self.num_agents, self.obs_dim), dtype=np.float32)
+        return final_obs, np.zeros(E, dtype=np.float32), np.zeros(E, dtype=np.int64)
+
+    def _infos(self, ended: np.ndarray, ending: tuple[np.ndarray, np.ndarray, np.ndarray]) -> dict[str, Any]:
+        """The infos of a step; every agent lives and may do anything."""
         return {
             "action_mask": self._mask.copy(),
             "alive": self._alive.copy(),
-            "final_obs": np.zeros((E, self.num_agents, self.obs_dim), dtype=np.float32),
+            "final_obs": ending[0],
             "_final_obs": ended.copy(),
-            "episode": {"r": np.zeros(E, dtype=np.float32), "l": np.zeros(E, dtype=np.int64)},
+            "episode": {"r": ending[1], "l": ending[2]},
             "_episode": ended.copy(),
         }
+
+    def _renew(self, ended: np.ndarray, obs: np.ndarray, infos: dict[str, Any]) -> None:
+        """Where ended (E,): tell infos how the episode ended, begin the next one and write its first obs."""
+        world.renew(
+            ended, self._agent_pos, self._agent_vel, self._landmark_pos, self._rng, self._rules,
+            self._length, self._return, obs, infos["final_obs"], infos["episode"]["r"], infos["episode"]["l"],
+        )  # fmt: skip
 
     def sample_actions(self) -> np.ndarray:
         """Random actions (E, N) int64, from streams of their own: they change no episode."""

@@ -1,14 +1,15 @@
 """The particle world of `envs.mpe`, compiled: physics, targets, assignment, reward and observation.
 
 pos, vel (E, N, 2) and land (E, L, 2) float64 are the agents' positions and velocities and the landmarks'
-positions; e is an environment, i and j are agents, landmarks or targets. `rules` is a float64 array with an entry
-for each of the numbers named below, so that one kernel serves every task and variant.
+positions; e is an environment, i and j are agents, landmarks or targets. `rules` is a float64 array with an
+entry for each of the numbers named below, so that one kernel serves every task and variant.
 """
 
 from __future__ import annotations
 
 import math
 from itertools import combinations
+from typing import Any
 
 import numba
 import numpy as np
@@ -25,12 +26,13 @@ TASK, SIZE, CLIP, START, VISION, OTHERS, POSITION_FIRST, NEAREST, PENALTY = rang
 """Entries of `rules`; `envs.mpe.Rules` explains them."""
 RULES = 9
 
-MOST_SUBSETS = 8
+MOST_SUBSETS = 7
 """Agents up to which the least sum is searched over subsets; beyond, the Hungarian method is faster."""
 ENDED, GOING_ON = -2, -1
 
 # A piece is part of the kernel that calls it. It creates no arrays, so that none need reference counting.
-piece = numba.njit(nogil=True, error_model="numpy", forceinline=True, _nrt=False)
+_PIECE: dict[str, Any] = {"nogil": True, "error_model": "numpy", "forceinline": True, "_nrt": False}
+piece = numba.njit(**_PIECE)
 kernel = numba.njit(cache=True, nogil=True, error_model="numpy")
 
 
@@ -169,8 +171,8 @@ def _least_sum(cost, N, table, best):
 def _hungarian(cost, N, lines, prices):
     """Write lines[0, :N]: the row that each column of cost (N * N,) goes to at the least sum.
 
-    Rows are added one at a time along the cheapest path of exchanges (Kuhn, Munkres; O(N³)). Column N is where
-    a new row waits. lines (3, N + 1) int64 and prices (3, N + 1) float64 are scratch.
+    Rows are added one at a time along the cheapest path of exchanges (Kuhn, Munkres; O(N³)). Column N is
+    where a new row waits. lines (3, N + 1) int64 and prices (3, N + 1) float64 are scratch.
     """
     owner, back, done = 0, 1, 2
     of_row, of_column, slack = 0, 1, 2
@@ -256,8 +258,8 @@ def _pay(e, pos, rules, goal, cost, table, best, lines, prices):
 def _look(e, pos, vel, land, rules, obs):
     """Write what the agents of environment e see, obs[e] (N, obs_dim).
 
-    Own velocity and position, then relative to it the landmarks and the other agents, in order of their numbers;
-    zeros for what is farther away than VISION.
+    Own velocity and position, then relative to it the landmarks and the other agents, in order of their
+    numbers; zeros for what is farther away than VISION.
     """
     N, L = pos.shape[1], land.shape[1]
     far = rules[VISION] * rules[VISION]
@@ -281,6 +283,14 @@ def _look(e, pos, vel, land, rules, obs):
                 obs[e, j, 5 + 2 * (L + i)] = -dy if near else 0.0
 
 
+@piece
+def _turns(turn):
+    """Write cosine and sine of 2 pi j / N to turn (N, 2)."""
+    N = turn.shape[0]
+    for j in range(N):
+        turn[j, 0], turn[j, 1] = math.cos(2.0 * math.pi * j / N), math.sin(2.0 * math.pi * j / N)
+
+
 @kernel
 def advance(pos, vel, land, actions, rules, table, obs, reward):
     """One step everywhere: pos and vel change in place, obs (E, N, obs_dim) and reward (E,) are written."""
@@ -288,8 +298,8 @@ def advance(pos, vel, land, actions, rules, table, obs, reward):
     force, goal, turn = np.empty((N, 2)), np.empty((N, 2)), np.empty((N, 2))
     cost, best = np.empty(N * N), np.empty(1 << N if table.shape[0] > 0 else 0)
     lines, prices = np.empty((3, N + 1), dtype=np.int64), np.empty((3, N + 1))
-    for j in range(N):
-        turn[j, 0], turn[j, 1] = math.cos(2.0 * math.pi * j / N), math.sin(2.0 * math.pi * j / N)
+    if rules[TASK] == CIRCLE:
+        _turns(turn)
     for e in range(pos.shape[0]):
         _move(e, pos, vel, actions, rules, force)
         _aim(e, pos, land, rules, turn, goal)
@@ -301,7 +311,8 @@ def advance(pos, vel, land, actions, rules, table, obs, reward):
 def play(pos, vel, land, actions, rules, table, length, total, limit, obs, reward, over):
     """One step of the environments: `advance`, lengths, returns and who is at the step limit.
 
-    Returns ENDED if any is, else GOING_ON; or, with nothing played, the place of the first action out of range.
+    Returns ENDED if any is, else GOING_ON; or, with nothing played, the place of the first action that is out
+    of range.
     """
     E, N = actions.shape
     for e in range(E):
@@ -320,10 +331,13 @@ def play(pos, vel, land, actions, rules, table, length, total, limit, obs, rewar
 
 
 @kernel
-def begin(select, pos, vel, land, rng, rules, obs):
-    """New episodes where select (E,) is True."""
+def renew(select, pos, vel, land, rng, rules, length, total, obs, final_obs, returns, lengths):
+    """Where select (E,) is True: keep how the episode ended in the last three, and begin the next one."""
     for e in range(pos.shape[0]):
         if select[e]:
+            final_obs[e] = obs[e]
+            returns[e], lengths[e] = total[e], length[e]
+            length[e], total[e] = 0, 0.0
             _start(e, pos, vel, land, rng, rules)
             _look(e, pos, vel, land, rules, obs)
 
@@ -340,8 +354,7 @@ def aim(pos, land, rules, goal):
     """Write the targets (E, N, 2) of every environment."""
     N = pos.shape[1]
     turn = np.empty((N, 2))
-    for j in range(N):
-        turn[j, 0], turn[j, 1] = math.cos(2.0 * math.pi * j / N), math.sin(2.0 * math.pi * j / N)
+    _turns(turn)
     for e in range(pos.shape[0]):
         _aim(e, pos, land, rules, turn, goal[e])
 
