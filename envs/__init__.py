@@ -75,9 +75,18 @@ def _make_pettingzoo(env_id: str, num_envs: int, seed: int, options: dict[str, A
     return _build(env_id, kind, num_envs, seed, options)
 
 
+def _make_mpe(env_id: str, num_envs: int, seed: int, options: dict[str, Any]) -> VectorEnv:
+    from envs.mpe import MpeVectorEnv
+
+    if env_id not in env_ids():
+        raise _unknown(env_id)
+    return _build(env_id, MpeVectorEnv, num_envs, seed, options)
+
+
 FAMILIES: dict[str, Callable[[str, int, int, dict[str, Any]], VectorEnv]] = {
     "smac": _make_smac,
     "matrix": _make_matrix,
+    "mpe": _make_mpe,
 }
 """By the part of an id before the slash. Each imports what it needs when it is used."""
 
@@ -85,9 +94,11 @@ FAMILIES: dict[str, Callable[[str, int, int, dict[str, Any]], VectorEnv]] = {
 def env_ids() -> list[str]:
     """Ids that `make` knows on every machine."""
     from envs.matrix import PAYOFFS
+    from envs.mpe import TASKS
     from envs.smac.maps import MAPS
 
-    return [f"smac/{name}" for name in MAPS] + [f"matrix/{name}" for name in ("stochastic", *PAYOFFS)]
+    families = {"smac": MAPS, "matrix": ("stochastic", *PAYOFFS), "mpe": TASKS}
+    return [f"{family}/{name}" for family, names in families.items() for name in names]
 
 
 def _unknown(env_id: str) -> ValueError:
@@ -107,6 +118,8 @@ def make(env_id: str, num_envs: int, seed: int = 0, **options: Any) -> VectorEnv
     one-hot, to its observation), and those of `StarCraftVectorEnv` on the real game.
     Options of matrix: those of `StochasticGame` and `MatrixGame`.
     Options of pettingzoo: reward, env_kwargs and render_mode of `ParallelVectorEnv`.
+    Options of mpe: num_agents, vision, collision_penalty, episode_length, variant ("paper" or "mpe2") and
+    render_mode, those of `MpeVectorEnv`.
     ValueError on an unknown id or option.
     """
     if env_id.startswith("pettingzoo:"):
