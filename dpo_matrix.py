@@ -1,91 +1,502 @@
-"""DPO, Decentralized Policy Optimization (not direct preference optimization), in games solved exactly.
+"""DPO, Decentralized Policy Optimization (not direct preference optimization), in tabular games.
 
 Paper: A Fully Decentralized Surrogate for Multi-Agent Policy Optimization (Su & Lu, TMLR 2024).
-Reproduce: python dpo_matrix.py --game 3 --m-hat 0.3  # the exact iteration (17), (18) on a 2x2 game
-           python dpo_matrix.py --game 3              # with the theorem's M-hat nothing moves: docs/dpo.md
+Details, and every difference from the paper and its released code: docs/dpo.md
+Reproduce: python dpo_matrix.py --game stochastic       # learns; returns: benchmark/results/matrix/README.md
+           python dpo_matrix.py --game 3 --m-hat 0.3    # iterates (17), (18) exactly, without samples
+           python dpo_matrix.py --game 3                # with the theorem's M-hat nothing moves: docs/dpo.md
 
-S states, N agents, A actions. rewards (S, A, ..., A), transitions (S, A, ..., A, S) have one axis per agent,
-policies (N, S, A) hold pi_i(a | s), all float64. Games go on for ever from state 0, discounted: J = V(0).
+Axis order: the environment's arrays are (num_envs E, num_agents N, ...), the learner's tensors
+(N, batch, ...), its tables (N, states S, actions A). Agents share nothing; stacking their networks only
+batches the arithmetic.
 """
 
+import copy
 import csv
+import functools
+import io
+import itertools
 import json
+import os
+import signal
 import sys
 import time
-from dataclasses import asdict, dataclass
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-import matplotlib
 import matplotlib.figure
 import numpy as np
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
 import tyro
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
 
-from envs import describe
+from envs import describe, env_name
 from envs import make as make_envs
+from envs.exact import evaluate_exactly
 
-matplotlib.use("Agg")
 SCRIPT = Path(__file__).stem
+EXIT_REQUEUE = 75  # EX_TEMPFAIL: a signal stopped the run, its checkpoint is on disk, --resume goes on
+CHUNK = 512  # rows whose activations stay in the cache of one core
+STATS = ["losses/policy_loss", "losses/value_loss", "losses/entropy", "losses/grad_norm", "dpo/kl"]
+STATS += ["dpo/sqrt_kl", "losses/explained_variance", "dpo/beta1", "dpo/beta2"]
+STATS += ["dpo/below_band", "dpo/above_band"]
+COLUMNS = [
+    "global_step",
+    "eval/episodic_return",
+    "eval/greedy_return",
+    "eval/optimum",
+    "charts/episodic_return",
+]
+COLUMNS += ["charts/episodic_length", "charts/SPS", "time/env", "time/act", "time/update", *STATS]
 
 
 @dataclass
 class Args:
-    game: str = "1"
-    """2x2 matrix game: 1, 2, 3 or 4"""
+    game: str = "stochastic"
+    """stochastic: the didactic random game, learned from samples; 1 to 4: a 2x2 game, iterated exactly"""
+    num_states: int = 100
+    """states of the stochastic game, and steps of its episodes"""
+    num_agents: int = 6
+    """agents of the stochastic game"""
+    num_actions: int = 5
+    """actions of each agent in the stochastic game"""
+    game_seed: int = 0
+    """which stochastic game: seed of its rewards and transitions"""
+    seed: int = 1
+    """seed of environments, parameters and sampled actions"""
+    total_timesteps: int = 1_000_000
+    """environment steps (one moves all agents of one environment; never agent-steps)"""
+    num_envs: int = 32
+    """environments stepped together, for one whole episode per update"""
+    learning_rate: float = 5e-4
+    """Adam's learning rate, for actors and critics"""
+    gamma: float = 0.99
+    """discount factor"""
+    gae_lambda: float = 0.95
+    """lambda of generalised advantage estimation"""
+    update_epochs: int = 15
+    """gradient steps per update, each on the whole batch"""
+    ent_coef: float = 0.01
+    """coefficient c_H of the entropy bonus"""
+    max_grad_norm: float = 10.0
+    """gradient clip, per agent and per network"""
+    d_target: float = 0.01
+    """KL per update that eq. (21) steers each agent to"""
+    delta: float = 1.5
+    """eq. (21): the betas change where KL leaves [d_target / delta, d_target * delta]"""
+    omega: float = 2.0
+    """eq. (21): the factor by which they change"""
+    beta_init: float = 0.01
+    """initial beta1 and beta2"""
+    beta_min: float = 0.05
+    """floor of N * beta, without which the betas vanish late in training, and the trust region with them"""
+    beta_max: float = 1000.0
+    """ceiling of N * beta (N times, because the surrogate of eq. (20) has weight 1/N)"""
+    sqrt_kl_term: bool = True
+    """off: beta1 = 0, the ablation DPO_w/o_sqrt (IPPO-KL)"""
+    kl_term: bool = True
+    """off: beta2 = 0, the ablation DPO_w/o_kl"""
     payoff: tuple[float, float, float, float] | None = None
-    """R(1,1) R(1,2) R(2,1) R(2,2) of a game of your own"""
+    """R(1,1) R(1,2) R(2,1) R(2,2) of a 2x2 game of your own, iterated exactly"""
     m_hat: str = "theory"
-    """coefficient of sqrt(KL) in eq. (18): theory (Theorem 3.3), or a number, e.g. 0.3"""
+    """exact iteration: coefficient of sqrt(KL) in eq. (18), theory (Theorem 3.3) or a number, e.g. 0.3"""
     c: float = 10.0
-    """coefficient C of KL in eq. (18)"""
-    start: tuple[float, float] = (0.5, 0.5)
-    """initial p and q, the agents' probabilities of action 1"""
+    """exact iteration: coefficient C of KL in eq. (18)"""
     iterations: int = 100
-    """exact iterations"""
+    """exact iteration: how many"""
+    start: tuple[float, float] = (0.5, 0.5)
+    """exact iteration: initial p and q, the agents' probabilities of action 1"""
+    eval_every: int = 20_480
+    """environment steps between evaluations, which are exact: they solve for the return"""
+    checkpoint_every: int = 102_400
+    """environment steps between checkpoints"""
     runs_dir: str = "runs"
     """where run directories are made"""
+    resume: str = ""
+    """run directory to go on with, under its own arguments"""
+    device: str = "cpu"
+    """cpu | cuda"""
+    torch_threads: int = 1
+    """CPU threads of the learner; each has a group of agents to itself"""
 
 
-def over_others(table: np.ndarray, policies: np.ndarray, agent: int) -> np.ndarray:
-    """Expectation of table (S, A, ..., A[, X]) over the actions of all agents but one: (S, A[, X])."""
-    N = len(policies)
-    out = np.asarray(table, dtype=np.float64)
-    for j in reversed(range(N)):  # from the last, so that the axes still to go keep their numbers
-        if j != agent:
-            shape = [1] * out.ndim
-            shape[0], shape[1 + j] = policies[j].shape
-            out = (out * policies[j].reshape(shape)).sum(axis=1 + j)
-    return out
+RESUME_MAY_CHANGE = {"total_timesteps", "resume", "runs_dir"}
 
 
-def decentralized_backup(rewards, transitions, policies, agent, q, gamma):
-    """The operator of eq. (5), once, on agent i's q (S, A): its own action, the others' expectation.
+# --- same in: dpo_matrix, dpo_smac, ippo ---
+class StackedMLP(nn.Module):
+    """One 3-layer perceptron per agent, none shared: weights (N, in, out), biases (N, 1, out)."""
 
-    (Gamma q)(s, a_i) = E_a_-i [ r(s, a) + gamma E_s' E_a_i'~pi_i [ q(s', a_i') ] ],  eq. (4)
+    def __init__(self, num_agents: int, in_dim: int, out_dim: int, head_gain: float, layer_norm: bool):
+        super().__init__()
+        dims, gains = (in_dim, 128, 128, out_dim), (2**0.5, 2**0.5, head_gain)
+        self.layer_norm, self.weights, self.biases = layer_norm, nn.ParameterList(), nn.ParameterList()
+        for (fan_in, fan_out), gain in zip(itertools.pairwise(dims), gains, strict=True):
+            layer = [nn.init.orthogonal_(torch.empty(fan_in, fan_out), gain) for _ in range(num_agents)]
+            self.weights.append(nn.Parameter(torch.stack(layer)))
+            self.biases.append(nn.Parameter(torch.zeros(num_agents, 1, fan_out)))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(N, batch, in) -> (N, batch, out); agent i's output depends on x[i] and its own parameters only."""
+        for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
+            x = F.layer_norm(x, x.shape[-1:]) if self.layer_norm else x
+            x = torch.baddbmm(bias, F.relu(x) if layer else x, weight)
+        return x
+
+
+# --- same in: dpo_matrix, dpo_smac ---
+class Agents(nn.Module):
+    """Actor pi_i, critic V_i and coefficients beta1_i, beta2_i of N agents."""
+
+    def __init__(self, num_agents: int, obs_dim: int, num_actions: int, layer_norm: bool = True):
+        super().__init__()
+        self.actor = StackedMLP(num_agents, obs_dim, num_actions, 0.01, layer_norm)
+        self.critic = StackedMLP(num_agents, obs_dim, 1, 1.0, layer_norm)
+        self.register_buffer("betas", torch.zeros(2, num_agents))
+
+    def value(self, obs: torch.Tensor) -> torch.Tensor:
+        """V_i of its own observation: (N, batch, obs_dim) -> (N, batch)."""
+        return self.critic(obs).squeeze(-1)
+
+    def group(self, part: slice) -> "Agents":
+        """Some of the agents as a module of their own, whose parameters are views of this one's."""
+        group = copy.deepcopy(self)
+        for mine, whole in zip(group.parameters(), self.parameters(), strict=True):
+            mine.data = whole.data[part]
+        group.betas = self.betas.data[:, part]  # .data: a version counter of its own, for autograd in threads
+        return group
+
+
+# --- same in: dpo_matrix, dpo_smac ---
+def exp_minus_linear(x: torch.Tensor) -> torch.Tensor:
+    """exp(x) - 1 - x, never negative; near 0 its gradient, expm1(x), is exact where autograd's is noise."""
+    at, slope = x.detach(), torch.expm1(x.detach())
+    return (slope - at).clamp(min=0.0) + slope * (x - at)
+
+
+# --- same in: dpo_matrix, dpo_smac ---
+def categorical_kl(old_logp: torch.Tensor, logp: torch.Tensor) -> torch.Tensor:
+    """KL(pi_old || pi) of each state, (..., A) -> (...), never negative, so that its square root is safe.
+
+    With x = log pi - log pi_old it is sum pi_old (exp(x) - 1 - x), because sum pi_old (exp(x) - 1) = 0.
+    Unavailable actions, 0 in both, add nothing.
     """
-    r = over_others(rewards, policies, agent)
-    p = over_others(transitions, policies, agent)
-    return r + gamma * p @ (policies[agent] * q).sum(axis=-1)
+    x = (logp - old_logp).clamp(max=88.0)  # exp would overflow beyond, where pi_old < 1e-38
+    return (old_logp.exp() * exp_minus_linear(x)).sum(-1)
 
 
-def evaluate_exactly(rewards, transitions, policies, gamma):
-    """Exact values of a product policy: V (S,), q_i(s, a_i) (N, S, A) and advantages A_i = q_i − V (N, S, A).
+def gae(rewards, values, next_value, final_values, terminations, truncations, gamma, lam):
+    """Generalised advantage estimation: advantages and returns, (N, T, E).
 
-    q_i is the fixed point of eq. (4), which is E_a_-i Q(s, a_i, a_-i); by eq. (6) E_a_i q_i(s, a_i) = V(s).
+    rewards, terminations, truncations: (T, E), the team's; values, final_values: (N, T, E), per agent;
+    final_values is V of the observation before autoreset, used where an episode was truncated; next_value:
+    (N, E), after the last step.
     """
-    N, S, _ = policies.shape
-    models = [(over_others(rewards, policies, i), over_others(transitions, policies, i)) for i in range(N)]
-    r = (policies[0] * models[0][0]).sum(axis=-1)
-    p = (policies[0][..., None] * models[0][1]).sum(axis=1)
-    value = np.linalg.solve(np.eye(S) - gamma * p, r)
-    q = np.stack([own_r + gamma * own_p @ value for own_r, own_p in models])
-    return value, q, q - value[:, None]
+    advantages, advantage, value = torch.zeros_like(values), torch.zeros_like(next_value), next_value
+    for t in reversed(range(len(rewards))):
+        done = terminations[t] | truncations[t]
+        target = rewards[t] + gamma * torch.where(done, final_values[:, t] * ~terminations[t], value)
+        advantages[:, t] = advantage = target - values[:, t] + gamma * lam * advantage * ~done
+        value = values[:, t]
+    return advantages, advantages + values
 
 
-def visitation(transitions, policies, gamma):
-    """Discounted visits rho(s) = sum_t gamma^t Pr(s_t = s) from state 0; they sum to 1 / (1 − gamma)."""
-    p = (policies[0][..., None] * over_others(transitions, policies, 0)).sum(axis=1)
-    start = np.eye(len(p))[0]
-    return np.linalg.solve(np.eye(len(p)) - gamma * p.T, start)
+def standardize(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """x (N, T, E) to mean 0, deviation 1 over each agent's own samples; also the deviations, (N, 1, 1)."""
+    deviation, mean = torch.std_mean(x, dim=(1, 2), correction=0, keepdim=True)
+    return (x - mean) / (deviation + 1e-8), deviation
+
+
+def tabulate(obs, actions, advantages, returns, num_actions: int) -> dict[str, torch.Tensor]:
+    """Sums a batch of samples (N, rows, ...) by state and action, which changes no gradient of `dpo_loss`.
+
+    Returns weight (N, S), the share of samples in a state; advantages (N, S, A), the sum over the samples
+    there divided by rows, and returns (N, S), their mean.
+    """
+    visits = obs.transpose(1, 2) / obs.shape[1]
+    weight = visits.sum(2)
+    own = F.one_hot(actions, num_actions) * advantages.unsqueeze(-1)
+    mean_returns = (visits @ returns.unsqueeze(-1)).squeeze(-1) / weight.clamp(min=0.5 / obs.shape[1])
+    return dict(weight=weight, advantages=visits @ own, returns=mean_returns)
+
+
+def dpo_loss(agents, obs, old_logp, advantages, returns, weight, ent_coef, num_agents):
+    """Loss of a table of `tabulate`, summed over agents (whose parameters are disjoint); its parts (3, N)."""
+    logp = F.log_softmax(agents.actor(obs), dim=-1)
+    surrogate = (advantages * (logp - old_logp).exp()).sum((1, 2))
+    entropy = -(weight * (logp.exp() * logp).sum(-1)).sum(1)
+    kl_s = categorical_kl(old_logp, logp)
+    sqrt_kl, kl = (weight * (kl_s + 1e-12).sqrt()).sum(1), (weight * kl_s).sum(1)
+    beta1, beta2 = agents.betas
+    objective = (surrogate + ent_coef * entropy) / num_agents - beta1 * sqrt_kl - beta2 * kl  # eq. (20)
+    v_loss = (weight * (agents.value(obs) - returns).square()).sum(
+        1
+    )  # eq. (8), less the spread within a state
+    # N times eq. (20) has the same maximiser, and leaves Adam's eps and the clip at the scale of IPPO's.
+    return (v_loss - num_agents * objective).sum(), torch.stack([-surrogate, v_loss, entropy]).detach()
+
+
+# --- same in: dpo_matrix, dpo_smac, ippo ---
+def clip_grad_norm_per_agent(network: nn.Module, max_norm: float) -> torch.Tensor:
+    """Scales each agent's gradient to norm <= max_norm, in place; returns the norms before, (N,)."""
+    grads = [p.grad for p in network.parameters()]
+    norm = torch.stack([g.flatten(1).norm(dim=1) for g in grads]).norm(dim=0)
+    for grad in grads:
+        grad.mul_((max_norm / (norm + 1e-6)).clamp(max=1.0).view(-1, 1, 1))
+    return norm
+
+
+def update(agents, optimizer, batch, args, num_agents, loss_fn=dpo_loss) -> torch.Tensor:
+    """update_epochs Adam steps of n agents on the whole batch, then their betas; changes the agents in place.
+
+    batch: tensors (n, rows, ...) named as in `dpo_loss`, taken in cache-sized chunks whose gradients add up.
+    Returns the first six of STATS, (6, n): losses and gradient norm of the last epoch; KL and sqrt(KL), over
+    the whole batch, of the updated policy against the old one.
+    """
+    rows = batch["obs"].shape[1]
+    size = rows if batch["obs"].is_cuda else CHUNK
+    chunks = [{name: x[:, i : i + size] for name, x in batch.items()} for i in range(0, rows, size)]
+    for _ in range(args.update_epochs):
+        optimizer.zero_grad()
+        losses = 0.0
+        for chunk in chunks:
+            loss, parts = loss_fn(agents, **chunk, ent_coef=args.ent_coef, num_agents=num_agents)
+            loss.backward()
+            losses = losses + parts
+        grad_norm = clip_grad_norm_per_agent(agents.actor, args.max_grad_norm)
+        clip_grad_norm_per_agent(agents.critic, args.max_grad_norm)
+        optimizer.step()
+    kls = torch.zeros_like(agents.betas)
+    with torch.no_grad():
+        for chunk in chunks:
+            logp = F.log_softmax(agents.actor(chunk["obs"]), dim=-1)
+            kl_s = categorical_kl(chunk["old_logp"], logp)
+            kls += (chunk["weight"] * torch.stack([kl_s, kl_s.sqrt()])).sum(2)
+        agents.betas.copy_(adapt_betas(agents.betas, kls[0], args, num_agents))
+    return torch.cat([losses, grad_norm[None], kls])
+
+
+# --- same in: dpo_matrix, dpo_smac ---
+def adapt_betas(betas: torch.Tensor, kl: torch.Tensor, args: Args, num_agents: int) -> torch.Tensor:
+    """eq. (21), per agent: betas (2, n) times omega where kl (n,) is above the band, divided where below."""
+    up, down = kl > args.d_target * args.delta, kl < args.d_target / args.delta
+    betas = betas * torch.where(up, args.omega, torch.where(down, 1 / args.omega, 1.0))
+    ablated = betas.new_tensor([[args.sqrt_kl_term], [args.kl_term]])
+    return betas.clamp(args.beta_min / num_agents, args.beta_max / num_agents) * ablated
+
+
+# --- same in: dpo_matrix, dpo_smac, ippo ---
+def to_agents(x: np.ndarray, device: str) -> torch.Tensor:
+    """(E, N, ...) array of the environment's side -> (N, E, ...) tensor of the learner's."""
+    return torch.from_numpy(x).transpose(0, 1).to(device)
+
+
+@torch.no_grad()
+def evaluate(agents, envs, optimum: float) -> dict[str, float]:
+    """Exact returns of an episode: of the policies, of their most probable actions, and the best of all."""
+    states = torch.eye(envs.num_states).expand(envs.num_agents, -1, -1)
+    logits = agents.actor(states.to(agents.betas.device)).double().cpu()
+    greedy = F.one_hot(logits.argmax(-1), envs.num_actions)
+    results = envs.exact_return(logits.softmax(-1).numpy()), envs.exact_return(greedy.numpy()), optimum
+    return dict(zip(COLUMNS[1:4], results, strict=True))
+
+
+# --- same in: dpo_matrix, dpo_smac, ippo ---
+def save(path: Path, state: dict) -> None:
+    """Writes `state` atomically: whenever the process dies, `path` is the old file or the new one."""
+    buffer, temporary = io.BytesIO(), path.with_suffix(".tmp")
+    torch.save(state | {"script": SCRIPT}, buffer)
+    try:
+        with open(temporary, "wb") as file:
+            file.write(buffer.getbuffer())
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+# --- same in: dpo_matrix, dpo_smac, ippo ---
+def load(path: Path) -> dict:
+    """Reads what `save` wrote, executing nothing from it; one sentence if it is not ours or not whole."""
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        script, names, _ = state["script"], set(state["args"]), state["counters"]
+    except FileNotFoundError:
+        sys.exit(f"{SCRIPT}: no checkpoint at {path}; give a run directory or a .pt file of {SCRIPT}.py.")
+    except Exception:
+        sys.exit(f"{SCRIPT}: {path} is truncated or no checkpoint of ours; use another or start a new run.")
+    if script != SCRIPT or names != {field.name for field in fields(Args)}:
+        sys.exit(f"{SCRIPT}: {path} is of {script}.py of another version; args.json names its git_commit.")
+    return state
+
+
+def parse_args(argv: list[str] | None = None) -> tuple[Args, dict, Path]:
+    """Command line over the defaults, or over the arguments of a saved run; its state and directory."""
+    args, state = tyro.cli(Args, args=argv, description=__doc__), {}
+    run_dir = Path(args.resume)
+    if args.resume:
+        state = load(run_dir / "checkpoint.pt")
+    base = Args(**state["args"] if state else {})
+    args = tyro.cli(Args, args=argv, default=base, description=__doc__)
+    changed = {
+        name for name, value in asdict(args).items() if value != getattr(base, name)
+    } - RESUME_MAY_CHANGE
+    if state and changed:
+        sys.exit(f"{SCRIPT}: {run_dir} was made with another {', '.join(sorted(changed))}; drop the flag.")
+    for name in ("num_envs", "update_epochs", "torch_threads", "eval_every", "checkpoint_every"):
+        if getattr(args, name) < 1:
+            sys.exit(f"{SCRIPT}: --{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}.")
+    if not (args.delta > 1 and args.omega > 1 and 0 <= args.beta_min <= args.beta_max):
+        sys.exit(f"{SCRIPT}: eq. (21) needs delta > 1, omega > 1 and 0 <= beta_min <= beta_max.")
+    if args.device != "cpu" and not torch.cuda.is_available():
+        sys.exit(f"{SCRIPT}: --device {args.device}, but PyTorch sees no GPU here; use --device cpu.")
+    return args, state, run_dir
+
+
+def train(args: Args, envs, agents: Agents, state: dict, run_dir: Path) -> dict[str, float]:
+    """Rollout, GAE, update and adaptive betas, over and over; returns the evaluation of the last policies."""
+    device, N, T, E = args.device, envs.num_agents, envs.episode_limit, args.num_envs
+    # Agents share nothing, so a group of them is a learner of its own, and threads need no synchronisation.
+    cuts = np.linspace(0, N, min(args.torch_threads, N) + 1).astype(int).tolist()
+    groups = [slice(first, last) for first, last in itertools.pairwise(cuts)]
+    learners = [agents.group(group) for group in groups]
+    adam = functools.partial(torch.optim.Adam, lr=args.learning_rate, eps=1e-5, fused=True)
+    optimizers = [adam(learner.parameters()) for learner in learners]
+    pool = ThreadPoolExecutor(len(groups), initializer=torch.set_num_threads, initargs=(1,))
+    learn = functools.partial(update, args=args, num_agents=N)
+    generator = torch.Generator(device).manual_seed(args.seed + 2**32)  # not the initial parameters' stream
+    global_step, next_eval = 0, 0
+    metrics = run_dir / "metrics.csv"
+    next_obs, _ = envs.reset()
+    if state:
+        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        generator.set_state(state["generator"])
+        global_step, next_eval = state["counters"]
+        try:
+            envs.set_state({name: x.numpy() for name, x in state["envs"].items()})
+        except ValueError as error:
+            sys.exit(f"{SCRIPT}: {run_dir}/checkpoint.pt cannot be resumed. {error}")
+        next_obs = state["next"].numpy()
+        if not metrics.exists() or metrics.stat().st_size < state["metrics_bytes"]:
+            sys.exit(f"{SCRIPT}: {metrics} is not as the checkpoint knows it; restore it or start a new run.")
+        os.truncate(metrics, state["metrics_bytes"])  # later rows will be written again
+    else:
+        run_dir.mkdir(parents=True)
+        (run_dir / "args.json").write_text(json.dumps(asdict(args) | describe(envs), indent=1) + "\n")
+        metrics.write_text(",".join(COLUMNS) + "\n")
+    writer = SummaryWriter(str(run_dir), purge_step=global_step + 1)
+    optimum = envs.optimum().value
+    print(f"{run_dir}: {N} agents, {envs.num_states} states, optimum {optimum:.2f}", flush=True)
+
+    def log(row: dict[str, float]) -> None:
+        with open(metrics, "a", newline="") as file:
+            values = {name: f"{value:.6g}" for name, value in row.items()}
+            table = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+            table.writerow({"global_step": global_step} | values)
+            file.flush()
+            os.fsync(file.fileno())
+        for name, value in row.items():
+            writer.add_scalar(name, value, global_step)
+
+    signals: list[int] = []
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda signum, _: signals.append(signum))
+    zeros = functools.partial(torch.zeros, device=device)
+    states = torch.eye(envs.num_states, device=device).expand(N, -1, -1)
+    obs, noise = zeros(N, T, E, envs.num_states), zeros(N, E, envs.num_actions)
+    actions, rewards = zeros(N, T, E, dtype=torch.int64), zeros(T, E)
+    values, final_values = zeros(N, T, E), zeros(N, T, E)
+    terminations, truncations = zeros(2, T, E, dtype=torch.bool)
+    bar = tqdm(total=args.total_timesteps, initial=global_step, unit="step", disable=not sys.stderr.isatty())
+    next_checkpoint, next_line, result = global_step, 0.0, {}
+    while True:
+        finished = global_step >= args.total_timesteps
+        if global_step >= next_eval or finished:
+            next_eval += args.eval_every
+            result = evaluate(agents, envs, optimum)
+            log(result)
+        if global_step >= next_checkpoint or finished or signals:
+            next_checkpoint = global_step + args.checkpoint_every
+            checkpoint = {"args": asdict(args), "agents": agents.state_dict()}
+            checkpoint["optimizers"] = [optimizer.state_dict() for optimizer in optimizers]
+            checkpoint["generator"] = generator.get_state()
+            checkpoint["counters"] = global_step, next_eval
+            checkpoint["envs"] = {name: torch.from_numpy(x) for name, x in envs.get_state().items()}
+            checkpoint["next"] = torch.from_numpy(next_obs)
+            checkpoint["metrics_bytes"] = metrics.stat().st_size
+            save(run_dir / "checkpoint.pt", checkpoint)
+        if finished:
+            break
+        if signals:
+            print(f"{SCRIPT}: stopped at step {global_step:,}; go on with --resume {run_dir}")
+            sys.exit(EXIT_REQUEUE)
+
+        start, env_s, episodes = time.perf_counter(), 0.0, []
+        with torch.no_grad():  # the policies stay as they are during a rollout: tables of them will do
+            old_logp, value = F.log_softmax(agents.actor(states), dim=-1), agents.value(states)
+        for step in range(T):
+            obs[:, step] = to_agents(next_obs, device)
+            # Gumbel-max sampling: its draws have a fixed shape, so no agent's depend on another's policy.
+            gumbel = -noise.exponential_(generator=generator).log()
+            actions[:, step] = (obs[:, step] @ old_logp + gumbel).argmax(-1)
+            env_start = time.perf_counter()
+            next_obs, reward, terminated, truncated, infos = envs.step(actions[:, step].T.cpu().numpy())
+            env_s += time.perf_counter() - env_start
+            rewards[step], terminations[step] = torch.from_numpy(reward), torch.from_numpy(terminated)
+            truncations[step] = torch.from_numpy(truncated)
+            if truncated.any():
+                final_obs = to_agents(infos["final_obs"], device)
+                final_values[:, step] = (final_obs @ value.unsqueeze(-1)).squeeze(-1)
+            ended = infos["_episode"]
+            episodes += zip(infos["episode"]["r"][ended], infos["episode"]["l"][ended], strict=True)
+        global_step += T * E
+
+        values = (obs.flatten(1, 2) @ value.unsqueeze(-1)).view_as(values)
+        next_value = (to_agents(next_obs, device) @ value.unsqueeze(-1)).squeeze(-1)
+        ends = terminations, truncations, args.gamma, args.gae_lambda
+        advantages, returns = gae(rewards, values, next_value, final_values, *ends)
+        samples = obs, actions, standardize(advantages)[0], returns
+        batch = tabulate(*(x.flatten(1, 2) for x in samples), envs.num_actions)
+        batch |= dict(obs=states, old_logp=old_logp)
+        rollout_s = time.perf_counter() - start
+        parts = [{name: x[group] for name, x in batch.items()} for group in groups]
+        stats = torch.cat(list(pool.map(learn, learners, optimizers, parts)), dim=1)
+        explained = 1 - (standardize(returns - values)[1] / (standardize(returns)[1] + 1e-8)).square()
+        below, above = stats[4] < args.d_target / args.delta, stats[4] > args.d_target * args.delta
+        stats = torch.stack([*stats, explained.flatten(), *agents.betas, below, above]).mean(1).tolist()
+        if not (np.isfinite(stats[:6]).all() and all(p.isfinite().all() for p in agents.parameters())):
+            diagnostic = {"args": asdict(args), "agents": agents.state_dict(), "batch": batch}
+            save(run_dir / "diagnostic.pt", diagnostic)
+            where = f"at step {global_step}; {run_dir}/diagnostic.pt holds the batch, checkpoint.pt is intact"
+            sys.exit(f"{SCRIPT}: the loss is not finite {where}. Start again with a smaller --learning-rate.")
+
+        seconds = time.perf_counter() - start
+        sps = T * E / seconds
+        split = env_s / seconds, (rollout_s - env_s) / seconds, 1 - rollout_s / seconds
+        means = np.mean(episodes, axis=0, dtype=float).tolist()
+        log(dict(zip(COLUMNS[4:], [*means, sps, *split, *stats], strict=True)))
+        status = f"return {means[0]:.2f} of {optimum:.2f}"
+        bar.set_postfix_str(status, refresh=False)
+        bar.update(T * E)
+        if bar.disable and time.perf_counter() > next_line:
+            next_line, eta = time.perf_counter() + 10, max(args.total_timesteps - global_step, 0) / sps / 60
+            print(f"step {global_step:,}, {sps:,.0f} steps/s, {status}, ETA {eta:.0f} min", flush=True)
+    bar.close()
+    writer.close()
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    return result
+
+
+# --- the exact iteration: numpy, float64, no samples ---
 
 
 def m_hat_theory(num_agents: int, r_max: float, gamma: float) -> float:
@@ -140,9 +551,8 @@ def solve_surrogate(old: np.ndarray, gain: np.ndarray, m_hat: float, c: float) -
         b = (old * w * w / gap).sum(axis=-1) / nu
         eta = nu / (1.0 + b)  # the same as 1 / sum(old / gap), because sum(old w) = 0
         ratio = eta[..., None] / gap
-        z = np.where(
-            np.abs(ratio - 1.0) < 0.5, (w - (eta * b)[..., None]) / gap, ratio - 1.0
-        )  # each where exact
+        near = np.abs(ratio - 1.0) < 0.5
+        z = np.where(near, (w - (eta * b)[..., None]) / gap, ratio - 1.0)  # each where it is exact
         k = _kl(old, z, ratio)
         value = (old * w * z).sum(axis=-1) - m_hat * np.sqrt(k) - c * k
         return ratio, value, eta - c - 0.5 * m_hat / np.sqrt(np.maximum(k, 1e-300))
@@ -150,9 +560,7 @@ def solve_surrogate(old: np.ndarray, gain: np.ndarray, m_hat: float, c: float) -
     grid = np.linspace(np.log(1e-15), np.log(1e9), 500)
     best = point(grid[:, None])[1].argmax(axis=0)
     low, high = grid[np.maximum(best - 1, 0)], grid[np.minimum(best + 1, len(grid) - 1)]
-    for _ in range(
-        55
-    ):  # K falls with y: the maximum is where the slope in K turns from + (above) to − (below)
+    for _ in range(55):  # K falls with y: at the maximum the slope in K turns from + (above) to − (below)
         middle = 0.5 * (low + high)
         falls = point(middle)[2] < 0
         low, high = np.where(falls, middle, low), np.where(falls, high, middle)
@@ -186,8 +594,25 @@ def iterate(rewards, transitions, policies, gamma, m_hat, c, iterations):
     return np.stack(path), np.array(returns)
 
 
-def draw(path: Path, returns: np.ndarray, p: np.ndarray, q: np.ndarray, optimum: float, title: str) -> None:
-    """J beside the optimum, and p and q, over iterations, as a PNG."""
+def iterate_matrix_game(args: Args, env, run_dir: Path) -> None:
+    """The exact iteration on a 2x2 game: J, p and q as metrics.csv and curves.png in the run directory."""
+    if not (0 < args.start[0] < 1 and 0 < args.start[1] < 1):
+        raise ValueError(f"--start takes two probabilities strictly between 0 and 1, got {args.start}.")
+    if args.m_hat != "theory" and not args.m_hat.replace(".", "", 1).isdigit():
+        raise ValueError(f"--m-hat takes theory or a number that is not negative, got {args.m_hat!r}.")
+    theory = m_hat_theory(2, float(np.abs(env.rewards).max()), 0.0)
+    m_hat = theory if args.m_hat == "theory" else float(args.m_hat)
+    policies = np.array([[[x, 1 - x]] for x in args.start])
+    tables = env.rewards.astype(np.float64), env.transitions.astype(np.float64)
+    path, returns = iterate(*tables, policies, 0.0, m_hat, args.c, args.iterations)
+    p, q = path[:, 0, 0, 0], path[:, 1, 0, 0]
+    run_dir.mkdir(parents=True)
+    (run_dir / "args.json").write_text(json.dumps(asdict(args) | describe(env), indent=1) + "\n")
+    with open(run_dir / "metrics.csv", "w", newline="") as file:
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow(["iteration", "J", "p", "q"])
+        table.writerows(zip(range(len(p)), returns, p, q, strict=True))
+    optimum = env.optimum().value
     figure = matplotlib.figure.Figure(figsize=(9, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2)
     left.plot(returns, color="black", label="J")
@@ -198,42 +623,44 @@ def draw(path: Path, returns: np.ndarray, p: np.ndarray, q: np.ndarray, optimum:
     for axes in (left, right):
         axes.set_xlabel("iteration")
         axes.legend()
-    figure.suptitle(title)
-    figure.savefig(path, dpi=120)
+    figure.suptitle(f"Payoff {env.payoff.ravel().tolist()}, M-hat = {m_hat:g}, C = {args.c:g}")
+    figure.savefig(run_dir / "curves.png", dpi=120)
+    moved = "nothing moved" if (path == path[0]).all() else f"p, q = {p[-1]:.4f}, {q[-1]:.4f}"
+    print(f"{run_dir}: M-hat {m_hat:g}, J {returns[0]:.4f} -> {returns[-1]:.4f} of {optimum:.4f}, {moved}")
 
 
 def main() -> None:
-    args = tyro.cli(Args, description=__doc__)
+    args, state, run_dir = parse_args()
+    torch.set_num_threads(1)  # cores are for groups of agents, --torch-threads, not for single operators
+    torch.manual_seed(args.seed)
     try:
-        env = make_envs(f"matrix/{args.game}", 1, payoff=args.payoff)
-        if not (0 < args.start[0] < 1 and 0 < args.start[1] < 1):
-            raise ValueError(f"--start takes two probabilities strictly between 0 and 1, got {args.start}.")
-        r_max = float(np.abs(env.rewards).max())
-        if args.m_hat != "theory" and not args.m_hat.replace(".", "", 1).isdigit():
-            raise ValueError(f"--m-hat takes theory or a number that is not negative, got {args.m_hat!r}.")
-        m_hat = m_hat_theory(2, r_max, 0.0) if args.m_hat == "theory" else float(args.m_hat)
-        policies = np.array([[[x, 1 - x]] for x in args.start])
-        tables = env.rewards.astype(np.float64), env.transitions.astype(np.float64)
-        path, returns = iterate(*tables, policies, 0.0, m_hat, args.c, args.iterations)
-    except ValueError as error:
+        if args.game == "stochastic" and args.payoff is None:
+            names = "num_states", "num_agents", "num_actions", "game_seed"
+            options = {name: getattr(args, name) for name in names}
+            envs = make_envs("matrix/stochastic", args.num_envs, args.seed, **options)
+        else:
+            envs = make_envs(f"matrix/{args.game}", 1, payoff=args.payoff)
+        if not state:
+            run_dir = Path(args.runs_dir) / f"{env_name(envs)}__{SCRIPT}__{args.seed}__{int(time.time())}"
+        if envs.env_id != "matrix/stochastic":
+            iterate_matrix_game(args, envs, run_dir)
+            return
+    except (ValueError, MemoryError) as error:
         sys.exit(f"{SCRIPT}: {error}")
-    p, q = path[:, 0, 0, 0], path[:, 1, 0, 0]
-    run_dir = Path(args.runs_dir) / f"{env.env_id.replace('/', '-')}__{SCRIPT}__{int(time.time())}"
-    run_dir.mkdir(parents=True)
-    (run_dir / "args.json").write_text(json.dumps(asdict(args) | describe(env), indent=1) + "\n")
-    with open(run_dir / "metrics.csv", "w", newline="") as file:
-        table = csv.writer(file, lineterminator="\n")
-        table.writerow(["iteration", "J", "p", "q"])
-        table.writerows(zip(range(len(p)), returns, p, q, strict=True))
-    optimum = env.optimum().value
-    title = f"Payoff {env.payoff.ravel().tolist()}, M-hat = {m_hat:g}, C = {args.c:g}"
-    draw(run_dir / "curves.png", returns, p, q, optimum, title)
-    moved = "nothing moved" if (path == path[0]).all() else f"p, q = {p[-1]:.4f}, {q[-1]:.4f}"
-    print(f"{run_dir}: M-hat {m_hat:g}, J {returns[0]:.4f} -> {returns[-1]:.4f} of {optimum:.4f}, {moved}")
+    agents = Agents(envs.num_agents, envs.num_states, envs.num_actions, layer_norm=False)
+    agents.betas += args.beta_init * torch.tensor([[args.sqrt_kl_term], [args.kl_term]])
+    agents.to(args.device)
+    if state:
+        agents.load_state_dict(state["agents"])
+    result = train(args, envs, agents, state, run_dir)
+    print(f"{run_dir}: {json.dumps(result)}")
+    (run_dir / "done").write_text(json.dumps(result) + "\n")
 
 
 if __name__ == "__main__":
     try:
         main()
+    except KeyboardInterrupt:
+        sys.exit(f"{SCRIPT}: interrupted.")
     except OSError as error:
-        sys.exit(f"{SCRIPT}: {error}; make room or allow writing.")
+        sys.exit(f"{SCRIPT}: {error}; make room or allow writing, then --resume the last checkpoint.")

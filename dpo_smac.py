@@ -32,7 +32,7 @@ import tyro
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from envs import describe
+from envs import describe, env_name
 from envs import make as make_envs
 
 SCRIPT = Path(__file__).stem
@@ -124,6 +124,7 @@ PRESETS = {
 }
 
 
+# --- same in: dpo_matrix, dpo_smac, ippo ---
 class StackedMLP(nn.Module):
     """One 3-layer perceptron per agent, none shared: weights (N, in, out), biases (N, 1, out)."""
 
@@ -144,6 +145,7 @@ class StackedMLP(nn.Module):
         return x
 
 
+# --- same in: dpo_matrix, dpo_smac ---
 class Agents(nn.Module):
     """Actor pi_i, critic V_i and coefficients beta1_i, beta2_i of N agents."""
 
@@ -166,18 +168,21 @@ class Agents(nn.Module):
         return group
 
 
+# --- same in: dpo_smac, ippo ---
 def masked_log_softmax(logits: torch.Tensor, action_mask: torch.Tensor) -> torch.Tensor:
     """log pi (..., A) of available actions; 0 at the others, whose probability and gradient are exactly 0."""
     logits = logits.masked_fill(~action_mask, -torch.inf)
     return F.log_softmax(logits, dim=-1).masked_fill(~action_mask, 0.0)
 
 
+# --- same in: dpo_matrix, dpo_smac ---
 def exp_minus_linear(x: torch.Tensor) -> torch.Tensor:
     """exp(x) - 1 - x, never negative; near 0 its gradient, expm1(x), is exact where autograd's is noise."""
     at, slope = x.detach(), torch.expm1(x.detach())
     return (slope - at).clamp(min=0.0) + slope * (x - at)
 
 
+# --- same in: dpo_matrix, dpo_smac ---
 def categorical_kl(old_logp: torch.Tensor, logp: torch.Tensor) -> torch.Tensor:
     """KL(pi_old || pi) of each state, (..., A) -> (...), never negative, so that its square root is safe.
 
@@ -188,6 +193,7 @@ def categorical_kl(old_logp: torch.Tensor, logp: torch.Tensor) -> torch.Tensor:
     return (old_logp.exp() * exp_minus_linear(x)).sum(-1)
 
 
+# --- same in: dpo_smac, ippo ---
 def gae(rewards, values, next_value, final_values, terminations, truncations, alive, next_alive, gamma, lam):
     """Generalised advantage estimation: advantages, returns, and which samples to learn from, (N, T, E).
 
@@ -210,6 +216,7 @@ def gae(rewards, values, next_value, final_values, terminations, truncations, al
     return advantages, advantages + values, valid
 
 
+# --- same in: dpo_smac, ippo ---
 def standardize(x: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """x (N, T, E) to mean 0, deviation 1 over each agent's own samples; also the deviations, (N, 1, 1)."""
     x = x - (weight * x).sum((1, 2), keepdim=True)
@@ -235,6 +242,7 @@ def dpo_loss(agents, obs, action_mask, actions, old_logp, advantages, returns, w
     return (v_loss - num_agents * objective).sum(), torch.stack([-surrogate, v_loss, entropy]).detach()
 
 
+# --- same in: dpo_matrix, dpo_smac, ippo ---
 def clip_grad_norm_per_agent(network: nn.Module, max_norm: float) -> torch.Tensor:
     """Scales each agent's gradient to norm <= max_norm, in place; returns the norms before, (N,)."""
     grads = [p.grad for p in network.parameters()]
@@ -270,10 +278,13 @@ def update(agents, optimizer, batch, args, num_agents, loss_fn=dpo_loss) -> torc
             logp = masked_log_softmax(agents.actor(chunk["obs"]), chunk["action_mask"])
             kl_s = categorical_kl(chunk["old_logp"], logp)
             kls += (chunk["weight"] * torch.stack([kl_s, kl_s.sqrt()])).sum(2)
-        agents.betas.copy_(adapt_betas(agents.betas, kls[0], args, num_agents))
+        sampled = batch["weight"].any(dim=1)  # an agent that died before the batch began has no KL to go by
+        betas = adapt_betas(agents.betas, kls[0], args, num_agents)
+        agents.betas.copy_(torch.where(sampled, betas, agents.betas))
     return torch.cat([losses, grad_norm[None], kls])
 
 
+# --- same in: dpo_matrix, dpo_smac ---
 def adapt_betas(betas: torch.Tensor, kl: torch.Tensor, args: Args, num_agents: int) -> torch.Tensor:
     """eq. (21), per agent: betas (2, n) times omega where kl (n,) is above the band, divided where below."""
     up, down = kl > args.d_target * args.delta, kl < args.d_target / args.delta
@@ -282,6 +293,7 @@ def adapt_betas(betas: torch.Tensor, kl: torch.Tensor, args: Args, num_agents: i
     return betas.clamp(args.beta_min / num_agents, args.beta_max / num_agents) * ablated
 
 
+# --- same in: dpo_matrix, dpo_smac, ippo ---
 def to_agents(x: np.ndarray, device: str) -> torch.Tensor:
     """(E, N, ...) array of the environment's side -> (N, E, ...) tensor of the learner's."""
     return torch.from_numpy(x).transpose(0, 1).to(device)
@@ -304,6 +316,7 @@ def evaluate(agents, envs, episodes: int, entropy: list[int], device: str, frame
     return dict(zip(COLUMNS[1:3], np.mean(results, axis=0, dtype=float).tolist(), strict=True))
 
 
+# --- same in: dpo_matrix, dpo_smac, ippo ---
 def save(path: Path, state: dict) -> None:
     """Writes `state` atomically: whenever the process dies, `path` is the old file or the new one."""
     buffer, temporary = io.BytesIO(), path.with_suffix(".tmp")
@@ -318,6 +331,7 @@ def save(path: Path, state: dict) -> None:
         temporary.unlink(missing_ok=True)
 
 
+# --- same in: dpo_matrix, dpo_smac, ippo ---
 def load(path: Path) -> dict:
     """Reads what `save` wrote, executing nothing from it; one sentence if it is not ours or not whole."""
     try:
@@ -502,7 +516,7 @@ def train(args: Args, envs, eval_envs, agents: Agents, state: dict, run_dir: Pat
         bar.set_postfix_str(status, refresh=False)
         bar.update(T * E)
         if bar.disable and time.perf_counter() > next_line:
-            next_line, eta = time.perf_counter() + 10, (args.total_timesteps - global_step) / sps / 60
+            next_line, eta = time.perf_counter() + 10, max(args.total_timesteps - global_step, 0) / sps / 60
             print(f"step {global_step:,}, {sps:,.0f} steps/s, {status}, ETA {eta:.0f} min", flush=True)
     bar.close()
     writer.close()
@@ -529,8 +543,7 @@ def main() -> None:
     if state:
         agents.load_state_dict(state["best" if args.eval_only else "agents"])
     else:
-        run_name = f"smac-{args.map}-{envs.backend}__{SCRIPT}__{args.seed}__{int(time.time())}"
-        run_dir = Path(args.runs_dir) / run_name
+        run_dir = Path(args.runs_dir) / f"{env_name(envs)}__{SCRIPT}__{args.seed}__{int(time.time())}"
     if not args.eval_only:
         agents.load_state_dict(train(args, envs, eval_envs, agents, state, run_dir))
     absolute = evaluate(agents, eval_envs, 10 * EVAL_EPISODES, [args.seed, 1], args.device)

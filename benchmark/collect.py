@@ -11,7 +11,6 @@ call replaces it.
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 import re
@@ -27,7 +26,10 @@ sys.path.insert(0, str(ROOT))
 
 STEP = "global_step"
 PLACES = ("runs_dir", "resume", "checkpoint")
-PATH = re.compile(r"(^|[\s=:,])(/|~|file:|[A-Za-z]:[\\/])")
+PATH = re.compile(r"(^|[\s=:,\"])(/|~|file:|[A-Za-z]:[\\/])")
+# What plot.py computes with, so that it must be a number wherever it stands.
+NUMBERS = {"seed", "total_timesteps", "last_step", "d_target", "delta", "beta_min"}
+NUMBERS |= {"eval/episodic_return", "eval/win_rate"}
 
 Columns = dict[str, list[float]]
 
@@ -39,7 +41,7 @@ class Args:
     into: Path
     """folder for the thinned files, e.g. benchmark/results/smac"""
     every: int = 20_000
-    """environment steps between rows; no closer than the run's own evaluations"""
+    """environment steps: of the evaluations within so many, the first is kept"""
     label: str = ""
     """name of a variant, e.g. no-sqrt: its runs are kept and drawn apart from those without"""
 
@@ -60,9 +62,12 @@ def read_table(path: Path) -> Columns:
         raise CollectError(
             f"{path} cannot be read ({type(error).__name__}); give a directory of a run."
         ) from None
-    header, *rows = list(csv.reader(text[: text.rfind("\n") + 1].splitlines())) or [[]]
-    if STEP not in header:
-        raise CollectError(f"{path} has no column {STEP} in its first line; it is not the log of a run.")
+    lines = text[: text.rfind("\n") + 1].splitlines()
+    header, *rows = [line.split(",") for line in lines] or [[]]
+    if STEP not in header or len(set(header)) < len(header):
+        raise CollectError(
+            f"{path} has no column {STEP} in its first line, or a column twice; it is not the log of a run."
+        )
     columns: Columns = {name: [] for name in header}
     for number, row in enumerate(rows, start=2):
         if len(row) != len(header):
@@ -77,7 +82,7 @@ def read_table(path: Path) -> Columns:
                     f"{path}, line {number}: {wrong}; restore the file or leave the run out."
                 ) from None
     steps = columns[STEP]
-    if any(not later >= earlier for earlier, later in zip([0.0, *steps], steps, strict=False)):
+    if any(not earlier <= later < math.inf for earlier, later in zip([0.0, *steps], steps, strict=False)):
         raise CollectError(
             f"{path}: {STEP} runs backwards or is missing; restore the file or leave the run out."
         )
@@ -85,7 +90,7 @@ def read_table(path: Path) -> Columns:
 
 
 def thin(columns: Columns, every: int) -> Columns:
-    """A row per evaluation, `every` steps or more apart; nan where nothing was logged in between.
+    """A row per evaluation, the first of each `every` steps; nan where nothing was logged in between.
 
     Of eval/* columns the value at that step; of any other the mean over the rows since the row before.
     Updates after the last evaluation wait for the next one.
@@ -93,11 +98,11 @@ def thin(columns: Columns, every: int) -> Columns:
     evals = [name for name in columns if name.startswith("eval/")]
     others = [name for name in columns if name not in evals and name != STEP]
     thinned: Columns = {name: [] for name in (STEP, *evals, *others)}
-    first, due = 0, 0
+    first, due = 0, 0.0
     for i, step in enumerate(columns[STEP]):
         if step < due or all(math.isnan(columns[name][i]) for name in evals):
             continue
-        due += every
+        due = (step // every + 1) * every
         thinned[STEP].append(step)
         for name in evals:
             thinned[name].append(columns[name][i])
@@ -113,36 +118,40 @@ def portable(args: dict[str, Any]) -> dict[str, Any]:
     return {
         name: value
         for name, value in args.items()
-        if name not in PLACES and not (isinstance(value, str) and PATH.search(value))
+        if name not in PLACES and not PATH.search(json.dumps(value))
     }
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; CollectError where there is none."""
+    """The object in a JSON file; CollectError where there is none, or no number where there must be one."""
     try:
         value = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise CollectError(f"{path} cannot be read ({type(error).__name__}); restore the file.") from None
     if not isinstance(value, dict):
         raise CollectError(f"{path} does not hold a JSON object; restore the file.")
+    absolute = value.get("absolute")
+    for name, number in (value | (absolute if isinstance(absolute, dict) else {})).items():
+        if name in NUMBERS and not isinstance(number, int | float):
+            raise CollectError(f"{path}: {name} is {number!r:.40}, which is no number; restore the file.")
     return value
 
 
 def count_agents(env: str, args: dict[str, Any]) -> int | None:
     """Agents of the task, from args.json or from the map's name; None if neither tells."""
-    if "num_agents" in args:
-        return int(args["num_agents"])
+    if isinstance(args.get("num_agents"), int):
+        return args["num_agents"]
     if env.startswith("smac-"):
         from envs.smac.maps import MAPS
 
-        return MAPS[args["map"]].num_agents if args.get("map") in MAPS else None
+        return MAPS[args["map"]].num_agents if str(args.get("map")) in MAPS else None
     return None
 
 
 def collect(run: Path, into: Path, every: int, label: str = "") -> str:
     """Thins one run into `into`; returns a line that says what was collected. Raises CollectError."""
     parts = run.resolve().name.rsplit("__", 3)
-    if len(parts) != 4 or not all(parts):
+    if len(parts) != 4 or not all(parts) or not parts[2].isdecimal():
         raise CollectError(
             f"{run} is not named ENV__SCRIPT__SEED__TIME; give the directory that a script made."
         )
@@ -154,7 +163,8 @@ def collect(run: Path, into: Path, every: int, label: str = "") -> str:
     args = read_json(run / "args.json")
     absolute = read_json(run / "done") if (run / "done").exists() else None
     last_step = int(columns[STEP][-1])
-    info = {"env": env, "script": script, "label": label, "seed": seed, "started": started} | portable(args)
+    named = {"env": env, "script": script, "label": label, "seed": int(seed), "started": started}
+    info = named | portable(args) | named  # args.json cannot rename the run, and names come first
     info |= {"num_agents": count_agents(env, args), "last_step": last_step, "absolute": absolute}
 
     name = "__".join([env, f"{script}-{label}" if label else script, seed])
@@ -184,7 +194,7 @@ def main() -> None:
     for run in args.runs:
         try:
             print(collect(run, args.into, args.every, args.label))
-        except CollectError as error:
+        except (CollectError, OSError) as error:
             failed += 1
             print(f"collect: {error}", file=sys.stderr)
     if failed:

@@ -8,6 +8,7 @@ import importlib.metadata
 import inspect
 import os
 import platform
+import re
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -67,6 +68,13 @@ def _make_matrix(env_id: str, num_envs: int, seed: int, options: dict[str, Any])
     return _build(env_id, kind, num_envs, seed, options)
 
 
+def _make_pettingzoo(env_id: str, num_envs: int, seed: int, options: dict[str, Any]) -> VectorEnv:
+    from envs.from_pettingzoo import ParallelVectorEnv
+
+    kind = functools.partial(ParallelVectorEnv, env_id.partition(":")[2])
+    return _build(env_id, kind, num_envs, seed, options)
+
+
 def _make_mpe(env_id: str, num_envs: int, seed: int, options: dict[str, Any]) -> VectorEnv:
     from envs.mpe import MpeVectorEnv
 
@@ -94,25 +102,38 @@ def env_ids() -> list[str]:
 
 
 def _unknown(env_id: str) -> ValueError:
-    near = difflib.get_close_matches(env_id, env_ids(), n=3, cutoff=0.3) or env_ids()
+    known = [*env_ids(), "pettingzoo:mpe2.simple_spread_v3"]  # the latter stands for any module
+    near = difflib.get_close_matches(env_id, known, n=3, cutoff=0.3) or known
     return ValueError(f"Unknown environment {env_id!r}; the nearest ids are {', '.join(near)}.")
 
 
 def make(env_id: str, num_envs: int, seed: int = 0, **options: Any) -> VectorEnv:
     """Make `num_envs` environments of `env_id` ("family/name") as one gymnasium vector environment.
 
+    "pettingzoo:module.path" is what the module's parallel_env() makes, for instance
+    "pettingzoo:mpe2.simple_spread_v3".
+
     Options of smac: backend ("auto": StarCraft II where it can be played, else the embedded engine;
     "embedded"; "starcraft"), reward_fix, render_mode, last_action (append each agent's own last action,
     one-hot, to its observation), and those of `StarCraftVectorEnv` on the real game.
     Options of matrix: those of `StochasticGame` and `MatrixGame`.
+    Options of pettingzoo: reward, env_kwargs and render_mode of `ParallelVectorEnv`.
     Options of mpe: num_agents, vision, collision_penalty, episode_length, variant ("paper" or "mpe2") and
     render_mode, those of `MpeVectorEnv`.
     ValueError on an unknown id or option.
     """
+    if env_id.startswith("pettingzoo:"):
+        return _make_pettingzoo(env_id, num_envs, seed, options)
     family, slash, _ = env_id.partition("/")
     if family not in FAMILIES or not slash:
         raise _unknown(env_id)
     return FAMILIES[family](env_id, num_envs, seed, options)
+
+
+def env_name(vector_env: VectorEnv) -> str:
+    """Name for run directories and plots: the id, and what else tells tasks apart (size, engine)."""
+    label = getattr(vector_env, "label", "")
+    return re.sub("[/:]", "-", f"{vector_env.env_id}-{label}".rstrip("-"))  # type: ignore[attr-defined]
 
 
 def describe(vector_env: VectorEnv) -> dict[str, Any]:

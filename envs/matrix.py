@@ -370,7 +370,7 @@ class StochasticGame(TabularGame):
             slab -= 2.0
             np.exp(slab, out=slab)
             slab /= slab.sum(axis=-1, keepdims=True)
-        self.game_seed = game_seed
+        self.game_seed, self.label = game_seed, "x".join(map(str, sizes))
         super().__init__(rewards, transitions, num_states, num_envs, seed, False, render_mode)
 
 

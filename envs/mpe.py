@@ -241,6 +241,7 @@ class MpeVectorEnv(gym.vector.VectorEnv):
         self._rules = _numbers(task, variant, vision, collision_penalty)
         self._table = world.subset_table(num_agents)
         self.env_id, self.task, self.variant = f"mpe/{task}", task, variant
+        self.label = f"{num_agents}" if variant == "paper" else f"{num_agents}-{variant}"
         self.vision, self.collision_penalty = vision, collision_penalty
         self.num_envs, self.render_mode = num_envs, render_mode
         self.num_agents, self.num_actions, self.episode_limit = num_agents, NUM_ACTIONS, episode_length

@@ -1,4 +1,4 @@
-"""Our environments as PettingZoo ParallelEnvs.
+"""Our environments as PettingZoo ParallelEnvs; the other way round is `ParallelVectorEnv`.
 
 env = parallel_env("smac/2s3z", seed=1)
 observations, infos = env.reset()
@@ -14,6 +14,10 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 from pettingzoo import ParallelEnv
+
+from envs.from_pettingzoo import ParallelVectorEnv
+
+__all__ = ["AvailableActions", "ParallelVectorEnv", "ParallelView", "parallel_env"]
 
 
 class AvailableActions(gym.spaces.Discrete):

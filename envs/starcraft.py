@@ -56,7 +56,7 @@ class StarCraftVectorEnv(VectorEnv):
     """
 
     metadata = {"autoreset_mode": AutoresetMode.SAME_STEP, "render_modes": []}
-    backend = "starcraft"
+    backend = label = "starcraft"
 
     def __init__(
         self,

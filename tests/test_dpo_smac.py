@@ -583,7 +583,7 @@ def test_dead_rows_influence_nothing():
     assert dead.any() and all(torch.equal(after[name], value) for name, value in before.items())
 
 
-def test_an_agent_dead_all_through_the_batch_keeps_its_networks():
+def test_an_agent_dead_all_through_the_batch_keeps_its_networks_and_betas():
     """Nothing seen, nothing learnt: and no division by its zero samples."""
     agents = make_agents()
     batch = make_batch(agents)
@@ -592,6 +592,8 @@ def test_an_agent_dead_all_through_the_batch_keeps_its_networks():
     assert stats.isfinite().all()
     for p, q in zip(agents.parameters(), trained.parameters(), strict=True):
         assert torch.equal(p[1], q[1]) and not torch.equal(p[0], q[0])
+    assert torch.equal(agents.betas[:, 1], trained.betas[:, 1])
+    assert not torch.equal(agents.betas[:, 0], trained.betas[:, 0])
 
 
 # Stacked networks are separate networks.

@@ -1,6 +1,7 @@
-"""Our environments seen through PettingZoo."""
+"""Our environments seen through PettingZoo, and back; mpe2's environments seen as ours."""
 
 import functools
+import importlib
 import warnings
 
 import numpy as np
@@ -8,9 +9,10 @@ import pytest
 from pettingzoo.test import parallel_api_test, parallel_seed_test
 
 import envs
-from envs.pettingzoo import ParallelView, parallel_env
+from envs.pettingzoo import ParallelVectorEnv, ParallelView, parallel_env
 
 MAPS = ["3m", "2s3z", "MMM"]
+MPE2 = ["mpe2.simple_spread_v3", "mpe2.simple_line_v1", "mpe2.simple_formation_v1"]
 
 
 @pytest.mark.parametrize("name", MAPS)
@@ -77,3 +79,87 @@ def test_view_says_what_is_wrong():
         view.step({"agent_0": 1})
     with pytest.raises(ValueError, match="not available"):
         view.step({"agent_0": 1, "agent_1": 0, "agent_2": 1})
+
+
+@pytest.mark.parametrize("path", MPE2)
+@pytest.mark.parametrize("continuous", [False, True])
+def test_mpe2_is_played_as_it_is(path, continuous):
+    """Else what is learned through `pettingzoo:` is learned on another game than the library's."""
+    options = {"N": 3, "continuous_actions": continuous}
+    if "spread" in path:
+        options["local_ratio"] = 0.0  # else collisions make unequal rewards
+    env = envs.make(f"pettingzoo:{path}", 2, seed=5, env_kwargs=options)
+    assert env.env_id == f"pettingzoo:{path}" and env.backend == envs.describe(env)["backend"] == "pettingzoo"
+    assert env.num_agents == 3 and env.agent_act_dims == (5, 5, 5)
+    obs, infos = env.reset()
+    same = importlib.import_module(path).parallel_env(**options)
+    rng = np.random.default_rng(0)
+    for episode in range(2):
+        seed = np.random.SeedSequence(5).spawn(2)[1].spawn(episode + 1)[episode].generate_state(1)[0]
+        seen, _ = same.reset(seed=int(seed) & 0x7FFFFFFF)
+        total, length = 0.0, 0
+        while same.agents:
+            assert env.observation_space.contains(obs)
+            assert np.array_equal(obs[1], [seen[agent] for agent in same.possible_agents])
+            if continuous:
+                actions = rng.random((2, 3, 5), dtype=np.float32)
+                own = actions[1]
+            else:
+                assert infos["action_mask"].all()
+                actions = rng.integers(0, 5, (2, 3))
+                own = actions[1].tolist()
+            assert infos["alive"].all() and infos["alive"].shape == (2, 3)
+            seen, rewards, _, _, _ = same.step(dict(zip(same.possible_agents, own, strict=True)))
+            obs, reward, terminated, truncated, infos = env.step(actions)
+            assert reward.dtype == np.float32 and reward[1] == np.float32(rewards["agent_0"])
+            total, length = total + reward[1], length + 1
+        assert truncated.all() and not terminated.any() and length == infos["episode"]["l"][1] == 25
+        np.testing.assert_allclose(infos["episode"]["r"][1], total, rtol=1e-6)
+        assert np.array_equal(infos["final_obs"][1], [seen[agent] for agent in same.possible_agents])
+
+
+@pytest.mark.parametrize("env_id", ["smac/3m", "smac/2s3z", "matrix/2"])
+def test_our_environments_come_back_from_pettingzoo_unchanged(env_id):
+    """Both directions must be views of the same game: same observations, masks, deaths, rewards and ends."""
+    backend = {"backend": "embedded"} if env_id.startswith("smac") else {}
+    seeds = []
+
+    class Recorded(ParallelView):
+        def reset(self, seed=None, options=None):
+            seeds.append(seed)
+            return super().reset(seed=seed)
+
+    back = ParallelVectorEnv(lambda: Recorded(envs.make(env_id, 1, **backend)), seed=3)
+    plain = envs.make(env_id, 1, **backend)
+    assert back.single_observation_space.shape == plain.single_observation_space.shape
+    assert back.single_action_space == plain.single_action_space
+    returned, about = back.reset()
+    obs, infos = plain.reset(seed=seeds[0])
+    rng = np.random.default_rng(1)
+    for _ in range(200):
+        assert np.array_equal(returned, obs)
+        for key in ("action_mask", "alive"):
+            assert np.array_equal(about[key], infos[key])
+        actions = (rng.random(infos["action_mask"].shape) * infos["action_mask"]).argmax(-1)
+        returned, *result, about = back.step(actions)
+        obs, *expected, infos = plain.step(actions)
+        for a, b in zip(result, expected, strict=True):
+            assert np.array_equal(a, b) and a.dtype == b.dtype
+        for key in ("final_obs", "_final_obs", "_episode"):
+            assert np.array_equal(about[key], infos[key])
+        if infos["_episode"][0]:
+            break
+    assert infos["_episode"][0] and about["episode"]["l"] == infos["episode"]["l"]
+    np.testing.assert_allclose(about["episode"]["r"], infos["episode"]["r"])
+    assert len(seeds) == 2 and seeds[0] != seeds[1]
+
+
+@pytest.mark.parametrize("continuous", [False, True])
+def test_imported_environments_pass_pettingzoos_own_tests(continuous):
+    """Padding and autoreset must still be what PettingZoo's tools expect after a way there and back."""
+    options = {"env_kwargs": {"continuous_actions": continuous}}
+    make = functools.partial(parallel_env, f"pettingzoo:{MPE2[1]}", **options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        parallel_api_test(make(), num_cycles=60)
+        parallel_seed_test(make, num_cycles=60)

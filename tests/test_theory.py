@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize
 
 import dpo_matrix as dpo
+from envs import exact
 from envs.matrix import PAYOFFS, MatrixGame, StochasticGame
 
 quick = settings(max_examples=60, deadline=None, derandomize=True)
@@ -83,11 +84,11 @@ games = st.builds(
 @quick
 def test_decentralized_critic_is_the_expectation_over_the_others(game):
     """Eq. (4): else an agent that learns from its own actions alone would not learn its true value."""
-    value, q, advantages = dpo.evaluate_exactly(game.rewards, game.transitions, game.old, game.gamma)
+    value, q, advantages = exact.evaluate_exactly(game.rewards, game.transitions, game.old, game.gamma)
     np.testing.assert_allclose(value, game.value, rtol=1e-9, atol=1e-9)
     np.testing.assert_allclose(q, game.own_q(), rtol=1e-9, atol=1e-9)
     for i in range(game.N):
-        backed_up = dpo.decentralized_backup(game.rewards, game.transitions, game.old, i, q[i], game.gamma)
+        backed_up = exact.decentralized_backup(game.rewards, game.transitions, game.old, i, q[i], game.gamma)
         np.testing.assert_allclose(backed_up, q[i], rtol=1e-9, atol=1e-9)
         # eq. (6): all agents agree on V, and an agent's advantages average to 0 under its own policy.
         np.testing.assert_allclose((game.old[i] * q[i]).sum(axis=-1), game.value, rtol=1e-9, atol=1e-9)
@@ -101,7 +102,7 @@ def test_decentralized_backup_contracts_by_gamma(game):
     first, second = game.rng.normal(0.0, 100.0, (2, game.S, game.A))
     for i in range(game.N):
         after = [
-            dpo.decentralized_backup(game.rewards, game.transitions, game.old, i, q, game.gamma)
+            exact.decentralized_backup(game.rewards, game.transitions, game.old, i, q, game.gamma)
             for q in (first, second)
         ]
         assert np.abs(after[0] - after[1]).max() <= game.gamma * np.abs(first - second).max() + 1e-9
@@ -127,7 +128,7 @@ def test_improvement_is_bounded_from_below(game):
     rho the discounted visits of the old policy and C = 4 gamma max|A| / (1 − gamma)^2.
     """
     joint, own, kls = game.surrogates()
-    rho = dpo.visitation(game.transitions, game.old, game.gamma)
+    rho = exact.visitation(game.transitions, game.old, game.gamma)
     assert abs(rho.sum() - 1 / (1 - game.gamma)) < 1e-9 / (1 - game.gamma)
     gain = game.solve(game.new)[0][0] - game.value[0]
     c = 4 * game.gamma * np.abs(game.advantage).max() / (1 - game.gamma) ** 2
@@ -148,10 +149,10 @@ def test_bound_needs_the_penalty_weighted_by_visits():
         transitions[s, 0, :, min(s + 1, S - 1)] = transitions[s, 1, :, max(s - 1, 0)] = 1.0
     old, new = np.full((2, S, 2), 0.5), np.full((2, S, 2), 0.5)
     new[0] += [-1e-6, 1e-6]
-    value, _, advantages = dpo.evaluate_exactly(rewards, transitions, old, gamma)
-    rho = dpo.visitation(transitions, old, gamma)
+    value, _, advantages = exact.evaluate_exactly(rewards, transitions, old, gamma)
+    rho = exact.visitation(transitions, old, gamma)
     own, kls = (new * advantages).sum(axis=-1), dpo.kl(old, new)
-    gain = dpo.evaluate_exactly(rewards, transitions, new, gamma)[0][0] - value[0]
+    gain = exact.evaluate_exactly(rewards, transitions, new, gamma)[0][0] - value[0]
     m_hat, c = dpo.m_hat_theory(2, 1.0, gamma), 4 * gamma * np.abs(advantages).max() / (1 - gamma) ** 2
     rest = c * kls.max(axis=1).sum()
     assert gain < (rho @ own.T).mean() - m_hat * np.sqrt(kls.max(axis=1)).sum() - rest

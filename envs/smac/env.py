@@ -25,7 +25,7 @@ class SmacVectorEnv(gym.vector.VectorEnv):
     """
 
     metadata = {"render_modes": ["rgb_array"], "autoreset_mode": AutoresetMode.SAME_STEP, "render_fps": 8}
-    backend = "embedded"
+    backend = label = "embedded"
 
     def __init__(
         self,

@@ -1,0 +1,536 @@
+"""IPPO, Independent Proximal Policy Optimization, on every environment family: the baseline of DPO.
+
+Paper: Is Independent Learning All You Need in the StarCraft Multi-Agent Challenge? (de Witt et al., 2020,
+arXiv 2011.09533). Here, as in DPO, agents share no parameters.
+Details, and every difference from DPO: docs/ippo.md
+Reproduce: python ippo.py --env-id matrix/stochastic  (return to expect: benchmark/results/matrix/README.md)
+
+Axis order: the environment's arrays are (num_envs E, num_agents N, ...), the learner's tensors
+(N, batch, ...). Agents share nothing; stacking their networks only batches the arithmetic.
+"""
+
+import copy
+import csv
+import functools
+import io
+import itertools
+import json
+import os
+import signal
+import sys
+import time
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import imageio
+import numpy as np
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+import tyro
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from envs import describe, env_name
+from envs import make as make_envs
+
+SCRIPT = Path(__file__).stem
+EXIT_REQUEUE = 75  # EX_TEMPFAIL: a signal stopped the run, its checkpoint is on disk, --resume goes on
+EVAL_EPISODES = 32  # per evaluation; ten times as many for the absolute metric at the end
+CHUNK = 512  # rows whose activations stay in the cache of one core
+STATS = ["losses/policy_loss", "losses/value_loss", "losses/entropy", "losses/grad_norm"]
+STATS += ["losses/approx_kl", "losses/clip_fraction", "losses/explained_variance"]
+COLUMNS = ["global_step", "eval/episodic_return", "eval/win_rate", "charts/episodic_return"]
+COLUMNS += ["charts/episodic_length", "charts/win_rate", "charts/SPS", "time/env", "time/act", "time/update"]
+COLUMNS += STATS
+
+
+@dataclass
+class Args:
+    env_id: str = "smac/2s3z"
+    """family/name: smac/MAP, mpe/TASK, matrix/stochastic"""
+    env_options: tuple[str, ...] = ()
+    """options of the environment, e.g. num_agents=3 num_states=30; docs/envs.md lists them"""
+    seed: int = 1
+    """seed of environments, parameters and sampled actions"""
+    total_timesteps: int = 10_000_000
+    """environment steps (one moves all agents of one environment; never agent-steps)"""
+    num_envs: int = 32
+    """environments stepped together"""
+    num_steps: int = 128
+    """steps of each environment per update; the batch is num_envs * num_steps rows per agent"""
+    learning_rate: float = 5e-4
+    """Adam's learning rate, for actors and critics"""
+    gamma: float = 0.99
+    """discount factor"""
+    gae_lambda: float = 0.95
+    """lambda of generalised advantage estimation"""
+    update_epochs: int = 15
+    """gradient steps per update, each on the whole batch"""
+    ent_coef: float = 0.01
+    """coefficient c_H of the entropy bonus"""
+    max_grad_norm: float = 10.0
+    """gradient clip, per agent and per network"""
+    layer_norm: bool = True
+    """LayerNorm on the observation and after each hidden layer"""
+    clip_coef: float = 0.2
+    """the ratio of new to old probability counts only within 1 - clip_coef and 1 + clip_coef"""
+    eval_every: int = 20_480
+    """environment steps between evaluations (32 greedy episodes in separate environments)"""
+    checkpoint_every: int = 40_960
+    """environment steps between checkpoints"""
+    runs_dir: str = "runs"
+    """where run directories are made"""
+    resume: str = ""
+    """run directory to go on with, under its own arguments"""
+    checkpoint: str = ""
+    """run directory or .pt file for --eval-only"""
+    eval_only: bool = False
+    """evaluate --checkpoint on 320 greedy episodes and stop"""
+    capture_video: bool = False
+    """record greedy episodes as video.mp4 in the run directory, at the end or with --eval-only"""
+    device: str = "cpu"
+    """cpu | cuda"""
+    torch_threads: int = 1
+    """CPU threads of the learner; each has a group of agents to itself"""
+    compile: bool = False
+    """torch.compile the loss"""
+
+
+RESUME_MAY_CHANGE = {"total_timesteps", "eval_only", "checkpoint", "resume", "capture_video", "runs_dir"}
+EVAL_MAY_NOT_CHANGE = {"env_id", "env_options", "layer_norm"}
+PRESETS = {
+    "smac/8m": dict(total_timesteps=1_000_000),
+    "smac/2s3z": dict(total_timesteps=2_000_000),
+    "smac/3s5z": dict(total_timesteps=5_000_000),
+    "matrix/stochastic": dict(total_timesteps=1_000_000, num_steps=100, layer_norm=False),
+}
+
+
+# --- same in: dpo_matrix, dpo_smac, ippo ---
+class StackedMLP(nn.Module):
+    """One 3-layer perceptron per agent, none shared: weights (N, in, out), biases (N, 1, out)."""
+
+    def __init__(self, num_agents: int, in_dim: int, out_dim: int, head_gain: float, layer_norm: bool):
+        super().__init__()
+        dims, gains = (in_dim, 128, 128, out_dim), (2**0.5, 2**0.5, head_gain)
+        self.layer_norm, self.weights, self.biases = layer_norm, nn.ParameterList(), nn.ParameterList()
+        for (fan_in, fan_out), gain in zip(itertools.pairwise(dims), gains, strict=True):
+            layer = [nn.init.orthogonal_(torch.empty(fan_in, fan_out), gain) for _ in range(num_agents)]
+            self.weights.append(nn.Parameter(torch.stack(layer)))
+            self.biases.append(nn.Parameter(torch.zeros(num_agents, 1, fan_out)))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(N, batch, in) -> (N, batch, out); agent i's output depends on x[i] and its own parameters only."""
+        for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
+            x = F.layer_norm(x, x.shape[-1:]) if self.layer_norm else x
+            x = torch.baddbmm(bias, F.relu(x) if layer else x, weight)
+        return x
+
+
+class Agents(nn.Module):
+    """Actor pi_i and critic V_i of N agents."""
+
+    def __init__(self, num_agents: int, obs_dim: int, num_actions: int, layer_norm: bool = True):
+        super().__init__()
+        self.actor = StackedMLP(num_agents, obs_dim, num_actions, 0.01, layer_norm)
+        self.critic = StackedMLP(num_agents, obs_dim, 1, 1.0, layer_norm)
+
+    def value(self, obs: torch.Tensor) -> torch.Tensor:
+        """V_i of its own observation: (N, batch, obs_dim) -> (N, batch)."""
+        return self.critic(obs).squeeze(-1)
+
+    def group(self, part: slice) -> "Agents":
+        """Some of the agents as a module of their own, whose parameters are views of this one's."""
+        group = copy.deepcopy(self)
+        for mine, whole in zip(group.parameters(), self.parameters(), strict=True):
+            mine.data = whole.data[part]
+        return group
+
+
+# --- same in: dpo_smac, ippo ---
+def masked_log_softmax(logits: torch.Tensor, action_mask: torch.Tensor) -> torch.Tensor:
+    """log pi (..., A) of available actions; 0 at the others, whose probability and gradient are exactly 0."""
+    logits = logits.masked_fill(~action_mask, -torch.inf)
+    return F.log_softmax(logits, dim=-1).masked_fill(~action_mask, 0.0)
+
+
+# --- same in: dpo_smac, ippo ---
+def gae(rewards, values, next_value, final_values, terminations, truncations, alive, next_alive, gamma, lam):
+    """Generalised advantage estimation: advantages, returns, and which samples to learn from, (N, T, E).
+
+    rewards, terminations, truncations: (T, E), the team's; values, final_values, alive: (N, T, E), per agent;
+    final_values is V of the observation before autoreset, used where an episode was truncated; next_value,
+    next_alive: (N, E), after the last step. Once dead an agent has no value estimate (V is not trained on the
+    dead): the discounted reward its team still earns stands in for it. Where the rollout ends before the
+    episode, that sum is incomplete and the step of death no sample to learn from; nor are the dead's steps.
+    """
+    advantages, valid = torch.zeros_like(values), torch.zeros_like(alive)
+    advantage, value, known = torch.zeros_like(next_value), next_value, next_alive
+    for t in reversed(range(len(rewards))):
+        done = terminations[t] | truncations[t]
+        target = rewards[t] + gamma * torch.where(done, final_values[:, t] * ~terminations[t], value)
+        advantage = target - values[:, t] + gamma * lam * advantage * ~done
+        valid[:, t] = alive[:, t] & (known | done)
+        advantages[:, t] = advantage = advantage * valid[:, t]
+        value = torch.where(alive[:, t], values[:, t], target)
+        known = known | done | alive[:, t]
+    return advantages, advantages + values, valid
+
+
+# --- same in: dpo_smac, ippo ---
+def standardize(x: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """x (N, T, E) to mean 0, deviation 1 over each agent's own samples; also the deviations, (N, 1, 1)."""
+    x = x - (weight * x).sum((1, 2), keepdim=True)
+    deviation = (weight * x.square()).sum((1, 2), keepdim=True).sqrt()
+    return x / (deviation + 1e-8), deviation
+
+
+def ippo_loss(agents, obs, action_mask, actions, old_logp, advantages, returns, weight, ent_coef, clip_coef):
+    """Loss of a chunk of rows, summed over agents (whose parameters are disjoint), and its parts, (3, N).
+
+    weight (N, rows): 1 / (the agent's samples in the batch), 0 where dead, so that sums are means.
+    """
+    logp = masked_log_softmax(agents.actor(obs), action_mask)
+    ratio = (logp.gather(-1, actions.unsqueeze(-1)).squeeze(-1) - old_logp).exp()
+    clipped = ratio.clamp(1 - clip_coef, 1 + clip_coef)
+    surrogate = (weight * torch.minimum(ratio * advantages, clipped * advantages)).sum(1)
+    entropy = -(weight * (logp.exp() * logp).sum(-1)).sum(1)
+    v_loss = (weight * (agents.value(obs) - returns).square()).sum(1)
+    return (v_loss - surrogate - ent_coef * entropy).sum(), torch.stack(
+        [-surrogate, v_loss, entropy]
+    ).detach()
+
+
+# --- same in: dpo_matrix, dpo_smac, ippo ---
+def clip_grad_norm_per_agent(network: nn.Module, max_norm: float) -> torch.Tensor:
+    """Scales each agent's gradient to norm <= max_norm, in place; returns the norms before, (N,)."""
+    grads = [p.grad for p in network.parameters()]
+    norm = torch.stack([g.flatten(1).norm(dim=1) for g in grads]).norm(dim=0)
+    for grad in grads:
+        grad.mul_((max_norm / (norm + 1e-6)).clamp(max=1.0).view(-1, 1, 1))
+    return norm
+
+
+def update(agents, optimizer, batch, args, loss_fn=ippo_loss) -> torch.Tensor:
+    """update_epochs Adam steps of n agents on the whole batch; changes the agents in place.
+
+    batch: tensors (n, rows, ...) named as in `ippo_loss`, taken in cache-sized chunks whose gradients add up.
+    Returns the first six of STATS, (6, n): losses and gradient norm of the last epoch; estimated KL and share
+    of clipped ratios, over the whole batch, of the updated policy.
+    """
+    rows = batch["obs"].shape[1]
+    size = rows if batch["obs"].is_cuda else CHUNK
+    chunks = [{name: x[:, i : i + size] for name, x in batch.items()} for i in range(0, rows, size)]
+    for _ in range(args.update_epochs):
+        optimizer.zero_grad()
+        losses = 0.0
+        for chunk in chunks:
+            loss, parts = loss_fn(agents, **chunk, ent_coef=args.ent_coef, clip_coef=args.clip_coef)
+            loss.backward()
+            losses = losses + parts
+        grad_norm = clip_grad_norm_per_agent(agents.actor, args.max_grad_norm)
+        clip_grad_norm_per_agent(agents.critic, args.max_grad_norm)
+        optimizer.step()
+    moved = torch.zeros(2, *batch["obs"].shape[:1], device=batch["obs"].device)
+    with torch.no_grad():
+        for chunk in chunks:
+            logp = masked_log_softmax(agents.actor(chunk["obs"]), chunk["action_mask"])
+            logratio = logp.gather(-1, chunk["actions"].unsqueeze(-1)).squeeze(-1) - chunk["old_logp"]
+            clipped = (logratio.exp() - 1).abs() > args.clip_coef
+            moved += (chunk["weight"] * torch.stack([torch.expm1(logratio) - logratio, clipped])).sum(2)
+    return torch.cat([losses, grad_norm[None], moved])
+
+
+# --- same in: dpo_matrix, dpo_smac, ippo ---
+def to_agents(x: np.ndarray, device: str) -> torch.Tensor:
+    """(E, N, ...) array of the environment's side -> (N, E, ...) tensor of the learner's."""
+    return torch.from_numpy(x).transpose(0, 1).to(device)
+
+
+@torch.no_grad()
+def evaluate(agents, envs, episodes: int, entropy: list[int], device: str, frames: list | None = None):
+    """Greedy episodes, equally many in each environment (else short ones would be over-represented).
+
+    In tabular games instead the exact return of the policies, as dpo_matrix.py evaluates.
+    """
+    if hasattr(envs, "exact_return"):
+        logits = agents.actor(torch.eye(envs.obs_dim, device=device).expand(envs.num_agents, -1, -1))
+        return {"eval/episodic_return": envs.exact_return(logits.double().softmax(-1).cpu().numpy())}
+    obs, infos = envs.reset(seed=int(np.random.SeedSequence(entropy).generate_state(1)[0]))
+    finished, returns, wins = np.zeros(envs.num_envs, dtype=int), [], []
+    while (finished < episodes / envs.num_envs).any():
+        if frames is not None:
+            frames.append(envs.render())
+        logits, action_mask = agents.actor(to_agents(obs, device)), to_agents(infos["action_mask"], device)
+        actions = logits.masked_fill(~action_mask, -torch.inf).argmax(-1)
+        obs, _, _, _, infos = envs.step(actions.T.cpu().numpy())
+        ended = infos["_episode"] & (finished < episodes / envs.num_envs)
+        finished += ended
+        returns += infos["episode"]["r"][ended].tolist()
+        wins += infos["battle_won"][ended].tolist() if "battle_won" in infos else []
+    won = {"eval/win_rate": float(np.mean(wins))} if wins else {}
+    return {"eval/episodic_return": float(np.mean(returns))} | won
+
+
+# --- same in: dpo_matrix, dpo_smac, ippo ---
+def save(path: Path, state: dict) -> None:
+    """Writes `state` atomically: whenever the process dies, `path` is the old file or the new one."""
+    buffer, temporary = io.BytesIO(), path.with_suffix(".tmp")
+    torch.save(state | {"script": SCRIPT}, buffer)
+    try:
+        with open(temporary, "wb") as file:
+            file.write(buffer.getbuffer())
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+# --- same in: dpo_matrix, dpo_smac, ippo ---
+def load(path: Path) -> dict:
+    """Reads what `save` wrote, executing nothing from it; one sentence if it is not ours or not whole."""
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        script, names, _ = state["script"], set(state["args"]), state["counters"]
+    except FileNotFoundError:
+        sys.exit(f"{SCRIPT}: no checkpoint at {path}; give a run directory or a .pt file of {SCRIPT}.py.")
+    except Exception:
+        sys.exit(f"{SCRIPT}: {path} is truncated or no checkpoint of ours; use another or start a new run.")
+    if script != SCRIPT or names != {field.name for field in fields(Args)}:
+        sys.exit(f"{SCRIPT}: {path} is of {script}.py of another version; args.json names its git_commit.")
+    return state
+
+
+def literal(text: str) -> object:
+    """The number, truth value or list that `text` is in JSON, else the text itself."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def parse_args(argv: list[str] | None = None) -> tuple[Args, dict, Path]:
+    """Command line over the task's preset, or over the arguments of a saved run; its state and directory."""
+    args, state = tyro.cli(Args, args=argv, description=__doc__), {}
+    if args.eval_only != bool(args.checkpoint) or (args.eval_only and args.resume):
+        sys.exit(f"{SCRIPT}: give --eval-only and --checkpoint RUN_DIRECTORY together, or --resume alone.")
+    path = run_dir = Path(args.checkpoint or args.resume)
+    if args.eval_only or args.resume:
+        path = path / "checkpoint.pt" if path.is_dir() else path
+        state, run_dir = load(path), path.parent
+    base = Args(**state["args"] if state else {"env_id": args.env_id} | PRESETS.get(args.env_id, {}))
+    args = tyro.cli(Args, args=argv, default=base, description=__doc__)
+    changed = {name for name, value in asdict(args).items() if value != getattr(base, name)}
+    changed = changed & EVAL_MAY_NOT_CHANGE if args.eval_only else changed - RESUME_MAY_CHANGE
+    if state and changed:
+        sys.exit(f"{SCRIPT}: {path} was made with another {', '.join(sorted(changed))}; drop the flag.")
+    for name in ("num_envs", "num_steps", "update_epochs", "torch_threads", "eval_every", "checkpoint_every"):
+        if getattr(args, name) < 1:
+            sys.exit(f"{SCRIPT}: --{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}.")
+    if not all("=" in option for option in args.env_options):
+        sys.exit(f"{SCRIPT}: --env-options takes name=value pairs, e.g. num_agents=3.")
+    if not args.clip_coef > 0:
+        sys.exit(f"{SCRIPT}: --clip-coef must be positive, got {args.clip_coef}.")
+    if args.device != "cpu" and not torch.cuda.is_available():
+        sys.exit(f"{SCRIPT}: --device {args.device}, but PyTorch sees no GPU here; use --device cpu.")
+    return args, state, run_dir
+
+
+def train(args: Args, envs, eval_envs, agents: Agents, state: dict, run_dir: Path) -> dict:
+    """Rollout, GAE and update, over and over; returns the parameters that evaluated best."""
+    device, N, T, E = args.device, envs.num_agents, args.num_steps, args.num_envs
+    # Agents share nothing, so a group of them is a learner of its own, and threads need no synchronisation.
+    cuts = np.linspace(0, N, min(args.torch_threads, N) + 1).astype(int).tolist()
+    groups = [slice(first, last) for first, last in itertools.pairwise(cuts)]
+    learners = [agents.group(group) for group in groups]
+    adam = functools.partial(torch.optim.Adam, lr=args.learning_rate, eps=1e-5, fused=True)
+    optimizers = [adam(learner.parameters()) for learner in learners]
+    pool = ThreadPoolExecutor(len(groups), initializer=torch.set_num_threads, initargs=(1,))
+    loss_fn = torch.compile(ippo_loss) if args.compile else ippo_loss
+    learn = functools.partial(update, args=args, loss_fn=loss_fn)
+    generator = torch.Generator(device).manual_seed(args.seed + 2**32)  # not the initial parameters' stream
+    global_step, next_eval, best_return, best = 0, 0, -float("inf"), agents.state_dict()
+    metrics = run_dir / "metrics.csv"
+    next_obs, infos = envs.reset()
+    next_mask, next_alive = infos["action_mask"], infos["alive"]
+    if state:
+        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        generator.set_state(state["generator"])
+        (global_step, next_eval, best_return), best = state["counters"], state["best"]
+        try:
+            envs.set_state({name: x.numpy() for name, x in state["envs"].items()})
+        except ValueError as error:
+            sys.exit(f"{SCRIPT}: {run_dir}/checkpoint.pt cannot be resumed. {error}")
+        if envs.backend == "embedded":  # the real game cannot return to a battle, it has begun a new one
+            next_obs, next_mask, next_alive = (x.numpy() for x in state["next"])
+        if not metrics.exists() or metrics.stat().st_size < state["metrics_bytes"]:
+            sys.exit(f"{SCRIPT}: {metrics} is not as the checkpoint knows it; restore it or start a new run.")
+        os.truncate(metrics, state["metrics_bytes"])  # later rows will be written again
+    else:
+        run_dir.mkdir(parents=True)
+        (run_dir / "args.json").write_text(json.dumps(asdict(args) | describe(envs), indent=1) + "\n")
+        metrics.write_text(",".join(COLUMNS) + "\n")
+    writer = SummaryWriter(str(run_dir), purge_step=global_step + 1)
+    print(f"{run_dir}: {N} agents, {envs.obs_dim} inputs, {envs.num_actions} actions, {envs.backend} engine")
+
+    def log(row: dict[str, float]) -> None:
+        with open(metrics, "a", newline="") as file:
+            values = {name: f"{value:.6g}" for name, value in row.items()}
+            table = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+            table.writerow({"global_step": global_step} | values)
+            file.flush()
+            os.fsync(file.fileno())
+        for name, value in row.items():
+            writer.add_scalar(name, value, global_step)
+
+    signals: list[int] = []
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda signum, _: signals.append(signum))
+    zeros = functools.partial(torch.zeros, device=device)
+    obs, old_logp = zeros(N, T, E, envs.obs_dim), zeros(N, T, E)
+    action_mask = zeros(N, T, E, envs.num_actions, dtype=torch.bool)
+    alive = zeros(N, T, E, dtype=torch.bool)
+    actions, noise = zeros(N, T, E, dtype=torch.int64), zeros(N, E, envs.num_actions)
+    rewards, values, final_values = zeros(T, E), zeros(N, T, E), zeros(N, T, E)
+    terminations, truncations = zeros(2, T, E, dtype=torch.bool)
+    bar = tqdm(total=args.total_timesteps, initial=global_step, unit="step", disable=not sys.stderr.isatty())
+    next_checkpoint, next_line = global_step, 0.0
+    while True:
+        if global_step >= next_eval:
+            next_eval += args.eval_every
+            result = evaluate(agents, eval_envs, EVAL_EPISODES, [args.seed, 0, global_step], device)
+            log(result)
+            if result["eval/episodic_return"] > best_return:
+                best_return, best = result["eval/episodic_return"], copy.deepcopy(agents.state_dict())
+        finished = global_step >= args.total_timesteps
+        if global_step >= next_checkpoint or finished or signals:
+            next_checkpoint = global_step + args.checkpoint_every
+            checkpoint = {"args": asdict(args), "agents": agents.state_dict(), "best": best}
+            checkpoint["optimizers"] = [optimizer.state_dict() for optimizer in optimizers]
+            checkpoint["generator"] = generator.get_state()
+            checkpoint["counters"] = global_step, next_eval, best_return
+            checkpoint["envs"] = {name: torch.from_numpy(x) for name, x in envs.get_state().items()}
+            checkpoint["next"] = [torch.from_numpy(x) for x in (next_obs, next_mask, next_alive)]
+            checkpoint["metrics_bytes"] = metrics.stat().st_size
+            save(run_dir / "checkpoint.pt", checkpoint)
+        if finished:
+            break
+        if signals:
+            print(f"{SCRIPT}: stopped at step {global_step:,}; go on with --resume {run_dir}")
+            sys.exit(EXIT_REQUEUE)
+
+        start, env_s, episodes = time.perf_counter(), 0.0, []
+        for step in range(T):
+            obs[:, step] = to_agents(next_obs, device)
+            action_mask[:, step] = to_agents(next_mask, device)
+            alive[:, step] = to_agents(next_alive, device)
+            with torch.no_grad():
+                logits, values[:, step] = agents.actor(obs[:, step]), agents.value(obs[:, step])
+                # Gumbel-max sampling: its draws have a fixed shape, so no agent's depend on another's policy.
+                gumbel = -noise.exponential_(generator=generator).log()
+                actions[:, step] = (logits + gumbel).masked_fill(~action_mask[:, step], -torch.inf).argmax(-1)
+                logp = masked_log_softmax(logits, action_mask[:, step])
+                old_logp[:, step] = logp.gather(-1, actions[:, step].unsqueeze(-1)).squeeze(-1)
+            env_start = time.perf_counter()
+            next_obs, reward, terminated, truncated, infos = envs.step(actions[:, step].T.cpu().numpy())
+            env_s += time.perf_counter() - env_start
+            next_mask, next_alive = infos["action_mask"], infos["alive"]
+            rewards[step], terminations[step] = torch.from_numpy(reward), torch.from_numpy(terminated)
+            truncations[step] = torch.from_numpy(truncated)
+            if truncated.any():
+                final_obs = to_agents(infos["final_obs"], device)
+                with torch.no_grad():  # the dead see zeros and expect nothing
+                    final_values[:, step] = agents.value(final_obs) * final_obs.any(-1)
+            ended = infos["_episode"]
+            won = infos.get("battle_won", np.full(E, np.nan))
+            episodes += zip(*(x[ended] for x in (*infos["episode"].values(), won)), strict=True)
+        global_step += T * E
+
+        with torch.no_grad():
+            next_value = agents.value(to_agents(next_obs, device))
+        ends = terminations, truncations, alive, to_agents(next_alive, device), args.gamma, args.gae_lambda
+        advantages, returns, valid = gae(rewards, values, next_value, final_values, *ends)
+        weight = valid / valid.sum((1, 2), keepdim=True).clamp(min=1)
+        batch = dict(obs=obs, action_mask=action_mask, actions=actions, old_logp=old_logp, returns=returns)
+        batch |= dict(advantages=standardize(advantages, weight)[0], weight=weight)
+        rollout_s = time.perf_counter() - start
+        # Each agent's samples come first, and chunks of dead rows alone are dropped: whole chunks, so that no
+        # agent's arithmetic depends on how long another lives.
+        rows = valid.flatten(1).int().argsort(dim=1, descending=True, stable=True)
+        rows = rows[:, : -(-int(valid.sum((1, 2)).max()) // CHUNK) * CHUNK]
+        which = torch.arange(N, device=device)[:, None], rows
+        batch = {name: x.flatten(1, 2)[which] for name, x in batch.items()}
+        parts = [{name: x[group] for name, x in batch.items()} for group in groups]
+        stats = torch.cat(list(pool.map(learn, learners, optimizers, parts)), dim=1)
+        error, spread = standardize(returns - values, weight)[1], standardize(returns, weight)[1]
+        explained = 1 - (error / (spread + 1e-8)).square()
+        stats = torch.stack([*stats, explained.flatten()]).mean(1).tolist()
+        if not (np.isfinite(stats[:6]).all() and all(p.isfinite().all() for p in agents.parameters())):
+            diagnostic = {"args": asdict(args), "agents": agents.state_dict(), "batch": batch}
+            save(run_dir / "diagnostic.pt", diagnostic)
+            where = f"at step {global_step}; {run_dir}/diagnostic.pt holds the batch, checkpoint.pt is intact"
+            sys.exit(f"{SCRIPT}: the loss is not finite {where}. Start again with a smaller --learning-rate.")
+
+        seconds = time.perf_counter() - start
+        sps = T * E / seconds
+        split = env_s / seconds, (rollout_s - env_s) / seconds, 1 - rollout_s / seconds
+        means = np.mean(episodes or [[np.nan] * 3], axis=0, dtype=float).tolist()
+        log(dict(zip(COLUMNS[3:], [*means, sps, *split, *stats], strict=True)))
+        status = f"return {means[0]:.2f}" if episodes else "no episode has ended"
+        status += "" if np.isnan(means[2]) else f", win rate {means[2]:.2f}"
+        bar.set_postfix_str(status, refresh=False)
+        bar.update(T * E)
+        if bar.disable and time.perf_counter() > next_line:
+            next_line, eta = time.perf_counter() + 10, max(args.total_timesteps - global_step, 0) / sps / 60
+            print(f"step {global_step:,}, {sps:,.0f} steps/s, {status}, ETA {eta:.0f} min", flush=True)
+    bar.close()
+    writer.close()
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    return best
+
+
+def main() -> None:
+    args, state, run_dir = parse_args()
+    torch.set_num_threads(1)  # cores are for groups of agents, --torch-threads, not for single operators
+    torch.manual_seed(args.seed)
+    try:
+        options = {name: literal(value) for name, _, value in (x.partition("=") for x in args.env_options)}
+        make = functools.partial(make_envs, args.env_id, seed=args.seed, **options)
+        envs = make(args.num_envs)
+        tabular = hasattr(envs, "exact_return")  # is evaluated without playing
+        eval_envs = envs if tabular else make(EVAL_EPISODES if envs.backend == "embedded" else args.num_envs)
+        video_envs = make(1, render_mode="rgb_array") if args.capture_video else None
+    except (ValueError, TypeError, RuntimeError, ImportError, MemoryError) as error:
+        sys.exit(f"{SCRIPT}: {error}")
+    agents = Agents(envs.num_agents, envs.obs_dim, envs.num_actions, args.layer_norm)
+    agents.to(args.device)
+    if state:
+        agents.load_state_dict(state["best" if args.eval_only else "agents"])
+    else:
+        run_dir = Path(args.runs_dir) / f"{env_name(envs)}__{SCRIPT}__{args.seed}__{int(time.time())}"
+    if not args.eval_only:
+        agents.load_state_dict(train(args, envs, eval_envs, agents, state, run_dir))
+    absolute = evaluate(agents, eval_envs, 10 * EVAL_EPISODES, [args.seed, 1], args.device)
+    print(f"{run_dir}, {10 * EVAL_EPISODES} greedy episodes: {json.dumps(absolute)}")
+    if not args.eval_only:
+        (run_dir / "done").write_text(json.dumps(absolute) + "\n")
+    if video_envs:
+        frames: list[np.ndarray] = []
+        evaluate(agents, video_envs, 4, [args.seed, 2], args.device, frames)
+        imageio.mimsave(run_dir / "video.mp4", frames, fps=8, macro_block_size=1)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit(f"{SCRIPT}: interrupted.")
+    except OSError as error:
+        sys.exit(f"{SCRIPT}: {error}; make room or allow writing, then --resume the last checkpoint.")
