@@ -3,9 +3,9 @@
     python benchmark/calibrate_mpe.py        # half a minute; writes benchmark/results/mpe/reference.csv
     python benchmark/calibrate_mpe.py --num-agents 5 --variants paper --csv ""
 
-Policies of the team: `random`, uniform over the five actions; `noop`, which never moves; `greedy`, which pairs
-agents and targets optimally at the start and keeps to it: every agent pushes with full force along the axis
-on which it would be farther off after 0.25 more time units at its velocity, and rests within 0.06;
+Policies of the team: `random`, uniform over the five actions; `noop`, which never moves; `greedy`, which
+pairs agents and targets optimally at the start and keeps to it: every agent pushes with full force along the
+axis on which it would be farther off after 0.25 more time units at its velocity, and rests within 0.06;
 `lookahead`, the same pairs, but each agent takes the action that brings it nearest to its target at the first
 position that the action has a part in. The last two see the whole world.
 """

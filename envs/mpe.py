@@ -1,7 +1,7 @@
 """Three cooperative tasks in the multi-agent particle world, compiled and batched.
 
-`simple_spread`, `line_control` and `circle_control` of arXiv 2211.03032 for any number of agents: discs that are
-pushed in one of four directions, bounce off each other, and are paid for being at their targets.
+`simple_spread`, `line_control` and `circle_control` of arXiv 2211.03032 for any number of agents: discs that
+are pushed in one of four directions, bounce off each other, and are paid for being at their targets.
 
     agent_pos, agent_vel, obs, reward = step("line_control", agent_pos, agent_vel, landmark_pos, actions)
     env = MpeVectorEnv("line_control", num_envs=32, seed=1)
@@ -212,7 +212,8 @@ class MpeVectorEnv(gym.vector.VectorEnv):
     Physics in float64, by the kernel of `step`. Reproducible: environment e depends on the seed and e alone.
 
     task: one of TASKS. vision: as in `step`. collision_penalty: for each overlapping pair, in both orders and
-    each agent with itself, over 2N. variant: "paper" or "mpe2", see VARIANTS. render_mode: None or "rgb_array".
+    each agent with itself, over 2N. variant: "paper" or "mpe2", see VARIANTS. render_mode: None or
+    "rgb_array".
     """
 
     metadata = {"render_modes": ["rgb_array"], "autoreset_mode": AutoresetMode.SAME_STEP, "render_fps": 10}

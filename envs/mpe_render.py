@@ -1,7 +1,7 @@
 """Pictures of the particle world, drawn with Pillow and numpy: no display, no window.
 
-Agents are numbered discs, landmarks dark crosses, and targets hollow rings in the colour of the agent that the
-best assignment sends there, tied to it by a thin line. A faint circle of an agent's colour is what it sees.
+Agents are numbered discs, landmarks dark crosses, and targets hollow rings in the colour of the agent that
+the best assignment sends there, tied to it by a thin line. A faint circle of that colour is what it sees.
 """
 
 from __future__ import annotations

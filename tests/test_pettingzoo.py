@@ -11,26 +11,30 @@ from pettingzoo.test import parallel_api_test, parallel_seed_test
 import envs
 from envs.pettingzoo import ParallelVectorEnv, ParallelView, parallel_env
 
-MAPS = ["3m", "2s3z", "MMM"]
+OURS = ["smac/3m", "smac/2s3z", "smac/MMM", "mpe/simple_spread", "mpe/line_control", "mpe/circle_control"]
 MPE2 = ["mpe2.simple_spread_v3", "mpe2.simple_line_v1", "mpe2.simple_formation_v1"]
 
 
-@pytest.mark.parametrize("name", MAPS)
-def test_view_passes_pettingzoos_own_tests(name):
+def options_of(env_id):
+    """The embedded engine, where there is a choice."""
+    return {"backend": "embedded"} if env_id.startswith("smac") else {}
+
+
+@pytest.mark.parametrize("env_id", OURS)
+def test_view_passes_pettingzoos_own_tests(env_id):
     """Else tools written for PettingZoo break on our environments."""
-    make = functools.partial(parallel_env, f"smac/{name}", backend="embedded")
+    make = functools.partial(parallel_env, env_id, **options_of(env_id))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         parallel_api_test(make(), num_cycles=300)
         parallel_seed_test(make, num_cycles=300)
 
 
-def test_view_plays_the_episode_that_the_vector_environment_plays():
+@pytest.mark.parametrize("env_id", ["smac/3m", "mpe/line_control"])
+def test_view_plays_the_episode_that_the_vector_environment_plays(env_id):
     """Else results through PettingZoo are results on another game."""
-    view, plain = (
-        parallel_env("smac/3m", seed=3, backend="embedded"),
-        envs.make("smac/3m", 1, 3, backend="embedded"),
-    )
+    view = parallel_env(env_id, seed=3, **options_of(env_id))
+    plain = envs.make(env_id, 1, 3, **options_of(env_id))
     observations, _ = view.reset()
     obs, infos = plain.reset()
     steps = episodes = 0
@@ -118,10 +122,10 @@ def test_mpe2_is_played_as_it_is(path, continuous):
         assert np.array_equal(infos["final_obs"][1], [seen[agent] for agent in same.possible_agents])
 
 
-@pytest.mark.parametrize("env_id", ["smac/3m", "smac/2s3z", "matrix/2"])
+@pytest.mark.parametrize("env_id", ["smac/3m", "smac/2s3z", "matrix/2", "mpe/circle_control"])
 def test_our_environments_come_back_from_pettingzoo_unchanged(env_id):
     """Both directions must be views of the same game: same observations, masks, deaths, rewards and ends."""
-    backend = {"backend": "embedded"} if env_id.startswith("smac") else {}
+    options = options_of(env_id)
     seeds = []
 
     class Recorded(ParallelView):
@@ -129,8 +133,8 @@ def test_our_environments_come_back_from_pettingzoo_unchanged(env_id):
             seeds.append(seed)
             return super().reset(seed=seed)
 
-    back = ParallelVectorEnv(lambda: Recorded(envs.make(env_id, 1, **backend)), seed=3)
-    plain = envs.make(env_id, 1, **backend)
+    back = ParallelVectorEnv(lambda: Recorded(envs.make(env_id, 1, **options)), seed=3)
+    plain = envs.make(env_id, 1, **options)
     assert back.single_observation_space.shape == plain.single_observation_space.shape
     assert back.single_action_space == plain.single_action_space
     returned, about = back.reset()
