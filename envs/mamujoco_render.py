@@ -15,29 +15,27 @@ LIBRARIES = {"egl": "EGL", "osmesa": "OSMesa"}
 """MuJoCo's ways to draw without a display on Linux, and the system library that each needs."""
 
 
-def gl_context(size: int) -> Any:
-    """An OpenGL context for pictures of size x size pixels, by MUJOCO_GL or whatever is there.
+def contexts(model: mujoco.MjModel, size: int) -> tuple[Any, mujoco.MjrContext]:
+    """OpenGL's and MuJoCo's contexts for pictures of size x size pixels, by MUJOCO_GL or whatever is there.
 
     RuntimeError with one sentence if there is none.
     """
     wish = os.environ.get("MUJOCO_GL", "").lower()
     there = [name for name, library in LIBRARIES.items() if ctypes.util.find_library(library)]
-    if sys.platform != "linux":
-        names = [wish or "cgl" if sys.platform == "darwin" else wish or "glfw"]
-    else:
-        # Only one can be loaded into a process: the first that is there.
-        names = [wish] if wish else there[:1]
+    other = {"darwin": "cgl", "win32": "glfw"}.get(sys.platform)
+    # Only one can be loaded into a process: the first that is there.
+    name = wish or other or (there[0] if there else "")
     reason = "neither EGL nor OSMesa was found"
-    for name in names:
+    if name:
         try:
-            context = importlib.import_module(f"mujoco.{name}").GLContext(size, size)
-            context.make_current()
-            return context
+            opengl = importlib.import_module(f"mujoco.{name}").GLContext(size, size)
+            opengl.make_current()
+            return opengl, mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_150.value)
         except Exception as error:  # whatever a driver, a missing library or a wrong name leads to
-            reason = f"{name} failed with {type(error).__name__}: {error}"
+            reason = " ".join(f"{name} failed with {type(error).__name__}: {error}".split()).rstrip(".")
     raise RuntimeError(
-        f"No picture can be drawn: {' '.join(reason.split()).rstrip('.')}. Install EGL or OSMesa (Debian, "
-        "Ubuntu: libegl1 or libosmesa6) and set MUJOCO_GL to egl or osmesa."
+        f"No picture can be drawn: {reason}. Install EGL or OSMesa (Debian, Ubuntu: libegl1 or libosmesa6) "
+        "and set MUJOCO_GL to egl or osmesa."
     )
 
 
@@ -46,9 +44,8 @@ class Renderer:
 
     def __init__(self, model: mujoco.MjModel, size: int) -> None:
         self.model, self.size = model, size
-        self._gl = gl_context(size)
+        self._gl, self._context = contexts(model, size)
         self._scene = mujoco.MjvScene(model, maxgeom=1000)
-        self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_150.value)
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN.value, self._context)
         self._camera = mujoco.MjvCamera()
         track = mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_CAMERA.value, "track")
