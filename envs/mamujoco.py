@@ -343,11 +343,10 @@ class MaMujocoVectorEnv(gym.vector.VectorEnv):
 
     def get_state(self) -> dict[str, np.ndarray]:
         """Everything that decides what follows, as copies; `set_state` continues exactly from it."""
-        rng = np.empty((self.num_envs, 6), dtype=np.uint64)
+        rng = np.empty((self.num_envs, 4), dtype=np.uint64)
         for e, generator in enumerate(self._rngs):
-            now = generator.bit_generator.state
-            words = [word for key in ("state", "inc") for word in divmod(now["state"][key], 2**64)]
-            rng[e] = (*words, now["has_uint32"], now["uinteger"])
+            now = generator.bit_generator.state["state"]
+            rng[e] = (*divmod(now["state"], 2**64), *divmod(now["inc"], 2**64))
         return {
             "physics": self._physics.copy(),
             "rng": rng,
@@ -376,8 +375,8 @@ class MaMujocoVectorEnv(gym.vector.VectorEnv):
             generator.bit_generator.state = {
                 "bit_generator": "PCG64",
                 "state": {"state": words[0] << 64 | words[1], "inc": words[2] << 64 | words[3]},
-                "has_uint32": words[4],
-                "uinteger": words[5],
+                "has_uint32": 0,  # half a draw, which episodes never leave
+                "uinteger": 0,
             }
         self._length = np.array(state["length"], dtype=np.int64)
         self._return = np.array(state["return"], dtype=np.float64)

@@ -190,6 +190,32 @@ def test_steps_are_gymnasiums(kind):
     assert ends or ours.episode_limit == 1000
 
 
+@pytest.mark.parametrize("kind", ["Hopper", "Walker2d", "Ant", "Humanoid", "HumanoidStandup"])
+def test_limits_are_gymnasiums(kind):
+    """Wild states, put into both: when an episode ends, and how much a hard fall costs at most."""
+    E, model = 300, gym.make(f"{kind}-v5").unwrapped
+    ours = started(f"{kind}-1x{model.model.nu}", E)
+    rng, state, nq = np.random.default_rng(1), ours.get_state(), model.model.nq
+    physics = state["physics"]  # time, qpos, qvel, ...
+    if nq == model.model.nv:  # planar: height, tilt
+        physics[:, 2:4] += rng.uniform(-1.0, 1.0, (E, 2)) * (1.0, 1.2 if kind == "Walker2d" else 0.3)
+        physics[:, 1 + nq : 1 + 2 * nq] *= 10 ** rng.uniform(0, 5, (E, 1))
+    else:
+        physics[:, 3] = rng.uniform(0.1, 2.5, E)
+        physics[:, 3 + nq] = -(10 ** rng.uniform(0, 2.5, E))  # falling
+    ours.set_state(state)
+    _, _, terminated, _, infos = ours.step(np.zeros((E, 1, ours.act_dim)))
+    full = mujoco.mjtState.mjSTATE_INTEGRATION
+    for e in range(E):
+        mujoco.mj_setState(model.model, model.data, physics[e], full)
+        _, _, over, _, terms = model.step(np.zeros(ours.act_dim))
+        assert terminated[e] == over, e
+        for name in set(terms) & {"reward_survive", "reward_contact", "reward_impact"}:
+            np.testing.assert_allclose(infos[name][e], terms[name], rtol=1e-6, atol=1e-6)
+    assert kind == "HumanoidStandup" or 20 < terminated.sum() < E - 20
+    assert "Humanoid" not in kind or min(infos.get("reward_contact", infos.get("reward_impact"))) == -10
+
+
 def test_episodes_are_truncated_after_a_thousand_steps():
     """One whole episode beside gymnasium's: a learner bootstraps there, and nowhere else."""
     ours, theirs = envs.make("mamujoco/HalfCheetah-3x2", 1, seed=1), gym.make("HalfCheetah-v5")
@@ -272,12 +298,13 @@ def test_a_state_continues_exactly(name):
     rng = rngs(3)
     for _ in range(25):
         env.step(random_actions(env, rng))
-    state = env.get_state()
+    state, seen = env.get_state(), env.state()
     actions = [random_actions(env, rng) for _ in range(90)]
     first = [leaves(env.step(action)) for action in actions]
     last = env.get_state()
     elsewhere = envs.make(f"mamujoco/{name}", 3, seed=99)
     elsewhere.set_state({key: np.array(value) for key, value in state.items()})
+    assert np.array_equal(elsewhere.state(), seen)
     again = [leaves(elsewhere.step(action)) for action in actions]
     assert all(
         np.array_equal(a, b) for x, y in zip(first, again, strict=True) for a, b in zip(x, y, strict=True)
