@@ -69,7 +69,7 @@ def robotics_steps(name: str, num_envs: int) -> Callable[[], int]:
 
 
 def simulators(name: str, num_envs: int, threads: tuple[int, ...]) -> dict[str, Callable[[], int]]:
-    """By label, functions that play one step in `num_envs` environments of a task: ours, and what is installed.
+    """By label, functions that play one step in all environments of a task: ours, and what is installed.
 
     gymnasium and envpool play the robot without dividing it among agents.
     """
