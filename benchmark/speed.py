@@ -1,6 +1,7 @@
 """Speed, as ratios within one run on one machine.
 
     python benchmark/speed.py env smac      # environment steps/s on one core, beside other simulators
+    python benchmark/speed.py env mamujoco  # the same on one core and on all, beside gymnasium and others
     python benchmark/speed.py learner smac  # the learner's GFLOP/s as a share of this machine's matmul peak
     python benchmark/speed.py e2e smac      # dpo_smac.py for a few updates: steps/s, env / act / update
 
@@ -48,16 +49,16 @@ SMAX with 64 environments. For orientation where the peer is not installed; not 
 class Args:
     what: tyro.conf.Positional[Literal["env", "learner", "e2e"]]
     """what is timed"""
-    family: tyro.conf.Positional[Literal["smac"]] = "smac"
-    """environment family"""
+    family: tyro.conf.Positional[Literal["smac", "mamujoco"]] = "smac"
+    """environment family; learner and e2e: smac"""
     names: tuple[str, ...] = ()
-    """maps; by default env: five maps, learner and e2e: 2s3z and 27m_vs_30m"""
-    num_envs: tuple[int, ...] = (1, 16, 64, 256)
-    """env: numbers of environments"""
+    """maps or tasks; by default env: five of them, learner and e2e: 2s3z and 27m_vs_30m"""
+    num_envs: tuple[int, ...] = ()
+    """env: numbers of environments; by default smac: 1 16 64 256, mamujoco: 16"""
     rows: tuple[int, ...] = (1024, 4096)
     """learner: rows per agent in a batch"""
-    threads: tuple[int, ...] = (1,)
-    """learner: values of --torch-threads"""
+    threads: tuple[int, ...] = ()
+    """learner: values of --torch-threads, by default 1; mamujoco: of physics, by default 1 and all cores"""
     seconds: float = 0.5
     """length of one repeat"""
     repeats: int = 5
@@ -177,7 +178,7 @@ def time_envs(args: Args) -> dict[str, Any]:
         print(f"Not installed, so not timed in this run: {', '.join(missing)}.")
     result: dict[str, Any] = {}
     for name in names:
-        made = {f"ours, {n} envs": smac_steps(name, n) for n in args.num_envs}
+        made = {f"ours, {n} envs": smac_steps(name, n) for n in args.num_envs or (1, 16, 64, 256)}
         plays = {label: play for label, (play, _) in made.items()}
         if "SMAClite" not in missing:
             plays["SMAClite"] = smaclite_steps(name)
@@ -201,6 +202,34 @@ def time_envs(args: Args) -> dict[str, Any]:
                 )
         print(f"\n{name}\n\n" + markdown(["simulator", "best", "median", "ours is x times", "per env"], rows))
         result[name] = found
+    return result
+
+
+def time_robots(args: Args) -> dict[str, Any]:
+    """Environment steps per second of multi-agent MuJoCo, beside gymnasium and the peers that are installed.
+
+    Ratios are of the same turn, and the median of them is given: on a busy machine every turn is another.
+    """
+    from benchmark.robots import BASES, simulators
+    from envs.mamujoco import usable_cores
+
+    threads = args.threads or tuple(sorted({1, usable_cores()}))
+    result: dict[str, Any] = {}
+    for name in args.names or ("Hopper-3x1", "HalfCheetah-3x2", "Walker2d-3x2", "Ant-4x2", "Humanoid-17x1"):
+        for n in args.num_envs or (16,):
+            figures = {
+                label: functools.partial(steps_per_second, play, args.seconds)
+                for label, play in simulators(name, n, threads).items()
+            }
+            found = take_turns(figures, args.repeats)
+            bases = [label for label in BASES if label in found]
+            rows = []
+            for label, speeds in found.items():
+                ratios = [f"{np.median(np.array(speeds) / np.array(found[base])):.2f}" for base in bases]
+                rows.append([label, f"{max(speeds):,.0f}", f"{np.median(speeds):,.0f}", *ratios])
+            header = ["simulator", "best", "median", *(f"x {base}, median of turns" for base in bases)]
+            print(f"\n{name}, {n} environments\n\n" + markdown(header, rows), flush=True)
+            result[f"{name} {n}"] = found
     return result
 
 
@@ -277,7 +306,7 @@ def time_learner(args: Args) -> dict[str, Any]:
         battle = MAPS[name]
         sizes = (battle.num_agents, battle.obs_dim, battle.num_actions)
         for batch_rows in args.rows:
-            labels = {f"{name}, {batch_rows} rows, {n} threads": n for n in args.threads}
+            labels = {f"{name}, {batch_rows} rows, {n} threads": n for n in args.threads or (1,)}
             figures = {label: learner_gflops(script, sizes, batch_rows, n) for label, n in labels.items()}
             sgemm = functools.partial(sgemm_gflops, args.seconds)
             found = take_turns({"sgemm": sgemm, **figures}, args.repeats)
@@ -316,7 +345,15 @@ def time_e2e(args: Args) -> dict[str, Any]:
 
 def main() -> None:
     args = tyro.cli(Args, description=__doc__)
-    result = {"env": time_envs, "learner": time_learner, "e2e": time_e2e}[args.what](args)
+    timers = {
+        ("env", "smac"): time_envs,
+        ("env", "mamujoco"): time_robots,
+        ("learner", "smac"): time_learner,
+        ("e2e", "smac"): time_e2e,
+    }
+    if (args.what, args.family) not in timers:
+        raise SystemExit(f"{args.what} is timed for smac only, not for {args.family}.")
+    result = timers[args.what, args.family](args)
     if args.json:
         Path(args.json).write_text(json.dumps(result, indent=1) + "\n")
 
