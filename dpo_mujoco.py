@@ -421,8 +421,12 @@ def parse_args(argv: list[str] | None = None) -> tuple[Args, dict, Path]:
     for name in ("num_envs", "num_steps", "update_epochs", "torch_threads", "eval_every", "checkpoint_every"):
         if getattr(args, name) < 1:
             sys.exit(f"{SCRIPT}: --{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}.")
-    if not (args.delta > 1 and args.omega > 1 and 0 <= args.beta_min <= args.beta_max):
-        sys.exit(f"{SCRIPT}: eq. (21) needs delta > 1, omega > 1 and 0 <= beta_min <= beta_max.")
+    if not (args.learning_rate > 0 and args.max_grad_norm > 0 and 0 <= args.seed < 2**63):
+        sys.exit(f"{SCRIPT}: --learning-rate and --max-grad-norm must be positive, --seed 0 to 2**63 - 1.")
+    if not (0 <= args.gamma <= 1 and 0 <= args.gae_lambda <= 1 and 0 <= args.ent_coef < float("inf")):
+        sys.exit(f"{SCRIPT}: --gamma and --gae-lambda must be 0 to 1, --ent-coef finite and not negative.")
+    if not (args.d_target > 0 and args.delta > 1 and args.omega > 1 and 0 <= args.beta_min <= args.beta_max):
+        sys.exit(f"{SCRIPT}: eq. (21) needs d_target > 0, delta > 1, omega > 1, 0 <= beta_min <= beta_max.")
     if args.device != "cpu" and not torch.cuda.is_available():
         sys.exit(f"{SCRIPT}: --device {args.device}, but PyTorch sees no GPU here; use --device cpu.")
     return args, state, run_dir
@@ -596,7 +600,7 @@ def main() -> None:
     if state:
         agents.load_state_dict(state["best" if args.eval_only else "agents"])
     else:
-        run_dir = Path(args.runs_dir) / f"{env_name(envs)}__{SCRIPT}__{args.seed}__{int(time.time())}"
+        run_dir = Path(args.runs_dir) / f"{env_name(envs)}__{SCRIPT}__{args.seed}__{time.time_ns() // 10**6}"
     if not args.eval_only:
         agents.load_state_dict(train(args, envs, eval_envs, agents, state, run_dir))
     absolute = evaluate(agents, eval_envs, 10 * EVAL_EPISODES, [args.seed, 1], args.device)
