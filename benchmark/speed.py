@@ -1,6 +1,7 @@
 """Speed, as ratios within one run on one machine.
 
     python benchmark/speed.py env smac      # environment steps/s on one core, beside other simulators
+    python benchmark/speed.py env mpe       # the same, beside mpe2 and, where installed, VMAS and JaxMARL
     python benchmark/speed.py learner smac  # the learner's GFLOP/s as a share of this machine's matmul peak
     python benchmark/speed.py e2e smac      # dpo_smac.py for a few updates: steps/s, env / act / update
 
@@ -48,12 +49,12 @@ SMAX with 64 environments. For orientation where the peer is not installed; not 
 class Args:
     what: tyro.conf.Positional[Literal["env", "learner", "e2e"]]
     """what is timed"""
-    family: tyro.conf.Positional[Literal["smac"]] = "smac"
-    """environment family"""
+    family: tyro.conf.Positional[Literal["smac", "mpe"]] = "smac"
+    """environment family; learner and e2e: smac"""
     names: tuple[str, ...] = ()
-    """maps; by default env: five maps, learner and e2e: 2s3z and 27m_vs_30m"""
-    num_envs: tuple[int, ...] = (1, 16, 64, 256)
-    """env: numbers of environments"""
+    """maps or tasks; by default env smac: five, env mpe: three, learner and e2e: 2s3z and 27m_vs_30m"""
+    num_envs: tuple[int, ...] = ()
+    """env: numbers of environments; by default smac: 1 16 64 256, mpe: 1 32 1024"""
     rows: tuple[int, ...] = (1024, 4096)
     """learner: rows per agent in a batch"""
     threads: tuple[int, ...] = (1,)
@@ -177,7 +178,7 @@ def time_envs(args: Args) -> dict[str, Any]:
         print(f"Not installed, so not timed in this run: {', '.join(missing)}.")
     result: dict[str, Any] = {}
     for name in names:
-        made = {f"ours, {n} envs": smac_steps(name, n) for n in args.num_envs}
+        made = {f"ours, {n} envs": smac_steps(name, n) for n in args.num_envs or (1, 16, 64, 256)}
         plays = {label: play for label, (play, _) in made.items()}
         if "SMAClite" not in missing:
             plays["SMAClite"] = smaclite_steps(name)
@@ -200,6 +201,33 @@ def time_envs(args: Args) -> dict[str, Any]:
                     [f"{peer}, earlier, a like machine", f"{speed:,}", "", f"{ours / speed:,.1f}", ""]
                 )
         print(f"\n{name}\n\n" + markdown(["simulator", "best", "median", "ours is x times", "per env"], rows))
+        result[name] = found
+    return result
+
+
+def time_particles(args: Args) -> dict[str, Any]:
+    """Environment steps per second of the particle worlds, beside mpe2 and the peers that are installed."""
+    from benchmark.particles import MPE2, PEERS, missing, simulators
+
+    absent = missing()
+    result: dict[str, Any] = {}
+    for name in args.names or tuple(MPE2):
+        plays, made = simulators(name, args.num_envs or (1, 32, 1024))
+        figures = {
+            label: functools.partial(steps_per_second, play, args.seconds) for label, play in plays.items()
+        }
+        found = take_turns(figures, args.repeats)
+        rows = []
+        for label, speeds in found.items():
+            ratio = np.median(np.array(speeds) / np.array(found["mpe2"]))
+            size = array_bytes(made[label].get_state()) // made[label].num_envs if label in made else ""
+            rows.append(
+                [label, f"{max(speeds):,.0f}", f"{np.median(speeds):,.0f}", f"{ratio:,.1f}", str(size)]
+            )
+        if name == "simple_spread":
+            rows += [[peer, "not installed", "", "", ""] for peer in PEERS if peer in absent]
+        header = ["simulator", "best", "median", "x mpe2, median of turns", "state bytes per env"]
+        print(f"\n{name}\n\n" + markdown(header, rows), flush=True)
         result[name] = found
     return result
 
@@ -316,7 +344,15 @@ def time_e2e(args: Args) -> dict[str, Any]:
 
 def main() -> None:
     args = tyro.cli(Args, description=__doc__)
-    result = {"env": time_envs, "learner": time_learner, "e2e": time_e2e}[args.what](args)
+    timers = {
+        ("env", "smac"): time_envs,
+        ("env", "mpe"): time_particles,
+        ("learner", "smac"): time_learner,
+        ("e2e", "smac"): time_e2e,
+    }
+    if (args.what, args.family) not in timers:
+        raise SystemExit(f"{args.what} is timed for smac only, not for {args.family}.")
+    result = timers[args.what, args.family](args)
     if args.json:
         Path(args.json).write_text(json.dumps(result, indent=1) + "\n")
 
