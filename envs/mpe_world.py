@@ -127,8 +127,8 @@ def _aim(e, pos, land, rules, turn, goal):
             for k in range(2):
                 goal[j, k] = land[e, 0, k] + (land[e, 1, k] - land[e, 0, k]) * (j / (N - 1))
     else:
-        # The agent at the smallest angle in [0, 2 pi). The angle is taken along a diamond, not a circle, from 0
-        # to 4: the order is the same, without an arctangent; choices without branches keep it fast.
+        # The agent at the smallest angle in [0, 2 pi). Angles are taken along a diamond, from 0 to 4: their
+        # order is the same, without an arctangent. Choices without branches keep it fast.
         x, y, least = 0.0, 0.0, np.inf
         for i in range(N):
             dx = pos[e, i, 0] - land[e, 0, 0]
