@@ -2,6 +2,7 @@
 
     python benchmark/speed.py env smac      # environment steps/s on one core, beside other simulators
     python benchmark/speed.py env mamujoco  # the same on one core and on all, beside gymnasium and others
+    python benchmark/speed.py env mpe       # the same, beside mpe2 and, where installed, VMAS and JaxMARL
     python benchmark/speed.py learner smac  # the learner's GFLOP/s as a share of this machine's matmul peak
     python benchmark/speed.py e2e smac      # dpo_smac.py for a few updates: steps/s, env / act / update
 
@@ -49,12 +50,12 @@ SMAX with 64 environments. For orientation where the peer is not installed; not 
 class Args:
     what: tyro.conf.Positional[Literal["env", "learner", "e2e"]]
     """what is timed"""
-    family: tyro.conf.Positional[Literal["smac", "mamujoco"]] = "smac"
+    family: tyro.conf.Positional[Literal["smac", "mpe", "mamujoco"]] = "smac"
     """environment family; learner and e2e: smac"""
     names: tuple[str, ...] = ()
-    """maps or tasks; by default env: five of them, learner and e2e: 2s3z and 27m_vs_30m"""
+    """maps or tasks; by default env: five maps, all tasks of mpe, five robots; learner and e2e: two maps"""
     num_envs: tuple[int, ...] = ()
-    """env: numbers of environments; by default smac: 1 16 64 256, mamujoco: 16"""
+    """env: numbers of environments; by default smac: 1 16 64 256, mpe: 1 32 1024, mamujoco: 16"""
     rows: tuple[int, ...] = (1024, 4096)
     """learner: rows per agent in a batch"""
     threads: tuple[int, ...] = ()
@@ -233,6 +234,33 @@ def time_robots(args: Args) -> dict[str, Any]:
     return result
 
 
+def time_particles(args: Args) -> dict[str, Any]:
+    """Environment steps per second of the particle worlds, beside mpe2 and the peers that are installed."""
+    from benchmark.particles import MPE2, PEERS, missing, simulators
+
+    absent = missing()
+    result: dict[str, Any] = {}
+    for name in args.names or tuple(MPE2):
+        plays, made = simulators(name, args.num_envs or (1, 32, 1024))
+        figures = {
+            label: functools.partial(steps_per_second, play, args.seconds) for label, play in plays.items()
+        }
+        found = take_turns(figures, args.repeats)
+        rows = []
+        for label, speeds in found.items():
+            ratio = np.median(np.array(speeds) / np.array(found["mpe2"]))
+            size = array_bytes(made[label].get_state()) // made[label].num_envs if label in made else ""
+            rows.append(
+                [label, f"{max(speeds):,.0f}", f"{np.median(speeds):,.0f}", f"{ratio:,.1f}", str(size)]
+            )
+        if name == "simple_spread":
+            rows += [[peer, "not installed", "", "", ""] for peer in PEERS if peer in absent]
+        header = ["simulator", "best", "median", "x mpe2, median of turns", "state bytes per env"]
+        print(f"\n{name}\n\n" + markdown(header, rows), flush=True)
+        result[name] = found
+    return result
+
+
 def sgemm_gflops(seconds: float, size: int = 1024) -> float:
     """GFLOP/s of float32 products of `size` x `size` matrices on one thread, over about `seconds`."""
     a, b, c = torch.randn(size, size), torch.randn(size, size), torch.empty(size, size)
@@ -348,6 +376,7 @@ def main() -> None:
     timers = {
         ("env", "smac"): time_envs,
         ("env", "mamujoco"): time_robots,
+        ("env", "mpe"): time_particles,
         ("learner", "smac"): time_learner,
         ("e2e", "smac"): time_e2e,
     }

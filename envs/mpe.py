@@ -198,7 +198,7 @@ def targets(task: str, agent_pos: np.ndarray, landmark_pos: np.ndarray) -> np.nd
 
 def assign(cost: np.ndarray) -> np.ndarray:
     """The column (B, N) int64 that each row of cost (B, N, N) goes to, one each, at the least sum."""
-    found = _points(cost, "cost", -1, np.shape(cost)[-1], -1)
+    found = _points(cost, "cost", -1, *np.shape(cost)[-1:], -1)
     column = np.empty(found.shape[:2], dtype=np.int64)
     world.pair(found, column)
     return column
