@@ -108,6 +108,9 @@ def make(env_id: str, num_envs: int, seed: int = 0, **options: Any) -> VectorEnv
     "embedded"; "starcraft"), reward_fix, render_mode, last_action (append each agent's own last action,
     one-hot, to its observation), and those of `StarCraftVectorEnv` on the real game.
     Options of matrix: those of `StochasticGame` and `MatrixGame`.
+    mamujoco/Robot-PARTITION: mamujoco/Hopper-3x1, HalfCheetah-3x2, Walker2d-3x2, Ant-4x2, Humanoid-17x1 and
+    the rest of `env_ids()`; mamujoco/Robot with option partition, the labels of each agent's joints. Options:
+    those of `MaMujocoVectorEnv`, as agent_obsk, obs ("khop" or "full") and threads.
     ValueError on an unknown id or option.
     """
     family, slash, _ = env_id.partition("/")
