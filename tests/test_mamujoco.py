@@ -132,7 +132,8 @@ def test_contract_of_steps_and_episodes():
     assert env.agent_obs_dims == (11, 13, 12) and env.agent_act_dims == (2, 2, 2)
     assert env.backend == "mujoco" and envs.describe(env)["backend"] == "mujoco"
     obs, infos = env.reset()
-    assert obs.shape == (4, 3, 13) and obs.dtype == np.float32 and env.observation_space.contains(obs)
+    assert obs.shape == (4, 3, 13) and obs.dtype == np.float32 and obs.flags.c_contiguous
+    assert env.observation_space.contains(obs)
     assert infos["alive"].all() and infos["alive"].shape == (4, 3)
     env.action_space.seed(0)
     kept = obs.copy()
