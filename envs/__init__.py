@@ -131,6 +131,9 @@ def make(env_id: str, num_envs: int, seed: int = 0, **options: Any) -> VectorEnv
     Options of pettingzoo: reward, env_kwargs and render_mode of `ParallelVectorEnv`.
     Options of mpe: num_agents, vision, collision_penalty, episode_length, variant ("paper" or "mpe2") and
     render_mode, those of `MpeVectorEnv`.
+    mamujoco/Robot-PARTITION: mamujoco/Hopper-3x1, HalfCheetah-3x2, Walker2d-3x2, Ant-4x2, Humanoid-17x1 and
+    the rest of `env_ids()`; mamujoco/Robot with option partition, the labels of each agent's joints. Options:
+    those of `MaMujocoVectorEnv`, as agent_obsk, obs ("khop" or "full") and threads.
     ValueError on an unknown id or option.
     """
     if env_id.startswith("pettingzoo:"):

@@ -97,7 +97,7 @@ class MaMujocoVectorEnv(gym.vector.VectorEnv):
         self._rest = self._scratch.qpos.copy()
         self._physics, self._ctrl = self._batch.state, self._batch.bind("ctrl")
         self._qpos, self._qvel = self._batch.bind("qpos"), self._batch.bind("qvel")
-        self._force = np.zeros((num_envs, self.model.nbody, 6))
+        self._contacts, self._force = self._batch.bind("ncon"), np.zeros((num_envs, self.model.nbody, 6))
         self._sources = self._bind_sources()
         self.state_dim = self._flat.shape[1]
 
@@ -208,7 +208,7 @@ class MaMujocoVectorEnv(gym.vector.VectorEnv):
                 f"actions must be numbers of shape {shape} (num_envs, num_agents, act_dim); "
                 f"got {actions.dtype} of shape {actions.shape}."
             )
-        joint = actions.reshape(self.num_envs, -1)[:, self._joint].astype(np.float64)
+        joint = np.take(actions.reshape(self.num_envs, -1), self._joint, axis=1).astype(np.float64)
         if not np.isfinite(joint).all():
             e, actuator = np.argwhere(~np.isfinite(joint))[0]
             agent, place = divmod(int(self._joint[actuator]), self.act_dim)
@@ -248,7 +248,7 @@ class MaMujocoVectorEnv(gym.vector.VectorEnv):
 
     def _feel(self) -> None:
         """Contact forces on every body, after the last of MuJoCo's inner steps as gymnasium has them."""
-        touching = self._batch.bind("ncon") > 0
+        touching = self._contacts > 0
         self._force[~touching] = 0.0
         for e in np.flatnonzero(touching):
             self._batch.get_data(int(e), self._scratch)
@@ -275,7 +275,7 @@ class MaMujocoVectorEnv(gym.vector.VectorEnv):
             self._x = self._places[:, 1, 0].copy()
         elif robot.tracks == "mass":
             mass = self.model.body_mass
-            self._x = self._centres[:, :, 0] @ mass / mass.sum()
+            self._x = (self._centres[:, :, 0] * mass).sum(axis=-1) / mass.sum()
         else:
             self._x = self._qpos[:, 0].copy()
 
@@ -286,13 +286,12 @@ class MaMujocoVectorEnv(gym.vector.VectorEnv):
     def _healthy(self) -> np.ndarray:
         """(E,) bool: the episode goes on."""
         robot, qpos = self.robot, self._qpos
-        z, tilt = qpos[:, robot.hidden], qpos[:, 2]
+        z, tilt = qpos[:, robot.hidden], qpos[:, 2]  # height is the first position that is seen
         healthy = (z > robot.height[0]) & (z < robot.height[1])
         healthy &= (tilt > robot.tilt[0]) & (tilt < robot.tilt[1])
         if np.isfinite(robot.bound):
-            healthy &= (np.abs(qpos[:, 2:]) < robot.bound).all(-1) & (np.abs(self._qvel) < robot.bound).all(
-                -1
-            )
+            for rest in (qpos[:, 2:], self._qvel):
+                healthy &= (np.abs(rest) < robot.bound).all(axis=-1)
         return healthy
 
     def _terms(self, effort: np.ndarray, velocity: np.ndarray, healthy: np.ndarray) -> dict[str, np.ndarray]:
@@ -324,7 +323,7 @@ class MaMujocoVectorEnv(gym.vector.VectorEnv):
         """What each agent sees, (E, N, obs_dim) float32."""
         flat = np.zeros((self.num_envs, self.state_dim + 1), dtype=np.float32)
         flat[:, :-1] = self._flat
-        return flat[:, self._index]
+        return np.take(flat, self._index, axis=1)
 
     def _infos(self) -> dict[str, Any]:
         """The infos of a step on which no episode ended."""
