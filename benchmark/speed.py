@@ -53,7 +53,8 @@ class Args:
     family: tyro.conf.Positional[Literal["smac", "mpe", "mamujoco"]] = "smac"
     """environment family; learner and e2e: smac"""
     names: tuple[str, ...] = ()
-    """maps or tasks; by default env: five maps, all tasks of mpe, five robots; learner and e2e: two maps"""
+    """maps or tasks (mpe also line_control/10: of 10 agents); by default env: five maps, all tasks of mpe, five
+    robots; learner and e2e: two maps"""
     num_envs: tuple[int, ...] = ()
     """env: numbers of environments; by default smac: 1 16 64 256, mpe: 1 32 1024, mamujoco: 16"""
     rows: tuple[int, ...] = (1024, 4096)
@@ -241,7 +242,10 @@ def time_particles(args: Args) -> dict[str, Any]:
     absent = missing()
     result: dict[str, Any] = {}
     for name in args.names or tuple(MPE2):
-        plays, made = simulators(name, args.num_envs or (1, 32, 1024))
+        task, _, num_agents = name.partition("/")
+        if task not in MPE2 or not (num_agents or "5").isdigit():
+            raise SystemExit(f"No task {name!r}; there are {', '.join(MPE2)}, also as line_control/10.")
+        plays, made = simulators(task, int(num_agents or 5), args.num_envs or (1, 32, 1024))
         figures = {
             label: functools.partial(steps_per_second, play, args.seconds) for label, play in plays.items()
         }
@@ -253,7 +257,7 @@ def time_particles(args: Args) -> dict[str, Any]:
             rows.append(
                 [label, f"{max(speeds):,.0f}", f"{np.median(speeds):,.0f}", f"{ratio:,.1f}", str(size)]
             )
-        if name == "simple_spread":
+        if task == "simple_spread":
             rows += [[peer, "not installed", "", "", ""] for peer in PEERS if peer in absent]
         header = ["simulator", "best", "median", "x mpe2, median of turns", "state bytes per env"]
         print(f"\n{name}\n\n" + markdown(header, rows), flush=True)
