@@ -41,6 +41,7 @@ from envs.exact import evaluate_exactly
 
 SCRIPT = Path(__file__).stem
 EXIT_REQUEUE = 75  # EX_TEMPFAIL: a signal stopped the run, its checkpoint is on disk, --resume goes on
+ITERATIONS = 100  # of the exact iteration
 CHUNK = 512  # rows whose activations stay in the cache of one core
 STATS = ["losses/policy_loss", "losses/value_loss", "losses/entropy", "losses/grad_norm", "dpo/kl"]
 STATS += ["dpo/sqrt_kl", "losses/explained_variance", "dpo/beta1", "dpo/beta2"]
@@ -107,8 +108,6 @@ class Args:
     """exact iteration: coefficient of sqrt(KL) in eq. (18), theory (Theorem 3.3) or a number, e.g. 0.3"""
     c: float = 10.0
     """exact iteration: coefficient C of KL in eq. (18)"""
-    iterations: int = 100
-    """exact iteration: how many"""
     start: tuple[float, float] = (0.5, 0.5)
     """exact iteration: initial p and q, the agents' probabilities of action 1"""
     eval_every: int = 20_480
@@ -128,7 +127,7 @@ class Args:
 RESUME_MAY_CHANGE = {"total_timesteps", "resume", "runs_dir"}
 
 
-# --- same in: dpo_matrix, dpo_smac, ippo ---
+# --- same in: dpo_matrix, dpo_mpe, dpo_mujoco, dpo_smac, ippo ---
 class StackedMLP(nn.Module):
     """One 3-layer perceptron per agent, none shared: weights (N, in, out), biases (N, 1, out)."""
 
@@ -149,7 +148,7 @@ class StackedMLP(nn.Module):
         return x
 
 
-# --- same in: dpo_matrix, dpo_smac ---
+# --- same in: dpo_matrix, dpo_mpe, dpo_smac ---
 class Agents(nn.Module):
     """Actor pi_i, critic V_i and coefficients beta1_i, beta2_i of N agents."""
 
@@ -172,14 +171,14 @@ class Agents(nn.Module):
         return group
 
 
-# --- same in: dpo_matrix, dpo_smac ---
+# --- same in: dpo_matrix, dpo_mpe, dpo_mujoco, dpo_smac ---
 def exp_minus_linear(x: torch.Tensor) -> torch.Tensor:
     """exp(x) - 1 - x, never negative; near 0 its gradient, expm1(x), is exact where autograd's is noise."""
     at, slope = x.detach(), torch.expm1(x.detach())
     return (slope - at).clamp(min=0.0) + slope * (x - at)
 
 
-# --- same in: dpo_matrix, dpo_smac ---
+# --- same in: dpo_matrix, dpo_mpe, dpo_smac ---
 def categorical_kl(old_logp: torch.Tensor, logp: torch.Tensor) -> torch.Tensor:
     """KL(pi_old || pi) of each state, (..., A) -> (...), never negative, so that its square root is safe.
 
@@ -190,6 +189,7 @@ def categorical_kl(old_logp: torch.Tensor, logp: torch.Tensor) -> torch.Tensor:
     return (old_logp.exp() * exp_minus_linear(x)).sum(-1)
 
 
+# --- same in: dpo_matrix, dpo_mpe, dpo_mujoco ---
 def gae(rewards, values, next_value, final_values, terminations, truncations, gamma, lam):
     """Generalised advantage estimation: advantages and returns, (N, T, E).
 
@@ -206,6 +206,7 @@ def gae(rewards, values, next_value, final_values, terminations, truncations, ga
     return advantages, advantages + values
 
 
+# --- same in: dpo_matrix, dpo_mpe, dpo_mujoco ---
 def standardize(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """x (N, T, E) to mean 0, deviation 1 over each agent's own samples; also the deviations, (N, 1, 1)."""
     deviation, mean = torch.std_mean(x, dim=(1, 2), correction=0, keepdim=True)
@@ -241,7 +242,7 @@ def dpo_loss(agents, obs, old_logp, advantages, returns, weight, ent_coef, num_a
     return (v_loss - num_agents * objective).sum(), torch.stack([-surrogate, v_loss, entropy]).detach()
 
 
-# --- same in: dpo_matrix, dpo_smac, ippo ---
+# --- same in: dpo_matrix, dpo_mpe, dpo_mujoco, dpo_smac, ippo ---
 def clip_grad_norm_per_agent(network: nn.Module, max_norm: float) -> torch.Tensor:
     """Scales each agent's gradient to norm <= max_norm, in place; returns the norms before, (N,)."""
     grads = [p.grad for p in network.parameters()]
@@ -251,6 +252,7 @@ def clip_grad_norm_per_agent(network: nn.Module, max_norm: float) -> torch.Tenso
     return norm
 
 
+# --- same in: dpo_matrix, dpo_mpe ---
 def update(agents, optimizer, batch, args, num_agents, loss_fn=dpo_loss) -> torch.Tensor:
     """update_epochs Adam steps of n agents on the whole batch, then their betas; changes the agents in place.
 
@@ -281,7 +283,7 @@ def update(agents, optimizer, batch, args, num_agents, loss_fn=dpo_loss) -> torc
     return torch.cat([losses, grad_norm[None], kls])
 
 
-# --- same in: dpo_matrix, dpo_smac ---
+# --- same in: dpo_matrix, dpo_mpe, dpo_mujoco, dpo_smac ---
 def adapt_betas(betas: torch.Tensor, kl: torch.Tensor, args: Args, num_agents: int) -> torch.Tensor:
     """eq. (21), per agent: betas (2, n) times omega where kl (n,) is above the band, divided where below."""
     up, down = kl > args.d_target * args.delta, kl < args.d_target / args.delta
@@ -290,7 +292,7 @@ def adapt_betas(betas: torch.Tensor, kl: torch.Tensor, args: Args, num_agents: i
     return betas.clamp(args.beta_min / num_agents, args.beta_max / num_agents) * ablated
 
 
-# --- same in: dpo_matrix, dpo_smac, ippo ---
+# --- same in: dpo_matrix, dpo_mpe, dpo_mujoco, dpo_smac, ippo ---
 def to_agents(x: np.ndarray, device: str) -> torch.Tensor:
     """(E, N, ...) array of the environment's side -> (N, E, ...) tensor of the learner's."""
     return torch.from_numpy(x).transpose(0, 1).to(device)
@@ -306,7 +308,7 @@ def evaluate(agents, envs, optimum: float) -> dict[str, float]:
     return dict(zip(COLUMNS[1:4], results, strict=True))
 
 
-# --- same in: dpo_matrix, dpo_smac, ippo ---
+# --- same in: dpo_matrix, dpo_mpe, dpo_mujoco, dpo_smac, ippo ---
 def save(path: Path, state: dict) -> None:
     """Writes `state` atomically: whenever the process dies, `path` is the old file or the new one."""
     buffer, temporary = io.BytesIO(), path.with_suffix(".tmp")
@@ -321,7 +323,7 @@ def save(path: Path, state: dict) -> None:
         temporary.unlink(missing_ok=True)
 
 
-# --- same in: dpo_matrix, dpo_smac, ippo ---
+# --- same in: dpo_matrix, dpo_mpe, dpo_mujoco, dpo_smac, ippo ---
 def load(path: Path) -> dict:
     """Reads what `save` wrote, executing nothing from it; one sentence if it is not ours or not whole."""
     try:
@@ -340,21 +342,26 @@ def load(path: Path) -> dict:
 def parse_args(argv: list[str] | None = None) -> tuple[Args, dict, Path]:
     """Command line over the defaults, or over the arguments of a saved run; its state and directory."""
     args, state = tyro.cli(Args, args=argv, description=__doc__), {}
-    run_dir = Path(args.resume)
+    path = run_dir = Path(args.resume)
     if args.resume:
-        state = load(run_dir / "checkpoint.pt")
+        path = path / "checkpoint.pt" if path.is_dir() else path
+        state, run_dir = load(path), path.parent
     base = Args(**state["args"] if state else {})
     args = tyro.cli(Args, args=argv, default=base, description=__doc__)
     changed = {
         name for name, value in asdict(args).items() if value != getattr(base, name)
     } - RESUME_MAY_CHANGE
     if state and changed:
-        sys.exit(f"{SCRIPT}: {run_dir} was made with another {', '.join(sorted(changed))}; drop the flag.")
+        sys.exit(f"{SCRIPT}: {path} was made with another {', '.join(sorted(changed))}; drop the flag.")
     for name in ("num_envs", "update_epochs", "torch_threads", "eval_every", "checkpoint_every"):
         if getattr(args, name) < 1:
             sys.exit(f"{SCRIPT}: --{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}.")
-    if not (args.delta > 1 and args.omega > 1 and 0 <= args.beta_min <= args.beta_max):
-        sys.exit(f"{SCRIPT}: eq. (21) needs delta > 1, omega > 1 and 0 <= beta_min <= beta_max.")
+    if not (args.learning_rate > 0 and args.max_grad_norm > 0 and 0 <= args.seed < 2**63):
+        sys.exit(f"{SCRIPT}: --learning-rate and --max-grad-norm must be positive, --seed 0 to 2**63 - 1.")
+    if not (0 <= args.gamma <= 1 and 0 <= args.gae_lambda <= 1 and 0 <= args.ent_coef < float("inf")):
+        sys.exit(f"{SCRIPT}: --gamma and --gae-lambda must be 0 to 1, --ent-coef finite and not negative.")
+    if not (args.d_target > 0 and args.delta > 1 and args.omega > 1 and 0 <= args.beta_min <= args.beta_max):
+        sys.exit(f"{SCRIPT}: eq. (21) needs d_target > 0, delta > 1, omega > 1, 0 <= beta_min <= beta_max.")
     if args.device != "cpu" and not torch.cuda.is_available():
         sys.exit(f"{SCRIPT}: --device {args.device}, but PyTorch sees no GPU here; use --device cpu.")
     return args, state, run_dir
@@ -416,13 +423,12 @@ def train(args: Args, envs, agents: Agents, state: dict, run_dir: Path) -> dict[
     values, final_values = zeros(N, T, E), zeros(N, T, E)
     terminations, truncations = zeros(2, T, E, dtype=torch.bool)
     bar = tqdm(total=args.total_timesteps, initial=global_step, unit="step", disable=not sys.stderr.isatty())
-    next_checkpoint, next_line, result = global_step, 0.0, {}
+    next_checkpoint, next_line = global_step, 0.0
     while True:
-        finished = global_step >= args.total_timesteps
-        if global_step >= next_eval or finished:
+        if global_step >= next_eval:
             next_eval += args.eval_every
-            result = evaluate(agents, envs, optimum)
-            log(result)
+            log(evaluate(agents, envs, optimum))
+        finished = global_step >= args.total_timesteps
         if global_step >= next_checkpoint or finished or signals:
             next_checkpoint = global_step + args.checkpoint_every
             checkpoint = {"args": asdict(args), "agents": agents.state_dict()}
@@ -493,7 +499,7 @@ def train(args: Args, envs, agents: Agents, state: dict, run_dir: Path) -> dict[
     writer.close()
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    return result
+    return evaluate(agents, envs, optimum)
 
 
 # --- the exact iteration: numpy, float64, no samples ---
@@ -535,8 +541,8 @@ def solve_surrogate(old: np.ndarray, gain: np.ndarray, m_hat: float, c: float) -
     K, so that a row may have several such points, and not moving (nu = infinity) is a local maximum whenever
     m_hat >= sqrt(2) · std_old(gain): a scan finds the best point, bisection makes it exact.
     """
-    if not (m_hat >= 0 and c >= 0 and m_hat + c > 0):
-        raise ValueError(f"m_hat and c must not be negative, nor both 0, got {m_hat} and {c}.")
+    if not (m_hat >= 0 and c >= 0 and 0 < m_hat + c < np.inf):
+        raise ValueError(f"m_hat and c must be finite, not negative, nor both 0, got {m_hat} and {c}.")
     shape = np.shape(gain)
     old, gain = np.reshape(old, (-1, shape[-1])), np.reshape(gain, (-1, shape[-1]))
     w = np.where(old > 0, gain - (old * gain).sum(axis=-1, keepdims=True), 0.0)
@@ -551,7 +557,7 @@ def solve_surrogate(old: np.ndarray, gain: np.ndarray, m_hat: float, c: float) -
         b = (old * w * w / gap).sum(axis=-1) / nu
         eta = nu / (1.0 + b)  # the same as 1 / sum(old / gap), because sum(old w) = 0
         ratio = eta[..., None] / gap
-        near = np.abs(ratio - 1.0) < 0.5
+        near = (np.abs(ratio - 1.0) < 0.5) & (gap > spread[:, None])
         z = np.where(near, (w - (eta * b)[..., None]) / gap, ratio - 1.0)  # each where it is exact
         k = _kl(old, z, ratio)
         value = (old * w * z).sum(axis=-1) - m_hat * np.sqrt(k) - c * k
@@ -598,13 +604,14 @@ def iterate_matrix_game(args: Args, env, run_dir: Path) -> None:
     """The exact iteration on a 2x2 game: J, p and q as metrics.csv and curves.png in the run directory."""
     if not (0 < args.start[0] < 1 and 0 < args.start[1] < 1):
         raise ValueError(f"--start takes two probabilities strictly between 0 and 1, got {args.start}.")
-    if args.m_hat != "theory" and not args.m_hat.replace(".", "", 1).isdigit():
-        raise ValueError(f"--m-hat takes theory or a number that is not negative, got {args.m_hat!r}.")
     theory = m_hat_theory(2, float(np.abs(env.rewards).max()), 0.0)
-    m_hat = theory if args.m_hat == "theory" else float(args.m_hat)
+    try:
+        m_hat = theory if args.m_hat == "theory" else float(args.m_hat)
+    except ValueError:
+        raise ValueError(f"--m-hat takes theory or a number, got {args.m_hat!r}.") from None
     policies = np.array([[[x, 1 - x]] for x in args.start])
     tables = env.rewards.astype(np.float64), env.transitions.astype(np.float64)
-    path, returns = iterate(*tables, policies, 0.0, m_hat, args.c, args.iterations)
+    path, returns = iterate(*tables, policies, 0.0, m_hat, args.c, ITERATIONS)
     p, q = path[:, 0, 0, 0], path[:, 1, 0, 0]
     run_dir.mkdir(parents=True)
     (run_dir / "args.json").write_text(json.dumps(asdict(args) | describe(env), indent=1) + "\n")
@@ -625,6 +632,7 @@ def iterate_matrix_game(args: Args, env, run_dir: Path) -> None:
         axes.legend()
     figure.suptitle(f"Payoff {env.payoff.ravel().tolist()}, M-hat = {m_hat:g}, C = {args.c:g}")
     figure.savefig(run_dir / "curves.png", dpi=120)
+    (run_dir / "done").write_text(json.dumps({"J": returns[-1], "optimum": optimum}) + "\n")
     moved = "nothing moved" if (path == path[0]).all() else f"p, q = {p[-1]:.4f}, {q[-1]:.4f}"
     print(f"{run_dir}: M-hat {m_hat:g}, J {returns[0]:.4f} -> {returns[-1]:.4f} of {optimum:.4f}, {moved}")
 
@@ -634,14 +642,17 @@ def main() -> None:
     torch.set_num_threads(1)  # cores are for groups of agents, --torch-threads, not for single operators
     torch.manual_seed(args.seed)
     try:
-        if args.game == "stochastic" and args.payoff is None:
+        if args.payoff is None and args.game == "stochastic":
             names = "num_states", "num_agents", "num_actions", "game_seed"
             options = {name: getattr(args, name) for name in names}
             envs = make_envs("matrix/stochastic", args.num_envs, args.seed, **options)
         else:
-            envs = make_envs(f"matrix/{args.game}", 1, payoff=args.payoff)
+            game = args.game if args.payoff is None else "1"  # any: the payoff stands for it
+            envs = make_envs(f"matrix/{game}", 1, payoff=args.payoff)
         if not state:
-            run_dir = Path(args.runs_dir) / f"{env_name(envs)}__{SCRIPT}__{args.seed}__{int(time.time())}"
+            run_dir = (
+                Path(args.runs_dir) / f"{env_name(envs)}__{SCRIPT}__{args.seed}__{time.time_ns() // 10**6}"
+            )
         if envs.env_id != "matrix/stochastic":
             iterate_matrix_game(args, envs, run_dir)
             return

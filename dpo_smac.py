@@ -124,7 +124,7 @@ PRESETS = {
 }
 
 
-# --- same in: dpo_matrix, dpo_smac, ippo ---
+# --- same in: dpo_matrix, dpo_mpe, dpo_mujoco, dpo_smac, ippo ---
 class StackedMLP(nn.Module):
     """One 3-layer perceptron per agent, none shared: weights (N, in, out), biases (N, 1, out)."""
 
@@ -145,7 +145,7 @@ class StackedMLP(nn.Module):
         return x
 
 
-# --- same in: dpo_matrix, dpo_smac ---
+# --- same in: dpo_matrix, dpo_mpe, dpo_smac ---
 class Agents(nn.Module):
     """Actor pi_i, critic V_i and coefficients beta1_i, beta2_i of N agents."""
 
@@ -175,14 +175,14 @@ def masked_log_softmax(logits: torch.Tensor, action_mask: torch.Tensor) -> torch
     return F.log_softmax(logits, dim=-1).masked_fill(~action_mask, 0.0)
 
 
-# --- same in: dpo_matrix, dpo_smac ---
+# --- same in: dpo_matrix, dpo_mpe, dpo_mujoco, dpo_smac ---
 def exp_minus_linear(x: torch.Tensor) -> torch.Tensor:
     """exp(x) - 1 - x, never negative; near 0 its gradient, expm1(x), is exact where autograd's is noise."""
     at, slope = x.detach(), torch.expm1(x.detach())
     return (slope - at).clamp(min=0.0) + slope * (x - at)
 
 
-# --- same in: dpo_matrix, dpo_smac ---
+# --- same in: dpo_matrix, dpo_mpe, dpo_smac ---
 def categorical_kl(old_logp: torch.Tensor, logp: torch.Tensor) -> torch.Tensor:
     """KL(pi_old || pi) of each state, (..., A) -> (...), never negative, so that its square root is safe.
 
@@ -242,7 +242,7 @@ def dpo_loss(agents, obs, action_mask, actions, old_logp, advantages, returns, w
     return (v_loss - num_agents * objective).sum(), torch.stack([-surrogate, v_loss, entropy]).detach()
 
 
-# --- same in: dpo_matrix, dpo_smac, ippo ---
+# --- same in: dpo_matrix, dpo_mpe, dpo_mujoco, dpo_smac, ippo ---
 def clip_grad_norm_per_agent(network: nn.Module, max_norm: float) -> torch.Tensor:
     """Scales each agent's gradient to norm <= max_norm, in place; returns the norms before, (N,)."""
     grads = [p.grad for p in network.parameters()]
@@ -284,7 +284,7 @@ def update(agents, optimizer, batch, args, num_agents, loss_fn=dpo_loss) -> torc
     return torch.cat([losses, grad_norm[None], kls])
 
 
-# --- same in: dpo_matrix, dpo_smac ---
+# --- same in: dpo_matrix, dpo_mpe, dpo_mujoco, dpo_smac ---
 def adapt_betas(betas: torch.Tensor, kl: torch.Tensor, args: Args, num_agents: int) -> torch.Tensor:
     """eq. (21), per agent: betas (2, n) times omega where kl (n,) is above the band, divided where below."""
     up, down = kl > args.d_target * args.delta, kl < args.d_target / args.delta
@@ -293,7 +293,7 @@ def adapt_betas(betas: torch.Tensor, kl: torch.Tensor, args: Args, num_agents: i
     return betas.clamp(args.beta_min / num_agents, args.beta_max / num_agents) * ablated
 
 
-# --- same in: dpo_matrix, dpo_smac, ippo ---
+# --- same in: dpo_matrix, dpo_mpe, dpo_mujoco, dpo_smac, ippo ---
 def to_agents(x: np.ndarray, device: str) -> torch.Tensor:
     """(E, N, ...) array of the environment's side -> (N, E, ...) tensor of the learner's."""
     return torch.from_numpy(x).transpose(0, 1).to(device)
@@ -316,7 +316,7 @@ def evaluate(agents, envs, episodes: int, entropy: list[int], device: str, frame
     return dict(zip(COLUMNS[1:3], np.mean(results, axis=0, dtype=float).tolist(), strict=True))
 
 
-# --- same in: dpo_matrix, dpo_smac, ippo ---
+# --- same in: dpo_matrix, dpo_mpe, dpo_mujoco, dpo_smac, ippo ---
 def save(path: Path, state: dict) -> None:
     """Writes `state` atomically: whenever the process dies, `path` is the old file or the new one."""
     buffer, temporary = io.BytesIO(), path.with_suffix(".tmp")
@@ -331,7 +331,7 @@ def save(path: Path, state: dict) -> None:
         temporary.unlink(missing_ok=True)
 
 
-# --- same in: dpo_matrix, dpo_smac, ippo ---
+# --- same in: dpo_matrix, dpo_mpe, dpo_mujoco, dpo_smac, ippo ---
 def load(path: Path) -> dict:
     """Reads what `save` wrote, executing nothing from it; one sentence if it is not ours or not whole."""
     try:
@@ -365,8 +365,12 @@ def parse_args(argv: list[str] | None = None) -> tuple[Args, dict, Path]:
     for name in ("num_envs", "num_steps", "update_epochs", "torch_threads", "eval_every", "checkpoint_every"):
         if getattr(args, name) < 1:
             sys.exit(f"{SCRIPT}: --{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}.")
-    if not (args.delta > 1 and args.omega > 1 and 0 <= args.beta_min <= args.beta_max):
-        sys.exit(f"{SCRIPT}: eq. (21) needs delta > 1, omega > 1 and 0 <= beta_min <= beta_max.")
+    if not (args.learning_rate > 0 and args.max_grad_norm > 0 and 0 <= args.seed < 2**63):
+        sys.exit(f"{SCRIPT}: --learning-rate and --max-grad-norm must be positive, --seed 0 to 2**63 - 1.")
+    if not (0 <= args.gamma <= 1 and 0 <= args.gae_lambda <= 1 and 0 <= args.ent_coef < float("inf")):
+        sys.exit(f"{SCRIPT}: --gamma and --gae-lambda must be 0 to 1, --ent-coef finite and not negative.")
+    if not (args.d_target > 0 and args.delta > 1 and args.omega > 1 and 0 <= args.beta_min <= args.beta_max):
+        sys.exit(f"{SCRIPT}: eq. (21) needs d_target > 0, delta > 1, omega > 1, 0 <= beta_min <= beta_max.")
     if args.device != "cpu" and not torch.cuda.is_available():
         sys.exit(f"{SCRIPT}: --device {args.device}, but PyTorch sees no GPU here; use --device cpu.")
     return args, state, run_dir
@@ -543,7 +547,7 @@ def main() -> None:
     if state:
         agents.load_state_dict(state["best" if args.eval_only else "agents"])
     else:
-        run_dir = Path(args.runs_dir) / f"{env_name(envs)}__{SCRIPT}__{args.seed}__{int(time.time())}"
+        run_dir = Path(args.runs_dir) / f"{env_name(envs)}__{SCRIPT}__{args.seed}__{time.time_ns() // 10**6}"
     if not args.eval_only:
         agents.load_state_dict(train(args, envs, eval_envs, agents, state, run_dir))
     absolute = evaluate(agents, eval_envs, 10 * EVAL_EPISODES, [args.seed, 1], args.device)

@@ -109,7 +109,7 @@ PRESETS = {
 }
 
 
-# --- same in: dpo_matrix, dpo_smac, ippo ---
+# --- same in: dpo_matrix, dpo_mpe, dpo_mujoco, dpo_smac, ippo ---
 class StackedMLP(nn.Module):
     """One 3-layer perceptron per agent, none shared: weights (N, in, out), biases (N, 1, out)."""
 
@@ -204,7 +204,7 @@ def ippo_loss(agents, obs, action_mask, actions, old_logp, advantages, returns, 
     ).detach()
 
 
-# --- same in: dpo_matrix, dpo_smac, ippo ---
+# --- same in: dpo_matrix, dpo_mpe, dpo_mujoco, dpo_smac, ippo ---
 def clip_grad_norm_per_agent(network: nn.Module, max_norm: float) -> torch.Tensor:
     """Scales each agent's gradient to norm <= max_norm, in place; returns the norms before, (N,)."""
     grads = [p.grad for p in network.parameters()]
@@ -244,7 +244,7 @@ def update(agents, optimizer, batch, args, loss_fn=ippo_loss) -> torch.Tensor:
     return torch.cat([losses, grad_norm[None], moved])
 
 
-# --- same in: dpo_matrix, dpo_smac, ippo ---
+# --- same in: dpo_matrix, dpo_mpe, dpo_mujoco, dpo_smac, ippo ---
 def to_agents(x: np.ndarray, device: str) -> torch.Tensor:
     """(E, N, ...) array of the environment's side -> (N, E, ...) tensor of the learner's."""
     return torch.from_numpy(x).transpose(0, 1).to(device)
@@ -256,7 +256,7 @@ def evaluate(agents, envs, episodes: int, entropy: list[int], device: str, frame
 
     In tabular games instead the exact return of the policies, as dpo_matrix.py evaluates.
     """
-    if hasattr(envs, "exact_return"):
+    if hasattr(envs, "exact_return") and frames is None:
         logits = agents.actor(torch.eye(envs.obs_dim, device=device).expand(envs.num_agents, -1, -1))
         return {"eval/episodic_return": envs.exact_return(logits.double().softmax(-1).cpu().numpy())}
     obs, infos = envs.reset(seed=int(np.random.SeedSequence(entropy).generate_state(1)[0]))
@@ -275,7 +275,7 @@ def evaluate(agents, envs, episodes: int, entropy: list[int], device: str, frame
     return {"eval/episodic_return": float(np.mean(returns))} | won
 
 
-# --- same in: dpo_matrix, dpo_smac, ippo ---
+# --- same in: dpo_matrix, dpo_mpe, dpo_mujoco, dpo_smac, ippo ---
 def save(path: Path, state: dict) -> None:
     """Writes `state` atomically: whenever the process dies, `path` is the old file or the new one."""
     buffer, temporary = io.BytesIO(), path.with_suffix(".tmp")
@@ -290,7 +290,7 @@ def save(path: Path, state: dict) -> None:
         temporary.unlink(missing_ok=True)
 
 
-# --- same in: dpo_matrix, dpo_smac, ippo ---
+# --- same in: dpo_matrix, dpo_mpe, dpo_mujoco, dpo_smac, ippo ---
 def load(path: Path) -> dict:
     """Reads what `save` wrote, executing nothing from it; one sentence if it is not ours or not whole."""
     try:
@@ -334,6 +334,10 @@ def parse_args(argv: list[str] | None = None) -> tuple[Args, dict, Path]:
             sys.exit(f"{SCRIPT}: --{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}.")
     if not all("=" in option for option in args.env_options):
         sys.exit(f"{SCRIPT}: --env-options takes name=value pairs, e.g. num_agents=3.")
+    if not (args.learning_rate > 0 and args.max_grad_norm > 0 and 0 <= args.seed < 2**63):
+        sys.exit(f"{SCRIPT}: --learning-rate and --max-grad-norm must be positive, --seed 0 to 2**63 - 1.")
+    if not (0 <= args.gamma <= 1 and 0 <= args.gae_lambda <= 1 and 0 <= args.ent_coef < float("inf")):
+        sys.exit(f"{SCRIPT}: --gamma and --gae-lambda must be 0 to 1, --ent-coef finite and not negative.")
     if not args.clip_coef > 0:
         sys.exit(f"{SCRIPT}: --clip-coef must be positive, got {args.clip_coef}.")
     if args.device != "cpu" and not torch.cuda.is_available():
@@ -504,7 +508,14 @@ def main() -> None:
         options = {name: literal(value) for name, _, value in (x.partition("=") for x in args.env_options)}
         make = functools.partial(make_envs, args.env_id, seed=args.seed, **options)
         envs = make(args.num_envs)
-        tabular = hasattr(envs, "exact_return")  # is evaluated without playing
+        if not hasattr(envs, "num_actions"):
+            raise ValueError(f"{args.env_id} has continuous actions, which ippo.py does not learn yet.")
+        tabular = hasattr(envs, "exact_return")  # is evaluated exactly, without playing
+        if tabular and args.num_steps % envs.episode_limit:
+            wanted = f"--num-steps {envs.episode_limit}, the number of states"
+            raise ValueError(
+                f"Rollouts of tabular games are whole episodes, as in dpo_matrix.py: give {wanted}."
+            )
         eval_envs = envs if tabular else make(EVAL_EPISODES if envs.backend == "embedded" else args.num_envs)
         video_envs = make(1, render_mode="rgb_array") if args.capture_video else None
     except (ValueError, TypeError, RuntimeError, ImportError, MemoryError) as error:
@@ -512,13 +523,16 @@ def main() -> None:
     agents = Agents(envs.num_agents, envs.obs_dim, envs.num_actions, args.layer_norm)
     agents.to(args.device)
     if state:
-        agents.load_state_dict(state["best" if args.eval_only else "agents"])
+        agents.load_state_dict(state["best" if args.eval_only and not tabular else "agents"])
     else:
-        run_dir = Path(args.runs_dir) / f"{env_name(envs)}__{SCRIPT}__{args.seed}__{int(time.time())}"
+        run_dir = Path(args.runs_dir) / f"{env_name(envs)}__{SCRIPT}__{args.seed}__{time.time_ns() // 10**6}"
     if not args.eval_only:
-        agents.load_state_dict(train(args, envs, eval_envs, agents, state, run_dir))
+        best = train(args, envs, eval_envs, agents, state, run_dir)
+        if not tabular:  # where evaluation has no luck to correct for, the last parameters count
+            agents.load_state_dict(best)
     absolute = evaluate(agents, eval_envs, 10 * EVAL_EPISODES, [args.seed, 1], args.device)
-    print(f"{run_dir}, {10 * EVAL_EPISODES} greedy episodes: {json.dumps(absolute)}")
+    what = "exact" if tabular else f"{10 * EVAL_EPISODES} greedy episodes"
+    print(f"{run_dir}, {what}: {json.dumps(absolute)}")
     if not args.eval_only:
         (run_dir / "done").write_text(json.dumps(absolute) + "\n")
     if video_envs:

@@ -1,6 +1,7 @@
 """What scripts earn in the particle world: the floors and the mark that learned policies are compared with.
 
-    python benchmark/calibrate_mpe.py        # half a minute; writes benchmark/results/mpe/reference.csv
+    python benchmark/calibrate_mpe.py        # half a minute; writes benchmark/results/mpe/reference.csv, and
+                                             # references.csv, the lines that plot.py draws
     python benchmark/calibrate_mpe.py --num-agents 5 --variants paper --csv ""
 
 Policies of the team: `random`, uniform over the five actions; `noop`, which never moves; `greedy`, which
@@ -143,6 +144,13 @@ def main() -> None:
             writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
             writer.writeheader()
             writer.writerows(rows)
+        with open(path.with_name("references.csv"), "w", newline="") as file:
+            table = csv.writer(file, lineterminator="\n")
+            table.writerow(["env", "name", "return"])
+            for row in rows:
+                if row["variant"] == "paper" and row["policy"] != "lookahead":
+                    env = f"mpe-{row['task']}-{row['num_agents']}"
+                    table.writerow([env, row["policy"], row["episodic_return"]])
 
 
 if __name__ == "__main__":

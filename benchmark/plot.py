@@ -39,6 +39,18 @@ Array = NDArray[np.float64]
 BEGIN = "<!-- table: begin (written by benchmark/plot.py) -->"
 END = "<!-- table: end -->"
 THRESHOLDS = (0.5, 0.75, 0.9)
+# What seeds of one method may differ in: how far they went, and where and with which versions they ran.
+MAY_DIFFER = {"seed", "started", "last_step", "absolute", "total_timesteps", "eval_only", "capture_video"}
+MAY_DIFFER |= {
+    "git_commit",
+    "machine",
+    "device",
+    "torch_threads",
+    "compile",
+    "checkpoint_every",
+    "memory_share",
+}
+MAY_DIFFER |= {"python", "torch", "numpy", "numba", "gymnasium", "mujoco", "pettingzoo"}
 DIAGNOSTICS = ("dpo/kl", "dpo/beta1", "dpo/beta2", "dpo/below_band", "dpo/above_band")
 # Okabe and Ito's colours, neighbours differing in lightness too; dashes tell them apart in print.
 COLOURS = ("#000000", "#D55E00", "#56B4E9", "#009E73", "#CC79A7", "#0072B2", "#E69F00")
@@ -184,10 +196,24 @@ def read_runs(folder: Path) -> list[Run]:
 
 
 def group_runs(runs: Sequence[Run]) -> dict[str, list[Group]]:
-    """Environment -> its groups, one per method, the runs of each ordered by seed."""
+    """Environment -> its groups, one per method, the runs of each ordered by seed.
+
+    CollectError where runs of one method differ in more than MAY_DIFFER: their mean would be of no method.
+    """
     groups: dict[str, dict[str, Group]] = {}
     for run in sorted(runs, key=lambda run: (run.env, run.method, int(run.info["seed"]))):
         groups.setdefault(run.env, {}).setdefault(run.method, Group([])).runs.append(run)
+    for first, *others in (group.runs for members in groups.values() for group in members.values()):
+        for other in others:
+            settings = (first.info.keys() | other.info.keys()) - MAY_DIFFER
+            differ = sorted(name for name in settings if first.info.get(name) != other.info.get(name))
+            if differ:
+                which = (
+                    f"seeds {first.info['seed']} and {other.info['seed']} of {first.method} in {first.env}"
+                )
+                raise CollectError(
+                    f"{which} differ in {', '.join(differ)}; collect one of them with another --label."
+                )
     return {env: list(members.values()) for env, members in groups.items()}
 
 
@@ -296,8 +322,13 @@ def read_references(folder: Path, env: str, groups: Sequence[Group]) -> dict[str
     path = folder / "references.csv"
     if path.exists():
         with open(path, newline="") as file:
-            rows = [row for row in csv.DictReader(file) if row["env"] == env]
-        found |= {row["name"]: float(row["return"]) for row in rows}
+            rows = list(csv.DictReader(file))
+        try:
+            found |= {row["name"]: float(row["return"]) for row in rows if row["env"] == env}
+        except (KeyError, TypeError, ValueError):
+            raise CollectError(
+                f"{path} must have columns env, name and return, a number; restore it."
+            ) from None
     return found
 
 
@@ -489,6 +520,10 @@ def main() -> None:
         groups = group_runs(read_runs(args.folder))
         path = args.folder / "figures.json"
         figures = read_json(path) if path.exists() else {"": None}
+        known = {group.method for members in groups.values() for group in members}
+        for name, methods in figures.items() if path.exists() else ():
+            if not isinstance(methods, list) or not known.issuperset(methods):
+                raise CollectError(f"{path}: {name} must list some of: {', '.join(sorted(known))}.")
         for (env, members), (name, methods) in itertools.product(groups.items(), figures.items()):
             chosen = [group for group in members if methods is None or group.method in methods]
             chosen.sort(key=lambda group: methods.index(group.method) if methods else 0)

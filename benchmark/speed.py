@@ -1,6 +1,7 @@
 """Speed, as ratios within one run on one machine.
 
     python benchmark/speed.py env smac      # environment steps/s on one core, beside other simulators
+    python benchmark/speed.py env mamujoco  # the same on one core and on all, beside gymnasium and others
     python benchmark/speed.py env mpe       # the same, beside mpe2 and, where installed, VMAS and JaxMARL
     python benchmark/speed.py learner smac  # the learner's GFLOP/s as a share of this machine's matmul peak
     python benchmark/speed.py e2e smac      # dpo_smac.py for a few updates: steps/s, env / act / update
@@ -49,17 +50,17 @@ SMAX with 64 environments. For orientation where the peer is not installed; not 
 class Args:
     what: tyro.conf.Positional[Literal["env", "learner", "e2e"]]
     """what is timed"""
-    family: tyro.conf.Positional[Literal["smac", "mpe"]] = "smac"
+    family: tyro.conf.Positional[Literal["smac", "mpe", "mamujoco"]] = "smac"
     """environment family; learner and e2e: smac"""
     names: tuple[str, ...] = ()
-    """maps; mpe: tasks, of 5 agents, or of as many as in line_control/10; by default env smac: five maps, env
-    mpe: all tasks, learner and e2e: 2s3z and 27m_vs_30m"""
+    """maps or tasks (mpe also line_control/10: of 10 agents); by default env: five maps, all tasks of mpe, five
+    robots; learner and e2e: two maps"""
     num_envs: tuple[int, ...] = ()
-    """env: numbers of environments; by default smac: 1 16 64 256, mpe: 1 32 1024"""
+    """env: numbers of environments; by default smac: 1 16 64 256, mpe: 1 32 1024, mamujoco: 16"""
     rows: tuple[int, ...] = (1024, 4096)
     """learner: rows per agent in a batch"""
-    threads: tuple[int, ...] = (1,)
-    """learner: values of --torch-threads"""
+    threads: tuple[int, ...] = ()
+    """learner: values of --torch-threads, by default 1; mamujoco: of physics, by default 1 and all cores"""
     seconds: float = 0.5
     """length of one repeat"""
     repeats: int = 5
@@ -206,6 +207,34 @@ def time_envs(args: Args) -> dict[str, Any]:
     return result
 
 
+def time_robots(args: Args) -> dict[str, Any]:
+    """Environment steps per second of multi-agent MuJoCo, beside gymnasium and the peers that are installed.
+
+    Ratios are of the same turn, and the median of them is given: on a busy machine every turn is another.
+    """
+    from benchmark.robots import BASES, simulators
+    from envs.mamujoco import usable_cores
+
+    threads = args.threads or tuple(sorted({1, usable_cores()}))
+    result: dict[str, Any] = {}
+    for name in args.names or ("Hopper-3x1", "HalfCheetah-3x2", "Walker2d-3x2", "Ant-4x2", "Humanoid-17x1"):
+        for n in args.num_envs or (16,):
+            figures = {
+                label: functools.partial(steps_per_second, play, args.seconds)
+                for label, play in simulators(name, n, threads).items()
+            }
+            found = take_turns(figures, args.repeats)
+            bases = [label for label in BASES if label in found]
+            rows = []
+            for label, speeds in found.items():
+                ratios = [f"{np.median(np.array(speeds) / np.array(found[base])):.2f}" for base in bases]
+                rows.append([label, f"{max(speeds):,.0f}", f"{np.median(speeds):,.0f}", *ratios])
+            header = ["simulator", "best", "median", *(f"x {base}, median of turns" for base in bases)]
+            print(f"\n{name}, {n} environments\n\n" + markdown(header, rows), flush=True)
+            result[f"{name} {n}"] = found
+    return result
+
+
 def time_particles(args: Args) -> dict[str, Any]:
     """Environment steps per second of the particle worlds, beside mpe2 and the peers that are installed."""
     from benchmark.particles import MPE2, PEERS, missing, simulators
@@ -309,7 +338,7 @@ def time_learner(args: Args) -> dict[str, Any]:
         battle = MAPS[name]
         sizes = (battle.num_agents, battle.obs_dim, battle.num_actions)
         for batch_rows in args.rows:
-            labels = {f"{name}, {batch_rows} rows, {n} threads": n for n in args.threads}
+            labels = {f"{name}, {batch_rows} rows, {n} threads": n for n in args.threads or (1,)}
             figures = {label: learner_gflops(script, sizes, batch_rows, n) for label, n in labels.items()}
             sgemm = functools.partial(sgemm_gflops, args.seconds)
             found = take_turns({"sgemm": sgemm, **figures}, args.repeats)
@@ -350,6 +379,7 @@ def main() -> None:
     args = tyro.cli(Args, description=__doc__)
     timers = {
         ("env", "smac"): time_envs,
+        ("env", "mamujoco"): time_robots,
         ("env", "mpe"): time_particles,
         ("learner", "smac"): time_learner,
         ("e2e", "smac"): time_e2e,

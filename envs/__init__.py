@@ -83,21 +83,32 @@ def _make_mpe(env_id: str, num_envs: int, seed: int, options: dict[str, Any]) ->
     return _build(env_id, MpeVectorEnv, num_envs, seed, options)
 
 
+def _make_mamujoco(env_id: str, num_envs: int, seed: int, options: dict[str, Any]) -> VectorEnv:
+    from envs.mamujoco import MaMujocoVectorEnv
+
+    if env_id not in env_ids() and "partition" not in options:
+        raise _unknown(env_id)
+    return _build(env_id, MaMujocoVectorEnv, num_envs, seed, options)
+
+
 FAMILIES: dict[str, Callable[[str, int, int, dict[str, Any]], VectorEnv]] = {
     "smac": _make_smac,
     "matrix": _make_matrix,
     "mpe": _make_mpe,
+    "mamujoco": _make_mamujoco,
 }
 """By the part of an id before the slash. Each imports what it needs when it is used."""
 
 
 def env_ids() -> list[str]:
     """Ids that `make` knows on every machine."""
+    from envs.mamujoco_robots import ROBOTS
     from envs.matrix import PAYOFFS
     from envs.mpe import TASKS
     from envs.smac.maps import MAPS
 
-    families = {"smac": MAPS, "matrix": ("stochastic", *PAYOFFS), "mpe": TASKS}
+    robots = [f"{robot}-{name}" for robot in ROBOTS for name in ROBOTS[robot].partitions]
+    families = {"smac": MAPS, "matrix": ("stochastic", *PAYOFFS), "mpe": TASKS, "mamujoco": robots}
     return [f"{family}/{name}" for family, names in families.items() for name in names]
 
 
@@ -120,6 +131,9 @@ def make(env_id: str, num_envs: int, seed: int = 0, **options: Any) -> VectorEnv
     Options of pettingzoo: reward, env_kwargs and render_mode of `ParallelVectorEnv`.
     Options of mpe: num_agents, vision, collision_penalty, episode_length, variant ("paper" or "mpe2") and
     render_mode, those of `MpeVectorEnv`.
+    mamujoco/Robot-PARTITION: mamujoco/Hopper-3x1, HalfCheetah-3x2, Walker2d-3x2, Ant-4x2, Humanoid-17x1 and
+    the rest of `env_ids()`; mamujoco/Robot with option partition, the labels of each agent's joints. Options:
+    those of `MaMujocoVectorEnv`, as agent_obsk, obs ("khop" or "full") and threads.
     ValueError on an unknown id or option.
     """
     if env_id.startswith("pettingzoo:"):

@@ -44,7 +44,8 @@ def free_bytes() -> int | None:
         found += [1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
     if container_limit.exists():
         limit = container_limit.read_text().strip()
-        found += [int(limit)] if limit.isdigit() else []  # "max": no limit
+        taken = int(container_limit.with_name("memory.current").read_text())
+        found += [int(limit) - taken] if limit.isdigit() else []  # "max": no limit
     if not found and "SC_PHYS_PAGES" in getattr(os, "sysconf_names", {}):
         found = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
     return min(found, default=None)
@@ -370,7 +371,8 @@ class StochasticGame(TabularGame):
             slab -= 2.0
             np.exp(slab, out=slab)
             slab /= slab.sum(axis=-1, keepdims=True)
-        self.game_seed, self.label = game_seed, "x".join(map(str, sizes))
+        self.game_seed = game_seed
+        self.label = "x".join(map(str, sizes)) + (f"-game{game_seed}" if game_seed else "")
         super().__init__(rewards, transitions, num_states, num_envs, seed, False, render_mode)
 
 

@@ -359,9 +359,23 @@ def test_chosen_methods_are_drawn_together_beside_what_to_compare_with(tmp_path,
         assert errors(plot.main, tmp_path / name) == []
         return pixels(tmp_path / name)
 
-    pairs = {"pair": ["a", "b"], "other": ["a", "c"], "nobody": ["d", "e"]}
+    pairs = {"pair": ["a", "b"], "other": ["a", "c"], "alone": ["b"]}
     first = drawn("first", pairs)
     assert sorted(first) == [f"{ENV}-diagnostics.png", f"{ENV}-other.png", f"{ENV}-pair.png"]
     same, lined = drawn("same", pairs, "elsewhere,random,3\n"), drawn("lined", pairs, f"{ENV},random,3\n")
     changed = [[not np.array_equal(x[file], first[file]) for file in sorted(first)] for x in (same, lined)]
     assert changed == [[False, False, False], [False, True, True]]
+    for name, text in (("figures.json", '{"pair": ["a", "d"]}'), ("references.csv", "env,name\n8m,random\n")):
+        before = (tmp_path / "same" / name).read_text()
+        (tmp_path / "same" / name).write_text(text.replace("8m", ENV))
+        (sentence,) = errors(plot.main, tmp_path / "same")
+        assert name in sentence
+        (tmp_path / "same" / name).write_text(before)
+
+
+def test_runs_of_other_settings_are_not_averaged(tmp_path, errors):
+    """Else a forgotten --label would hide that a curve is of two methods."""
+    for run in (write_run(tmp_path, seed=1), write_run(tmp_path, seed=2, d_target=0.1)):
+        collect.collect(run, tmp_path / "mixed", 20_000)
+    (sentence,) = errors(plot.main, tmp_path / "mixed")
+    assert "seeds 1 and 2" in sentence and "d_target" in sentence and "--label" in sentence

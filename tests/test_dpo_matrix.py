@@ -197,6 +197,11 @@ def test_two_threads_learn_what_one_learns(reference, tmp_path):
         (["--game=5"], "nearest ids are matrix/"),
         (["--game=1", "--start=0", "1"], "strictly between 0 and 1"),
         (["--game=1", "--m-hat=big"], "theory or a number"),
+        (["--game=1", "--m-hat=inf"], "finite"),
+        (["--learning-rate=nan"], "--learning-rate"),
+        (["--d-target=nan"], "d_target > 0"),
+        (["--gamma=5"], "--gamma"),
+        (["--seed=-1"], "--seed"),
         (["--game=1", "--m-hat=0", "--c=0"], "nor both 0"),
     ],
 )
@@ -218,14 +223,34 @@ def test_run_of_another_game_is_not_resumed(reference):
 @pytest.mark.parametrize(("m_hat", "moves"), [("theory", False), ("0.3", True)])
 def test_matrix_game_draws_its_exact_iteration(tmp_path, monkeypatch, capsys, m_hat, moves):
     """With the theorem's coefficient nothing moves; with a smaller one J rises and never falls."""
-    flags = [f"--runs-dir={tmp_path}", "--game=3", f"--m-hat={m_hat}", "--iterations=30"]
+    flags = [f"--runs-dir={tmp_path}", "--game=3", f"--m-hat={m_hat}"]
     monkeypatch.setattr(sys, "argv", ["dpo_matrix.py", *flags])
     dpo.main()
     directory = only(tmp_path)
     returns = np.array([float(row["J"]) for row in rows(directory)])
-    assert len(returns) == 31 and (np.diff(returns) >= 0).all()
+    assert len(returns) == 101 and (np.diff(returns) >= 0).all()
     assert (returns[-1] > returns[0] + 1) == moves and ("nothing moved" in capsys.readouterr().out) != moves
     assert (directory / "curves.png").stat().st_size > 5000
+
+
+def test_payoff_alone_is_a_game(tmp_path, monkeypatch, capsys):
+    """A reader tries a 2x2 game of their own with one flag."""
+    flags = [f"--runs-dir={tmp_path}", "--payoff", "1", "2", "3", "4", "--m-hat=1e-1"]
+    monkeypatch.setattr(sys, "argv", ["dpo_matrix.py", *flags])
+    dpo.main()
+    assert only(tmp_path).name.startswith("matrix-1_2_3_4__dpo_matrix__1__")
+    assert json.loads((only(tmp_path) / "done").read_text())["optimum"] == 4.0
+
+
+def test_prolonged_run_is_the_long_one_wherever_it_stopped(reference, tmp_path):
+    """Ending between two evaluations, and being resumed when finished already, leave no trace."""
+    short = [flag for flag in TINY if "total" not in flag]
+    assert run(tmp_path, *short, "--total-timesteps=390").returncode == 0
+    assert run(tmp_path, f"--resume={only(tmp_path)}").returncode == 0
+    checkpoint = only(tmp_path) / "checkpoint.pt"
+    assert run(tmp_path, f"--resume={checkpoint}", "--total-timesteps=600").returncode == 0
+    assert rows(only(tmp_path)) == rows(reference)
+    assert (only(tmp_path) / "done").read_text() == (reference / "done").read_text()
 
 
 def test_dpo_learns_the_stochastic_game(tmp_path):

@@ -102,6 +102,9 @@ def test_shorter_run_resumes_to_the_longer_one_bit_for_bit(tmp_path):
     directory = only(tmp_path / "short")
     assert run(tmp_path, f"--resume={directory}", "--total-timesteps=300").returncode == 0
     assert rows(directory) == rows(only(tmp_path / "long"))
+    ends = [json.loads((path / "done").read_text()) for path in (directory, only(tmp_path / "long"))]
+    last = [float(row["eval/episodic_return"]) for row in rows(directory) if row["eval/episodic_return"]][-1]
+    assert ends[0] == ends[1] and abs(ends[0]["eval/episodic_return"] - last) < 1e-4  # the last, not the best
     ours, theirs = (
         torch.load(path / "checkpoint.pt", weights_only=True)["agents"]
         for path in (directory, only(tmp_path / "long"))
@@ -125,6 +128,8 @@ def test_battles_are_played_and_scored(tmp_path):
         (["--env-options", "num_agents"], "name=value"),
         ([*GAME, "states=3"], "did you mean 'num_states'"),
         (["--clip-coef=0"], "must be positive"),
+        ([*GAME, "--num-steps=100"], "--num-steps 6, the number of states"),
+        (["--env-id=mamujoco/Hopper-3x1"], "continuous actions"),
     ],
 )
 def test_what_cannot_be_done_is_refused_with_a_sentence(tmp_path, monkeypatch, flags, sentence):

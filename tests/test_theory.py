@@ -80,6 +80,12 @@ games = st.builds(
 )
 
 
+def test_coefficient_of_the_theorem_by_hand():
+    """sqrt((N - 1) / N) 2 r_max / (1 - gamma): the other tests take the number from the code."""
+    assert np.isclose(dpo.m_hat_theory(2, 1.0, 0.0), np.sqrt(2.0))
+    assert np.isclose(dpo.m_hat_theory(5, 3.0, 0.9), 0.894427191 * 60.0)
+
+
 @given(games)
 @quick
 def test_decentralized_critic_is_the_expectation_over_the_others(game):
@@ -218,6 +224,8 @@ def test_update_stays_exactly_where_moving_does_not_pay():
     nearly_greedy = dpo.solve_surrogate(old, gain, 0.0, 1e-6)
     assert nearly_greedy[0] > 1 - 1e-6
     np.testing.assert_allclose(nearly_greedy[1:] * (13.0 - gain[1:]), 1e-6 * old[1:], rtol=1e-5)
+    sure = dpo.solve_surrogate(np.array([0.25, 0.75]), np.array([-1.11, 0.5]), 0.0, 8e-4)
+    np.testing.assert_allclose(sure[0] * 1.61, 8e-4 * 0.25, rtol=1e-3)  # from an action likely already
 
 
 def test_update_keeps_impossible_actions_impossible():
