@@ -53,8 +53,8 @@ class Args:
     family: tyro.conf.Positional[Literal["smac", "mpe", "mamujoco"]] = "smac"
     """environment family; learner and e2e: smac"""
     names: tuple[str, ...] = ()
-    """maps or tasks (mpe also line_control/10: of 10 agents); by default env: five maps, all tasks of mpe, five
-    robots; learner and e2e: two maps"""
+    """maps or tasks (mpe also line_control/10: of 10 agents); by default env: five maps, all tasks of mpe, or
+    five robots; learner and e2e: two maps"""
     num_envs: tuple[int, ...] = ()
     """env: numbers of environments; by default smac: 1 16 64 256, mpe: 1 32 1024, mamujoco: 16"""
     rows: tuple[int, ...] = (1024, 4096)
