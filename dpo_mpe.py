@@ -38,6 +38,7 @@ from envs import make as make_envs
 SCRIPT = Path(__file__).stem
 EXIT_REQUEUE = 75  # EX_TEMPFAIL: a signal stopped the run, its checkpoint is on disk, --resume goes on
 EVAL_EPISODES = 32  # per evaluation; ten times as many for the absolute metric at the end
+BETA_INIT = 0.01  # of beta1 and beta2
 CHUNK = 512  # rows whose activations stay in the cache of one core
 STATS = ["losses/policy_loss", "losses/value_loss", "losses/entropy", "losses/grad_norm", "dpo/kl"]
 STATS += ["dpo/sqrt_kl", "losses/explained_variance", "dpo/beta1", "dpo/beta2"]
@@ -53,7 +54,7 @@ class Args:
     num_agents: int = 5
     """agents, 2 or more"""
     vision: float = 1.0
-    """distance up to which agents and landmarks are seen, in line_control and circle_control"""
+    """distance up to which others and landmarks are seen in line_control and circle_control; inf: all"""
     collision_penalty: float = 0.0
     """price of a collision, per ordered pair of agents / (2 num_agents)"""
     episode_length: int = 25
@@ -78,16 +79,12 @@ class Args:
     """coefficient c_H of the entropy bonus"""
     max_grad_norm: float = 10.0
     """gradient clip, per agent and per network"""
-    layer_norm: bool = False
-    """LayerNorm on the observation and after each hidden layer"""
     d_target: float = 0.01
     """KL per update that eq. (21) steers each agent to"""
     delta: float = 1.5
     """eq. (21): the betas change where KL leaves [d_target / delta, d_target * delta]"""
     omega: float = 2.0
     """eq. (21): the factor by which they change"""
-    beta_init: float = 0.01
-    """initial beta1 and beta2"""
     beta_min: float = 0.2
     """floor of N * beta, without which the betas vanish late in training, and the trust region with them"""
     beta_max: float = 1000.0
@@ -119,7 +116,7 @@ class Args:
 
 
 RESUME_MAY_CHANGE = {"total_timesteps", "eval_only", "checkpoint", "resume", "capture_video", "runs_dir"}
-EVAL_MAY_NOT_CHANGE = {"task", "num_agents", "layer_norm"}
+EVAL_MAY_NOT_CHANGE = {"task", "num_agents"}
 PRESETS: dict[str, dict] = {}
 
 
@@ -511,8 +508,8 @@ def main() -> None:
         video_envs = make(1, render_mode="rgb_array") if args.capture_video else None
     except ValueError as error:
         sys.exit(f"{SCRIPT}: {error}")
-    agents = Agents(envs.num_agents, envs.obs_dim, envs.num_actions, args.layer_norm)
-    agents.betas += args.beta_init * torch.tensor([[args.sqrt_kl_term], [args.kl_term]])
+    agents = Agents(envs.num_agents, envs.obs_dim, envs.num_actions, layer_norm=False)
+    agents.betas += BETA_INIT * torch.tensor([[args.sqrt_kl_term], [args.kl_term]])
     agents.to(args.device)
     if state:
         agents.load_state_dict(state["best" if args.eval_only else "agents"])

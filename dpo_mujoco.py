@@ -40,6 +40,7 @@ SCRIPT = Path(__file__).stem
 EXIT_REQUEUE = 75  # EX_TEMPFAIL: a signal stopped the run, its checkpoint is on disk, --resume goes on
 EVAL_EPISODES = 32  # per evaluation; ten times as many for the absolute metric at the end
 HALF_LOG_2_PI_E = 0.5 * math.log(2 * math.pi * math.e)
+BETA_INIT = 0.01  # of beta1 and beta2
 CHUNK = 512  # rows whose activations stay in the cache of one core
 STATS = ["losses/policy_loss", "losses/value_loss", "losses/entropy", "losses/grad_norm", "dpo/kl"]
 STATS += ["dpo/sqrt_kl", "losses/explained_variance", "dpo/beta1", "dpo/beta2"]
@@ -86,8 +87,6 @@ class Args:
     """eq. (21): the betas change where KL leaves [d_target / delta, d_target * delta]"""
     omega: float = 2.0
     """eq. (21): the factor by which they change"""
-    beta_init: float = 0.01
-    """initial beta1 and beta2"""
     beta_min: float = 0.2
     """floor of N * beta, without which the betas vanish late in training, and the trust region with them"""
     beta_max: float = 1000.0
@@ -595,7 +594,7 @@ def main() -> None:
     except ValueError as error:
         sys.exit(f"{SCRIPT}: {error}")
     agents = Agents(envs.obs_dim, envs.agent_act_dims, args.layer_norm)
-    agents.betas += args.beta_init * torch.tensor([[args.sqrt_kl_term], [args.kl_term]])
+    agents.betas += BETA_INIT * torch.tensor([[args.sqrt_kl_term], [args.kl_term]])
     agents.to(args.device)
     if state:
         agents.load_state_dict(state["best" if args.eval_only else "agents"])
