@@ -210,7 +210,7 @@ def td_loss(online, target, batch, gamma: float):
     return loss.sum(), torch.stack([loss.detach(), *means])
 
 
-# --- same in: dpo_matrix, dpo_mpe, dpo_mujoco, dpo_smac, ippo, iql ---
+# --- same in: dpo_matrix, dpo_mpe, dpo_mujoco, dpo_smac, iddpg, ippo, iql ---
 def clip_grad_norm_per_agent(network: nn.Module, max_norm: float) -> torch.Tensor:
     """Scales each agent's gradient to norm <= max_norm, in place; returns the norms before, (N,)."""
     grads = [p.grad for p in network.parameters()]
@@ -243,7 +243,7 @@ def to_batch(episodes: dict[str, np.ndarray], device: str) -> dict[str, torch.Te
     return {name: x.to(device) for name, x in batch.items()}
 
 
-# --- same in: dpo_matrix, dpo_mpe, dpo_mujoco, dpo_smac, ippo, iql ---
+# --- same in: dpo_matrix, dpo_mpe, dpo_mujoco, dpo_smac, iddpg, ippo, iql ---
 def to_agents(x: np.ndarray, device: str) -> torch.Tensor:
     """(E, N, ...) array of the environment's side -> (N, E, ...) tensor of the learner's."""
     return torch.from_numpy(x).transpose(0, 1).to(device)
@@ -280,7 +280,7 @@ def evaluate(online, envs, episodes: int, entropy: list[int], device: str, frame
     return {"eval/episodic_return": float(np.mean(returns))} | won
 
 
-# --- same in: dpo_matrix, dpo_mpe, dpo_mujoco, dpo_smac, ippo, iql ---
+# --- same in: dpo_matrix, dpo_mpe, dpo_mujoco, dpo_smac, iddpg, ippo, iql ---
 def save(path: Path, state: dict) -> None:
     """Writes `state` atomically: whenever the process dies, `path` is the old file or the new one."""
     buffer, temporary = io.BytesIO(), path.with_suffix(".tmp")
@@ -295,7 +295,7 @@ def save(path: Path, state: dict) -> None:
         temporary.unlink(missing_ok=True)
 
 
-# --- same in: dpo_matrix, dpo_mpe, dpo_mujoco, dpo_smac, ippo, iql ---
+# --- same in: dpo_matrix, dpo_mpe, dpo_mujoco, dpo_smac, iddpg, ippo, iql ---
 def load(path: Path) -> dict:
     """Reads what `save` wrote, executing nothing from it; one sentence if it is not ours or not whole."""
     try:
@@ -311,7 +311,7 @@ def load(path: Path) -> dict:
     return state
 
 
-# --- same in: ippo, iql ---
+# --- same in: iddpg, ippo, iql ---
 def literal(text: str) -> object:
     """The number, truth value or list that `text` is in JSON, else the text itself."""
     try:
@@ -386,7 +386,7 @@ def train(args: Args, envs, eval_envs, online: QNetworks, state: dict, run_dir: 
             envs.set_state({name: x.numpy() for name, x in state["envs"].items()})
         except ValueError as error:
             sys.exit(f"{SCRIPT}: {run_dir}/checkpoint.pt cannot be resumed. {error}")
-        if envs.backend == "embedded":  # others cannot return to an episode, they have begun new ones
+        if envs.backend not in ("starcraft", "pettingzoo"):  # those have begun new episodes
             next_obs, next_mask = (x.numpy() for x in state["next"])
             hidden, last = state["memory"][0].to(device), state["memory"][1]
             begun = {name: x.numpy() for name, x in state["begun"].items()}
