@@ -2,7 +2,7 @@
 
 Paper: A Fully Decentralized Surrogate for Multi-Agent Policy Optimization (Su & Lu, TMLR 2024).
 Details, and every difference from the paper and its released code: docs/dpo.md
-Reproduce: python dpo_mujoco.py --task Hopper-3x1  (return to expect: benchmark/results/mujoco/README.md)
+Run: python dpo_mujoco.py --task Hopper-3x1  (no result is published yet)
 
 Axis order: the environment's arrays are (num_envs E, num_agents N, ...), the learner's tensors
 (N, batch, ...). Agents share nothing; stacking their networks only batches the arithmetic.

@@ -3,7 +3,7 @@
 Paper: Multi-Agent Reinforcement Learning: Independent vs. Cooperative Agents (Tan, 1993); networks, targets
 and schedule as in PyMARL (arXiv 1902.04043), but agents share no parameters.
 Details: docs/iql.md
-Reproduce: python iql.py --env-id smac/8m  (the win rate to expect: benchmark/results/smac/README.md)
+Run: python iql.py --env-id smac/8m  (no result is published yet)
 
 Axis order: the environment's arrays are (num_envs E, num_agents N, ...), the learner's tensors
 (N, episodes B, steps T, ...). Agents share nothing; stacking their networks only batches the arithmetic.
