@@ -333,9 +333,10 @@ def read_references(folder: Path, env: str, groups: Sequence[Group]) -> dict[str
 
 
 def draw_return_limits(ax: Axes, groups: Sequence[Group], references: dict[str, float]) -> None:
-    """Dotted lines of references; limits by the seeds: a wide band of few seeds would flatten all curves."""
+    """Dotted lines of references; limits by trained seeds: a wide band of few would flatten all curves."""
     column = "eval/episodic_return"
-    values = [run.columns[column] for group in groups if group.has(column) for run in group.runs]
+    found = [run.columns[column] for group in groups if group.has(column) for run in group.runs]
+    values = [x[1:] if len(x) > 1 else x for x in found]  # an untrained policy may be worse than random
     values.append(np.array(list(references.values())))
     low, high = np.nanmin(np.concatenate(values)), np.nanmax(np.concatenate(values))
     margin = 0.06 * (high - low) or 1.0
