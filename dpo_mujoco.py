@@ -119,7 +119,7 @@ class Args:
 
 RESUME_MAY_CHANGE = {"total_timesteps", "eval_only", "checkpoint", "resume", "capture_video", "runs_dir"}
 EVAL_MAY_NOT_CHANGE = {"task", "agent_obsk", "obs", "layer_norm"}
-PRESETS: dict[str, dict] = {}
+PRESETS: dict[str, dict] = {}  # by task; one setting serves all of them so far
 
 
 # --- same in: dpo_matrix, dpo_mpe, dpo_mujoco, dpo_smac, iddpg, ippo ---
