@@ -182,4 +182,4 @@ def test_iddpg_improves_on_a_small_continuous_task(tmp_path):
     returns = [
         float(row["eval/episodic_return"]) for row in rows(only(tmp_path)) if row["eval/episodic_return"]
     ]
-    assert returns[-1] > returns[0] + 1.0 or returns[-1] > -8.0, returns
+    assert returns[-1] > returns[0] + 1.0, returns
