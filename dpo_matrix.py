@@ -127,7 +127,7 @@ class Args:
 RESUME_MAY_CHANGE = {"total_timesteps", "resume", "runs_dir"}
 
 
-# --- same in: dpo_matrix, dpo_mpe, dpo_mujoco, dpo_smac, iddpg, ippo ---
+# --- same in: dpo_mamujoco, dpo_matrix, dpo_mpe, dpo_smac, iddpg, ippo ---
 class StackedMLP(nn.Module):
     """One 3-layer perceptron per agent, none shared: weights (N, in, out), biases (N, 1, out)."""
 
@@ -171,7 +171,7 @@ class Agents(nn.Module):
         return group
 
 
-# --- same in: dpo_matrix, dpo_mpe, dpo_mujoco, dpo_smac ---
+# --- same in: dpo_mamujoco, dpo_matrix, dpo_mpe, dpo_smac ---
 def exp_minus_linear(x: torch.Tensor) -> torch.Tensor:
     """exp(x) - 1 - x, never negative; near 0 its gradient, expm1(x), is exact where autograd's is noise."""
     at, slope = x.detach(), torch.expm1(x.detach())
@@ -189,7 +189,7 @@ def categorical_kl(old_logp: torch.Tensor, logp: torch.Tensor) -> torch.Tensor:
     return (old_logp.exp() * exp_minus_linear(x)).sum(-1)
 
 
-# --- same in: dpo_matrix, dpo_mpe, dpo_mujoco ---
+# --- same in: dpo_mamujoco, dpo_matrix, dpo_mpe ---
 def gae(rewards, values, next_value, final_values, terminations, truncations, gamma, lam):
     """Generalised advantage estimation: advantages and returns, (N, T, E).
 
@@ -206,7 +206,7 @@ def gae(rewards, values, next_value, final_values, terminations, truncations, ga
     return advantages, advantages + values
 
 
-# --- same in: dpo_matrix, dpo_mpe, dpo_mujoco ---
+# --- same in: dpo_mamujoco, dpo_matrix, dpo_mpe ---
 def standardize(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """x (N, T, E) to mean 0, deviation 1 over each agent's own samples; also the deviations, (N, 1, 1)."""
     deviation, mean = torch.std_mean(x, dim=(1, 2), correction=0, keepdim=True)
@@ -242,7 +242,7 @@ def dpo_loss(agents, obs, old_logp, advantages, returns, weight, ent_coef, num_a
     return (v_loss - num_agents * objective).sum(), torch.stack([-surrogate, v_loss, entropy]).detach()
 
 
-# --- same in: dpo_matrix, dpo_mpe, dpo_mujoco, dpo_smac, iddpg, ippo, iql ---
+# --- same in: dpo_mamujoco, dpo_matrix, dpo_mpe, dpo_smac, iddpg, ippo, iql ---
 def clip_grad_norm_per_agent(network: nn.Module, max_norm: float) -> torch.Tensor:
     """Scales each agent's gradient to norm <= max_norm, in place; returns the norms before, (N,)."""
     grads = [p.grad for p in network.parameters()]
@@ -283,7 +283,7 @@ def update(agents, optimizer, batch, args, num_agents, loss_fn=dpo_loss) -> torc
     return torch.cat([losses, grad_norm[None], kls])
 
 
-# --- same in: dpo_matrix, dpo_mpe, dpo_mujoco, dpo_smac ---
+# --- same in: dpo_mamujoco, dpo_matrix, dpo_mpe, dpo_smac ---
 def adapt_betas(betas: torch.Tensor, kl: torch.Tensor, args: Args, num_agents: int) -> torch.Tensor:
     """eq. (21), per agent: betas (2, n) times omega where kl (n,) is above the band, divided where below."""
     up, down = kl > args.d_target * args.delta, kl < args.d_target / args.delta
@@ -292,7 +292,7 @@ def adapt_betas(betas: torch.Tensor, kl: torch.Tensor, args: Args, num_agents: i
     return betas.clamp(args.beta_min / num_agents, args.beta_max / num_agents) * ablated
 
 
-# --- same in: dpo_matrix, dpo_mpe, dpo_mujoco, dpo_smac, iddpg, ippo, iql ---
+# --- same in: dpo_mamujoco, dpo_matrix, dpo_mpe, dpo_smac, iddpg, ippo, iql ---
 def to_agents(x: np.ndarray, device: str) -> torch.Tensor:
     """(E, N, ...) array of the environment's side -> (N, E, ...) tensor of the learner's."""
     return torch.from_numpy(x).transpose(0, 1).to(device)
@@ -308,7 +308,7 @@ def evaluate(agents, envs, optimum: float) -> dict[str, float]:
     return dict(zip(COLUMNS[1:4], results, strict=True))
 
 
-# --- same in: dpo_matrix, dpo_mpe, dpo_mujoco, dpo_smac, iddpg, ippo, iql ---
+# --- same in: dpo_mamujoco, dpo_matrix, dpo_mpe, dpo_smac, iddpg, ippo, iql ---
 def save(path: Path, state: dict) -> None:
     """Writes `state` atomically: whenever the process dies, `path` is the old file or the new one."""
     buffer, temporary = io.BytesIO(), path.with_suffix(".tmp")
@@ -323,7 +323,7 @@ def save(path: Path, state: dict) -> None:
         temporary.unlink(missing_ok=True)
 
 
-# --- same in: dpo_matrix, dpo_mpe, dpo_mujoco, dpo_smac, iddpg, ippo, iql ---
+# --- same in: dpo_mamujoco, dpo_matrix, dpo_mpe, dpo_smac, iddpg, ippo, iql ---
 def load(path: Path) -> dict:
     """Reads what `save` wrote, executing nothing from it; one sentence if it is not ours or not whole."""
     try:

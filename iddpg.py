@@ -102,7 +102,7 @@ EVAL_MAY_NOT_CHANGE = {"env_id", "env_options"}
 PRESETS: dict[str, dict] = {}  # by task; one setting serves all of them so far
 
 
-# --- same in: dpo_matrix, dpo_mpe, dpo_mujoco, dpo_smac, iddpg, ippo ---
+# --- same in: dpo_mamujoco, dpo_matrix, dpo_mpe, dpo_smac, iddpg, ippo ---
 class StackedMLP(nn.Module):
     """One 3-layer perceptron per agent, none shared: weights (N, in, out), biases (N, 1, out)."""
 
@@ -192,7 +192,7 @@ def actor_loss(agents, batch):
     return loss.sum(), loss.detach()
 
 
-# --- same in: dpo_matrix, dpo_mpe, dpo_mujoco, dpo_smac, iddpg, ippo, iql ---
+# --- same in: dpo_mamujoco, dpo_matrix, dpo_mpe, dpo_smac, iddpg, ippo, iql ---
 def clip_grad_norm_per_agent(network: nn.Module, max_norm: float) -> torch.Tensor:
     """Scales each agent's gradient to norm <= max_norm, in place; returns the norms before, (N,)."""
     grads = [p.grad for p in network.parameters()]
@@ -227,7 +227,7 @@ def to_batch(steps: dict[str, np.ndarray], device: str) -> dict[str, torch.Tenso
     return {name: x.transpose(0, 1).contiguous() if x.dim() > 1 else x for name, x in batch.items()}
 
 
-# --- same in: dpo_matrix, dpo_mpe, dpo_mujoco, dpo_smac, iddpg, ippo, iql ---
+# --- same in: dpo_mamujoco, dpo_matrix, dpo_mpe, dpo_smac, iddpg, ippo, iql ---
 def to_agents(x: np.ndarray, device: str) -> torch.Tensor:
     """(E, N, ...) array of the environment's side -> (N, E, ...) tensor of the learner's."""
     return torch.from_numpy(x).transpose(0, 1).to(device)
@@ -254,7 +254,7 @@ def evaluate(agents, envs, episodes: int, entropy: list[int], device: str, frame
     return {"eval/episodic_return": float(np.mean(returns))}
 
 
-# --- same in: dpo_matrix, dpo_mpe, dpo_mujoco, dpo_smac, iddpg, ippo, iql ---
+# --- same in: dpo_mamujoco, dpo_matrix, dpo_mpe, dpo_smac, iddpg, ippo, iql ---
 def save(path: Path, state: dict) -> None:
     """Writes `state` atomically: whenever the process dies, `path` is the old file or the new one."""
     buffer, temporary = io.BytesIO(), path.with_suffix(".tmp")
@@ -269,7 +269,7 @@ def save(path: Path, state: dict) -> None:
         temporary.unlink(missing_ok=True)
 
 
-# --- same in: dpo_matrix, dpo_mpe, dpo_mujoco, dpo_smac, iddpg, ippo, iql ---
+# --- same in: dpo_mamujoco, dpo_matrix, dpo_mpe, dpo_smac, iddpg, ippo, iql ---
 def load(path: Path) -> dict:
     """Reads what `save` wrote, executing nothing from it; one sentence if it is not ours or not whole."""
     try:

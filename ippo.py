@@ -109,7 +109,7 @@ PRESETS = {
 }
 
 
-# --- same in: dpo_matrix, dpo_mpe, dpo_mujoco, dpo_smac, iddpg, ippo ---
+# --- same in: dpo_mamujoco, dpo_matrix, dpo_mpe, dpo_smac, iddpg, ippo ---
 class StackedMLP(nn.Module):
     """One 3-layer perceptron per agent, none shared: weights (N, in, out), biases (N, 1, out)."""
 
@@ -204,7 +204,7 @@ def ippo_loss(agents, obs, action_mask, actions, old_logp, advantages, returns, 
     ).detach()
 
 
-# --- same in: dpo_matrix, dpo_mpe, dpo_mujoco, dpo_smac, iddpg, ippo, iql ---
+# --- same in: dpo_mamujoco, dpo_matrix, dpo_mpe, dpo_smac, iddpg, ippo, iql ---
 def clip_grad_norm_per_agent(network: nn.Module, max_norm: float) -> torch.Tensor:
     """Scales each agent's gradient to norm <= max_norm, in place; returns the norms before, (N,)."""
     grads = [p.grad for p in network.parameters()]
@@ -244,7 +244,7 @@ def update(agents, optimizer, batch, args, loss_fn=ippo_loss) -> torch.Tensor:
     return torch.cat([losses, grad_norm[None], moved])
 
 
-# --- same in: dpo_matrix, dpo_mpe, dpo_mujoco, dpo_smac, iddpg, ippo, iql ---
+# --- same in: dpo_mamujoco, dpo_matrix, dpo_mpe, dpo_smac, iddpg, ippo, iql ---
 def to_agents(x: np.ndarray, device: str) -> torch.Tensor:
     """(E, N, ...) array of the environment's side -> (N, E, ...) tensor of the learner's."""
     return torch.from_numpy(x).transpose(0, 1).to(device)
@@ -275,7 +275,7 @@ def evaluate(agents, envs, episodes: int, entropy: list[int], device: str, frame
     return {"eval/episodic_return": float(np.mean(returns))} | won
 
 
-# --- same in: dpo_matrix, dpo_mpe, dpo_mujoco, dpo_smac, iddpg, ippo, iql ---
+# --- same in: dpo_mamujoco, dpo_matrix, dpo_mpe, dpo_smac, iddpg, ippo, iql ---
 def save(path: Path, state: dict) -> None:
     """Writes `state` atomically: whenever the process dies, `path` is the old file or the new one."""
     buffer, temporary = io.BytesIO(), path.with_suffix(".tmp")
@@ -290,7 +290,7 @@ def save(path: Path, state: dict) -> None:
         temporary.unlink(missing_ok=True)
 
 
-# --- same in: dpo_matrix, dpo_mpe, dpo_mujoco, dpo_smac, iddpg, ippo, iql ---
+# --- same in: dpo_mamujoco, dpo_matrix, dpo_mpe, dpo_smac, iddpg, ippo, iql ---
 def load(path: Path) -> dict:
     """Reads what `save` wrote, executing nothing from it; one sentence if it is not ours or not whole."""
     try:

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 
+import dpo_mamujoco
 import dpo_matrix
 import dpo_mpe
-import dpo_mujoco
 import ippo
 
 E, N, OBS, A, LIMIT = 4, 3, 6, 3, 8
@@ -74,13 +74,13 @@ def handlers():
 
 
 def make_agents(script):
-    if script is dpo_mujoco:
-        return dpo_mujoco.Agents(OBS, (A,) * N)
+    if script is dpo_mamujoco:
+        return dpo_mamujoco.Agents(OBS, (A,) * N)
     return script.Agents(N, OBS, A)
 
 
 @pytest.mark.parametrize(
-    "script", [dpo_matrix, dpo_mpe, dpo_mujoco, ippo], ids=lambda script: script.__name__
+    "script", [dpo_matrix, dpo_mpe, dpo_mamujoco, ippo], ids=lambda script: script.__name__
 )
 def test_whole_training_of_an_agent_ignores_what_another_agent_sees(script, tmp_path, monkeypatch, handlers):
     """From rollout to Adam only the reward and the end of the episode are common to the agents."""

@@ -1,4 +1,4 @@
-"""dpo_mujoco.py: Gaussian policies, padding, running statistics; whole runs.
+"""dpo_mamujoco.py: Gaussian policies, padding, running statistics; whole runs.
 
 What the scripts share letter for letter is tested in tests/test_dpo_smac.py and tests/test_dpo_mpe.py.
 """
@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch.distributions import Independent, Normal, kl_divergence
 
-import dpo_mujoco as dpo
+import dpo_mamujoco as dpo
 
 OBS, ROWS, ACT_DIMS = 6, 600, (3, 1, 2)  # rows: more than a chunk; agents with unequal actions
 N, D = len(ACT_DIMS), max(ACT_DIMS)
@@ -191,7 +191,7 @@ def test_saved_run_evaluates_to_the_numbers_of_its_end(reference):
 )
 def test_what_cannot_be_done_is_refused_with_a_sentence(tmp_path, monkeypatch, flags, sentence):
     """Bad input costs a user one line to read, and makes no run directory."""
-    monkeypatch.setattr(sys, "argv", ["dpo_mujoco.py", f"--runs-dir={tmp_path / 'runs'}", *flags])
+    monkeypatch.setattr(sys, "argv", ["dpo_mamujoco.py", f"--runs-dir={tmp_path / 'runs'}", *flags])
     with pytest.raises(SystemExit) as refusal:
         dpo.main()
     assert sentence in str(refusal.value) and "\n" not in str(refusal.value)

@@ -2,7 +2,7 @@
 
 Paper: A Fully Decentralized Surrogate for Multi-Agent Policy Optimization (Su & Lu, TMLR 2024).
 Details, and every difference from the paper and its released code: docs/dpo.md
-Run: python dpo_mujoco.py --task Hopper-3x1  (no result is published yet)
+Run: python dpo_mamujoco.py --task Hopper-3x1
 
 Axis order: the environment's arrays are (num_envs E, num_agents N, ...), the learner's tensors
 (N, batch, ...). Agents share nothing; stacking their networks only batches the arithmetic.
@@ -112,7 +112,7 @@ class Args:
     device: str = "cpu"
     """cpu | cuda"""
     torch_threads: int = 1
-    """CPU threads of the learner; each has a group of agents to itself"""
+    """CPU threads of the physics, and of the learner, where each has a group of agents to itself"""
     compile: bool = False
     """torch.compile the loss"""
 
@@ -122,7 +122,7 @@ EVAL_MAY_NOT_CHANGE = {"task", "agent_obsk", "obs", "layer_norm"}
 PRESETS: dict[str, dict] = {}  # by task; one setting serves all of them so far
 
 
-# --- same in: dpo_matrix, dpo_mpe, dpo_mujoco, dpo_smac, iddpg, ippo ---
+# --- same in: dpo_mamujoco, dpo_matrix, dpo_mpe, dpo_smac, iddpg, ippo ---
 class StackedMLP(nn.Module):
     """One 3-layer perceptron per agent, none shared: weights (N, in, out), biases (N, 1, out)."""
 
@@ -221,7 +221,7 @@ class Agents(nn.Module):
         return group
 
 
-# --- same in: dpo_matrix, dpo_mpe, dpo_mujoco, dpo_smac ---
+# --- same in: dpo_mamujoco, dpo_matrix, dpo_mpe, dpo_smac ---
 def exp_minus_linear(x: torch.Tensor) -> torch.Tensor:
     """exp(x) - 1 - x, never negative; near 0 its gradient, expm1(x), is exact where autograd's is noise."""
     at, slope = x.detach(), torch.expm1(x.detach())
@@ -237,7 +237,7 @@ def gaussian_kl(old_mean, old_log_std, mean, log_std, act_mask) -> torch.Tensor:
     return 0.5 * ((y + ((mean - old_mean) * (-log_std).exp()).square()) * act_mask).sum(-1)
 
 
-# --- same in: dpo_matrix, dpo_mpe, dpo_mujoco ---
+# --- same in: dpo_mamujoco, dpo_matrix, dpo_mpe ---
 def gae(rewards, values, next_value, final_values, terminations, truncations, gamma, lam):
     """Generalised advantage estimation: advantages and returns, (N, T, E).
 
@@ -254,7 +254,7 @@ def gae(rewards, values, next_value, final_values, terminations, truncations, ga
     return advantages, advantages + values
 
 
-# --- same in: dpo_matrix, dpo_mpe, dpo_mujoco ---
+# --- same in: dpo_mamujoco, dpo_matrix, dpo_mpe ---
 def standardize(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """x (N, T, E) to mean 0, deviation 1 over each agent's own samples; also the deviations, (N, 1, 1)."""
     deviation, mean = torch.std_mean(x, dim=(1, 2), correction=0, keepdim=True)
@@ -291,7 +291,7 @@ def dpo_loss(
     return (v_loss - num_agents * objective).sum(), torch.stack([-surrogate, v_loss, entropy]).detach()
 
 
-# --- same in: dpo_matrix, dpo_mpe, dpo_mujoco, dpo_smac, iddpg, ippo, iql ---
+# --- same in: dpo_mamujoco, dpo_matrix, dpo_mpe, dpo_smac, iddpg, ippo, iql ---
 def clip_grad_norm_per_agent(network: nn.Module, max_norm: float) -> torch.Tensor:
     """Scales each agent's gradient to norm <= max_norm, in place; returns the norms before, (N,)."""
     grads = [p.grad for p in network.parameters()]
@@ -331,7 +331,7 @@ def update(agents, optimizer, batch, args, num_agents, loss_fn=dpo_loss) -> torc
     return torch.cat([losses, grad_norm[None], kls])
 
 
-# --- same in: dpo_matrix, dpo_mpe, dpo_mujoco, dpo_smac ---
+# --- same in: dpo_mamujoco, dpo_matrix, dpo_mpe, dpo_smac ---
 def adapt_betas(betas: torch.Tensor, kl: torch.Tensor, args: Args, num_agents: int) -> torch.Tensor:
     """eq. (21), per agent: betas (2, n) times omega where kl (n,) is above the band, divided where below."""
     up, down = kl > args.d_target * args.delta, kl < args.d_target / args.delta
@@ -340,7 +340,7 @@ def adapt_betas(betas: torch.Tensor, kl: torch.Tensor, args: Args, num_agents: i
     return betas.clamp(args.beta_min / num_agents, args.beta_max / num_agents) * ablated
 
 
-# --- same in: dpo_matrix, dpo_mpe, dpo_mujoco, dpo_smac, iddpg, ippo, iql ---
+# --- same in: dpo_mamujoco, dpo_matrix, dpo_mpe, dpo_smac, iddpg, ippo, iql ---
 def to_agents(x: np.ndarray, device: str) -> torch.Tensor:
     """(E, N, ...) array of the environment's side -> (N, E, ...) tensor of the learner's."""
     return torch.from_numpy(x).transpose(0, 1).to(device)
@@ -370,7 +370,7 @@ def evaluate(agents, envs, episodes: int, entropy: list[int], device: str, frame
     return {"eval/episodic_return": float(np.mean(results))}
 
 
-# --- same in: dpo_matrix, dpo_mpe, dpo_mujoco, dpo_smac, iddpg, ippo, iql ---
+# --- same in: dpo_mamujoco, dpo_matrix, dpo_mpe, dpo_smac, iddpg, ippo, iql ---
 def save(path: Path, state: dict) -> None:
     """Writes `state` atomically: whenever the process dies, `path` is the old file or the new one."""
     buffer, temporary = io.BytesIO(), path.with_suffix(".tmp")
@@ -385,7 +385,7 @@ def save(path: Path, state: dict) -> None:
         temporary.unlink(missing_ok=True)
 
 
-# --- same in: dpo_matrix, dpo_mpe, dpo_mujoco, dpo_smac, iddpg, ippo, iql ---
+# --- same in: dpo_mamujoco, dpo_matrix, dpo_mpe, dpo_smac, iddpg, ippo, iql ---
 def load(path: Path) -> dict:
     """Reads what `save` wrote, executing nothing from it; one sentence if it is not ours or not whole."""
     try:
@@ -401,7 +401,7 @@ def load(path: Path) -> dict:
     return state
 
 
-# --- same in: dpo_mpe, dpo_mujoco ---
+# --- same in: dpo_mamujoco, dpo_mpe ---
 def parse_args(argv: list[str] | None = None) -> tuple[Args, dict, Path]:
     """Command line over the task's preset, or over the arguments of a saved run; its state and directory."""
     args, state = tyro.cli(Args, args=argv, description=__doc__), {}
@@ -587,7 +587,7 @@ def main() -> None:
     torch.set_num_threads(1)  # cores are for groups of agents, --torch-threads, not for single operators
     torch.manual_seed(args.seed)
     try:
-        options = dict(seed=args.seed, agent_obsk=args.agent_obsk, obs=args.obs)
+        options = dict(seed=args.seed, agent_obsk=args.agent_obsk, obs=args.obs, threads=args.torch_threads)
         make = functools.partial(make_envs, f"mamujoco/{args.task}", **options)
         envs, eval_envs = make(args.num_envs), make(EVAL_EPISODES)
         video_envs = make(1, render_mode="rgb_array") if args.capture_video else None
