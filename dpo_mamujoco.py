@@ -541,9 +541,9 @@ def train(args: Args, envs, eval_envs, agents: Agents, state: dict, run_dir: Pat
             next_value = agents.value(agents.obs_norm(to_agents(next_obs, device)))
             old_log_std = agents.actor.log_std.detach().clone()
         # Critics learn in units of return_norm, which moves with the returns; GAE is in units of the reward.
-        values, next_value, final_values = map(agents.in_reward_units, (values, next_value, final_values))
+        own, own_next, own_final = map(agents.in_reward_units, (values, next_value, final_values))
         ends = terminations, truncations, args.gamma, args.gae_lambda
-        advantages, returns = gae(rewards, values, next_value, final_values, *ends)
+        advantages, returns = gae(rewards, own, own_next, own_final, *ends)
         if args.value_norm:
             agents.rescale_values(returns.flatten(1))
         agents.obs_norm.add(raw_obs.flatten(1, 2))  # for the next rollout: this batch was acted on without it
@@ -554,7 +554,7 @@ def train(args: Args, envs, eval_envs, agents: Agents, state: dict, run_dir: Pat
         rollout_s = time.perf_counter() - start
         parts = [{name: x[group].flatten(1, 2) for name, x in batch.items()} for group in groups]
         stats = torch.cat(list(pool.map(learn, learners, optimizers, parts)), dim=1)
-        error, spread = standardize(returns - values)[1], standardize(returns)[1]
+        error, spread = standardize(returns - own)[1], standardize(returns)[1]
         explained = 1 - (error / (spread + 1e-8)).square()
         below, above = stats[4] < args.d_target / args.delta, stats[4] > args.d_target * args.delta
         stats = torch.stack([*stats, explained.flatten(), *agents.betas, below, above]).mean(1).tolist()

@@ -196,3 +196,11 @@ def test_what_cannot_be_done_is_refused_with_a_sentence(tmp_path, monkeypatch, f
         dpo.main()
     assert sentence in str(refusal.value) and "\n" not in str(refusal.value)
     assert not (tmp_path / "runs").exists()
+
+
+def test_falls_do_not_make_the_values_grow(tmp_path):
+    """Final values of old rollouts were once rescaled with every update, until they were infinite."""
+    flags = "--task=Hopper-3x1", "--num-envs=4", "--num-steps=32", "--update-epochs=1", "--eval-every=100000"
+    result = run(tmp_path, *flags, "--total-timesteps=10240")
+    assert result.returncode == 0, result.stderr
+    assert max(float(row["losses/value_loss"] or 0) for row in rows(only(tmp_path))) < 100
