@@ -133,8 +133,8 @@ class QNetworks(nn.Module):
         layer = lambda i, x: torch.baddbmm(self.biases[i], x, self.weights[i])  # noqa: E731
         gates = layer(inner, F.relu(layer(first, x.reshape(N, T * B, -1)))).view(N, T, B, -1)
         states = []
-        for t in range(T):
-            reset_x, update_x, new_x = gates[:, t].chunk(3, dim=-1)
+        for gate in gates.unbind(1):  # indexing would make backward fill a gradient of all steps at each
+            reset_x, update_x, new_x = gate.chunk(3, dim=-1)
             reset_h, update_h, new_h = layer(recurrent, hidden).chunk(3, dim=-1)
             new = torch.tanh(new_x + torch.sigmoid(reset_x + reset_h) * new_h)
             hidden = new + torch.sigmoid(update_x + update_h) * (hidden - new)
