@@ -63,7 +63,7 @@ class Args:
     """environment steps (one moves all agents of one environment; never agent-steps)"""
     num_envs: int = 16
     """environments stepped together"""
-    num_steps: int = 256
+    num_steps: int = 64
     """steps of each environment per update; the batch is num_envs * num_steps rows per agent"""
     learning_rate: float = 5e-4
     """Adam's learning rate, for actors and critics"""
@@ -95,7 +95,7 @@ class Args:
     """off: beta1 = 0, the ablation DPO_w/o_sqrt (IPPO-KL)"""
     kl_term: bool = True
     """off: beta2 = 0, the ablation DPO_w/o_kl"""
-    eval_every: int = 32_000
+    eval_every: int = 50_000
     """environment steps between evaluations (32 greedy episodes in separate environments)"""
     checkpoint_every: int = 40_960
     """environment steps between checkpoints"""
