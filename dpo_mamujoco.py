@@ -77,6 +77,8 @@ class Args:
     """coefficient c_H of the entropy bonus"""
     max_grad_norm: float = 10.0
     """gradient clip, per agent and per network"""
+    log_std_init: float = -1.0
+    """logarithm of the policies' standard deviation at the start"""
     layer_norm: bool = False
     """LayerNorm on the observation and after each hidden layer"""
     value_norm: bool = True
@@ -177,11 +179,13 @@ class Agents(nn.Module):
     takes them out of probabilities, entropy and KL.
     """
 
-    def __init__(self, obs_dim: int, act_dims: tuple[int, ...], layer_norm: bool = True):
+    def __init__(
+        self, obs_dim: int, act_dims: tuple[int, ...], layer_norm: bool = True, log_std_init: float = 0.0
+    ):
         super().__init__()
         num_agents, act_dim = len(act_dims), max(act_dims)
         self.actor = StackedMLP(num_agents, obs_dim, act_dim, 0.01, layer_norm)
-        self.actor.log_std = nn.Parameter(torch.zeros(num_agents, 1, act_dim))
+        self.actor.log_std = nn.Parameter(torch.full((num_agents, 1, act_dim), log_std_init))
         self.critic = StackedMLP(num_agents, obs_dim, 1, 1.0, layer_norm)
         self.register_buffer("betas", torch.zeros(2, num_agents))
         self.register_buffer("act_mask", (torch.arange(act_dim) < torch.tensor(act_dims)[:, None])[:, None])
@@ -593,7 +597,7 @@ def main() -> None:
         video_envs = make(1, render_mode="rgb_array") if args.capture_video else None
     except ValueError as error:
         sys.exit(f"{SCRIPT}: {error}")
-    agents = Agents(envs.obs_dim, envs.agent_act_dims, args.layer_norm)
+    agents = Agents(envs.obs_dim, envs.agent_act_dims, args.layer_norm, args.log_std_init)
     agents.betas += BETA_INIT * torch.tensor([[args.sqrt_kl_term], [args.kl_term]])
     agents.to(args.device)
     if state:
