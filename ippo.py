@@ -191,10 +191,7 @@ class Categorical(StackedMLP):
 
 
 class Gaussian(StackedMLP):
-    """Policies over D real actions, of which act_mask leaves each agent its own: the rest is padding.
-
-    A batch of them is mean and log std, (N, batch, 2 D).
-    """
+    """Policies over D real actions, padding where action_mask is False; mean and log std, (N, batch, 2 D)."""
 
     width = 2
 
@@ -209,9 +206,8 @@ class Gaussian(StackedMLP):
     def act(self, policy, action_mask, generator: torch.Generator | None = None) -> torch.Tensor:
         """Actions (N, batch, D), drawn or, without a generator, the mean."""
         mean, log_std = policy.chunk(2, dim=-1)
-        return (
-            torch.empty_like(mean).normal_(generator=generator) * log_std.exp() + mean if generator else mean
-        )
+        noise = torch.empty_like(mean).normal_(generator=generator) if generator else 0.0
+        return mean + noise * log_std.exp()
 
     def compare(self, old_policy, policy, action_mask, actions) -> tuple[torch.Tensor, ...]:
         """log pi(a) - log pi_old(a), KL(pi_old || pi) and the entropy of pi, each (N, batch)."""
@@ -374,6 +370,7 @@ def update(agents, optimizer, batch, args, loss_fn=ippo_loss) -> torch.Tensor:
             logratio, kl, _ = agents.actor.compare(chunk["old_policy"], policy, mask, actions)
             x = torch.expm1(logratio)
             moved += (chunk["weight"] * torch.stack([x - logratio, x.abs() > args.clip_coef, kl])).sum(2)
+    if args.kl_penalty:
         sampled = batch["weight"].any(dim=1)  # an agent that died before the batch began has no KL to go by
         agents.beta.copy_(torch.where(sampled, adapt_beta(agents.beta, moved[2], args), agents.beta))
     return torch.cat([losses, grad_norm[None], moved])
@@ -400,8 +397,10 @@ def to_envs(actions: torch.Tensor, space) -> np.ndarray:
 
 def available(envs, infos: dict) -> np.ndarray:
     """(E, N, A) bool: actions that may be taken; if they are continuous, an agent's own, without padding."""
-    own = np.arange(max(envs.agent_act_dims)) < np.array(envs.agent_act_dims)[:, None]
-    return infos.get("action_mask", np.tile(own, (envs.num_envs, 1, 1)))
+    if "action_mask" in infos:
+        return infos["action_mask"]
+    own = np.arange(envs.act_dim) < np.array(envs.agent_act_dims)[:, None]
+    return np.tile(own, (envs.num_envs, 1, 1))
 
 
 @torch.no_grad()

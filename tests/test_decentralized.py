@@ -113,7 +113,7 @@ def test_whole_training_of_an_agent_ignores_what_another_agent_sees(
         script.train(args, Recording(changed, continuous), *evaluated, agents, {}, directory)
         adam = script.load(directory / "checkpoint.pt")["optimizers"][0]["state"]
         moments = [adam[k][name] for k in adam for name in ("exp_avg", "exp_avg_sq")]
-        # Betas and running statistics: (N, ...) but for the two betas of DPO, (2, N), and a count common to all.
+        # Betas and running statistics are (N, ...), but for DPO's betas, (2, N), and a count common to all.
         buffers = [x.T if x is betas and x.dim() > 1 else x for x in agents.buffers() if x.dim()]
         trained.append([*(p.detach() for p in agents.parameters()), *moments, *buffers])
     for one, other in zip(*trained, strict=True):
