@@ -171,7 +171,7 @@ class Agents(nn.Module):
         return group
 
 
-# --- same in: dpo_mamujoco, dpo_matrix, dpo_mpe, dpo_smac ---
+# --- same in: dpo_mamujoco, dpo_matrix, dpo_mpe, dpo_smac, ippo ---
 def exp_minus_linear(x: torch.Tensor) -> torch.Tensor:
     """exp(x) - 1 - x, never negative; near 0 its gradient, expm1(x), is exact where autograd's is noise."""
     at, slope = x.detach(), torch.expm1(x.detach())

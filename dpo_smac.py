@@ -175,7 +175,7 @@ def masked_log_softmax(logits: torch.Tensor, action_mask: torch.Tensor) -> torch
     return F.log_softmax(logits, dim=-1).masked_fill(~action_mask, 0.0)
 
 
-# --- same in: dpo_mamujoco, dpo_matrix, dpo_mpe, dpo_smac ---
+# --- same in: dpo_mamujoco, dpo_matrix, dpo_mpe, dpo_smac, ippo ---
 def exp_minus_linear(x: torch.Tensor) -> torch.Tensor:
     """exp(x) - 1 - x, never negative; near 0 its gradient, expm1(x), is exact where autograd's is noise."""
     at, slope = x.detach(), torch.expm1(x.detach())

@@ -32,7 +32,7 @@ import tyro
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from envs import describe, env_name
+from envs import BrokenEnvironment, describe, env_name
 from envs import make as make_envs
 from envs.matrix import free_bytes
 
@@ -495,7 +495,7 @@ if __name__ == "__main__":
         main()
     except KeyboardInterrupt:
         sys.exit(f"{SCRIPT}: interrupted.")
-    except MemoryError as error:
+    except (MemoryError, BrokenEnvironment) as error:
         sys.exit(f"{SCRIPT}: {error}")
     except OSError as error:
         sys.exit(f"{SCRIPT}: {error}; make room or allow writing, then --resume the last checkpoint.")

@@ -15,6 +15,7 @@ import functools
 import io
 import itertools
 import json
+import math
 import os
 import signal
 import sys
@@ -33,15 +34,17 @@ import tyro
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from envs import describe, env_name
+from envs import BrokenEnvironment, describe, env_name
 from envs import make as make_envs
 
 SCRIPT = Path(__file__).stem
 EXIT_REQUEUE = 75  # EX_TEMPFAIL: a signal stopped the run, its checkpoint is on disk, --resume goes on
 EVAL_EPISODES = 32  # per evaluation; ten times as many for the absolute metric at the end
+HALF_LOG_2_PI_E = 0.5 * math.log(2 * math.pi * math.e)
 CHUNK = 512  # rows whose activations stay in the cache of one core
 STATS = ["losses/policy_loss", "losses/value_loss", "losses/entropy", "losses/grad_norm"]
-STATS += ["losses/approx_kl", "losses/clip_fraction", "losses/explained_variance"]
+STATS += ["losses/approx_kl", "losses/clip_fraction", "dpo/kl", "losses/explained_variance"]
+STATS += ["dpo/beta2", "dpo/below_band", "dpo/above_band"]  # with --kl-penalty
 COLUMNS = ["global_step", "eval/episodic_return", "eval/win_rate", "charts/episodic_return"]
 COLUMNS += ["charts/episodic_length", "charts/win_rate", "charts/SPS", "time/env", "time/act", "time/update"]
 COLUMNS += STATS
@@ -50,7 +53,7 @@ COLUMNS += STATS
 @dataclass
 class Args:
     env_id: str = "smac/2s3z"
-    """family/name: smac/MAP, mpe/TASK, matrix/stochastic"""
+    """smac/MAP, mpe/TASK, mamujoco/ROBOT-PARTITION, matrix/stochastic or pettingzoo:MODULE"""
     env_options: tuple[str, ...] = ()
     """options of the environment, e.g. num_agents=3 num_states=30; docs/envs.md lists them"""
     seed: int = 1
@@ -75,8 +78,22 @@ class Args:
     """gradient clip, per agent and per network"""
     layer_norm: bool = True
     """LayerNorm on the observation and after each hidden layer"""
+    value_norm: bool = False
+    """critics learn returns in units of their running deviation, per agent"""
     clip_coef: float = 0.2
     """the ratio of new to old probability counts only within 1 - clip_coef and 1 + clip_coef"""
+    kl_penalty: bool = False
+    """IPPO-KL: instead of the clip, the penalty beta * KL with the beta of eq. (21) of the DPO paper"""
+    d_target: float = 0.02
+    """KL per update that eq. (21) steers each agent to"""
+    delta: float = 1.5
+    """eq. (21): beta changes where KL leaves [d_target / delta, d_target * delta]"""
+    omega: float = 2.0
+    """eq. (21): the factor by which it changes"""
+    beta_min: float = 0.05
+    """floor of beta, which is N * beta2 of the DPO scripts"""
+    beta_max: float = 1000.0
+    """ceiling of beta"""
     eval_every: int = 20_480
     """environment steps between evaluations (32 greedy episodes in separate environments)"""
     checkpoint_every: int = 40_960
@@ -94,18 +111,23 @@ class Args:
     device: str = "cpu"
     """cpu | cuda"""
     torch_threads: int = 1
-    """CPU threads of the learner; each has a group of agents to itself"""
+    """CPU threads of MuJoCo's physics, and of the learner, where each has a group of agents to itself"""
     compile: bool = False
     """torch.compile the loss"""
 
 
 RESUME_MAY_CHANGE = {"total_timesteps", "eval_only", "checkpoint", "resume", "capture_video", "runs_dir"}
 EVAL_MAY_NOT_CHANGE = {"env_id", "env_options", "layer_norm"}
-PRESETS = {
+PRESETS = {  # by family and by id: the settings of the family's DPO script; dpo_smac.py's are the defaults
+    "mpe": dict(total_timesteps=2_000_000, num_envs=128, num_steps=25, layer_norm=False, d_target=0.01)
+    | dict(beta_min=0.2, eval_every=32_000, checkpoint_every=102_400),
+    "mamujoco": dict(total_timesteps=2_000_000, num_envs=16, num_steps=64, layer_norm=False, value_norm=True)
+    | dict(d_target=0.001, beta_min=0.2, eval_every=50_000),
+    "matrix/stochastic": dict(total_timesteps=1_000_000, num_steps=100, layer_norm=False, d_target=0.01)
+    | dict(checkpoint_every=102_400),
     "smac/8m": dict(total_timesteps=1_000_000),
     "smac/2s3z": dict(total_timesteps=2_000_000),
     "smac/3s5z": dict(total_timesteps=5_000_000),
-    "matrix/stochastic": dict(total_timesteps=1_000_000, num_steps=100, layer_norm=False),
 }
 
 
@@ -130,31 +152,135 @@ class StackedMLP(nn.Module):
         return x
 
 
-class Agents(nn.Module):
-    """Actor pi_i and critic V_i of N agents."""
+# --- same in: dpo_smac, ippo ---
+def masked_log_softmax(logits: torch.Tensor, action_mask: torch.Tensor) -> torch.Tensor:
+    """log pi (..., A) of available actions; 0 at the others, whose probability and gradient are exactly 0."""
+    logits = logits.masked_fill(~action_mask, -torch.inf)
+    return F.log_softmax(logits, dim=-1).masked_fill(~action_mask, 0.0)
 
-    def __init__(self, num_agents: int, obs_dim: int, num_actions: int, layer_norm: bool = True):
+
+# --- same in: dpo_mamujoco, dpo_matrix, dpo_mpe, dpo_smac, ippo ---
+def exp_minus_linear(x: torch.Tensor) -> torch.Tensor:
+    """exp(x) - 1 - x, never negative; near 0 its gradient, expm1(x), is exact where autograd's is noise."""
+    at, slope = x.detach(), torch.expm1(x.detach())
+    return (slope - at).clamp(min=0.0) + slope * (x - at)
+
+
+class Categorical(StackedMLP):
+    """Policies over A discrete actions. A batch of them is log pi, (N, batch, A), 0 where unavailable."""
+
+    width = 1  # numbers per action that tell a policy
+
+    def policy(self, obs: torch.Tensor, action_mask: torch.Tensor) -> torch.Tensor:
+        return masked_log_softmax(self(obs), action_mask)
+
+    def act(self, logp, action_mask, generator: torch.Generator | None = None) -> torch.Tensor:
+        """Actions (N, batch), drawn or, without a generator, the most probable."""
+        if generator:  # Gumbel-max: draws of a fixed shape, so that no agent's depend on another's policy
+            logp = logp - torch.empty_like(logp).exponential_(generator=generator).log()
+        return logp.masked_fill(~action_mask, -torch.inf).argmax(-1)
+
+    def compare(self, old_logp, logp, action_mask, actions) -> tuple[torch.Tensor, ...]:
+        """log pi(a) - log pi_old(a), KL(pi_old || pi) and the entropy of pi, each (N, batch).
+
+        KL is sum pi_old (exp(x) - 1 - x), where no term is negative: sum pi_old (exp(x) - 1) = 0.
+        """
+        x = logp - old_logp
+        kl = (old_logp.exp() * exp_minus_linear(x.clamp(max=88.0))).sum(-1)  # exp would overflow beyond
+        return x.gather(-1, actions.unsqueeze(-1)).squeeze(-1), kl, -(logp.exp() * logp).sum(-1)
+
+
+class Gaussian(StackedMLP):
+    """Policies over D real actions, padding where action_mask is False; mean and log std, (N, batch, 2 D)."""
+
+    width = 2
+
+    def __init__(self, num_agents: int, in_dim: int, out_dim: int, head_gain: float, layer_norm: bool):
+        super().__init__(num_agents, in_dim, out_dim, head_gain, layer_norm)
+        self.log_std = nn.Parameter(torch.zeros(num_agents, 1, out_dim))
+
+    def policy(self, obs: torch.Tensor, action_mask: torch.Tensor) -> torch.Tensor:
+        mean = self(obs)
+        return torch.cat([mean, self.log_std.expand_as(mean)], dim=-1)
+
+    def act(self, policy, action_mask, generator: torch.Generator | None = None) -> torch.Tensor:
+        """Actions (N, batch, D), drawn or, without a generator, the mean."""
+        mean, log_std = policy.chunk(2, dim=-1)
+        noise = torch.empty_like(mean).normal_(generator=generator) if generator else 0.0
+        return mean + noise * log_std.exp()
+
+    def compare(self, old_policy, policy, action_mask, actions) -> tuple[torch.Tensor, ...]:
+        """log pi(a) - log pi_old(a), KL(pi_old || pi) and the entropy of pi, each (N, batch)."""
+        (old_mean, old_log_std), (mean, log_std) = old_policy.chunk(2, dim=-1), policy.chunk(2, dim=-1)
+        z, old_z = (actions - mean) * (-log_std).exp(), (actions - old_mean) * (-old_log_std).exp()
+        logp, old_logp = 0.5 * z.square() + log_std, 0.5 * old_z.square() + old_log_std
+        y = exp_minus_linear(2 * (old_log_std - log_std))
+        kl = 0.5 * (y + ((mean - old_mean) * (-log_std).exp()).square())
+        return tuple((x * action_mask).sum(-1) for x in (old_logp - logp, kl, log_std + HALF_LOG_2_PI_E))
+
+
+class RunningNorm(nn.Module):
+    """Mean and variance of all samples so far, per agent and coordinate (N, 1, dim), in the checkpoint."""
+
+    def __init__(self, num_agents: int, dim: int):
         super().__init__()
-        self.actor = StackedMLP(num_agents, obs_dim, num_actions, 0.01, layer_norm)
+        self.register_buffer("mean", torch.zeros(num_agents, 1, dim))
+        self.register_buffer("var", torch.ones(num_agents, 1, dim))
+        self.register_buffer("count", torch.zeros(num_agents, 1, 1, dtype=torch.float64))
+
+    @property
+    def deviation(self) -> torch.Tensor:
+        return (self.var + 1e-8).sqrt()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(N, batch, dim) as deviations from the mean, at most 10 standard ones."""
+        return ((x - self.mean) / self.deviation).clamp(-10, 10)
+
+    def add(self, x: torch.Tensor, valid: torch.Tensor) -> None:
+        """Takes the valid (N, rows) of a batch (N, rows, dim) into account (Chan et al., 1979)."""
+        rows = valid.sum(1).view(-1, 1, 1)
+        weight = valid.unsqueeze(-1) / rows.clamp(min=1)
+        mean = (weight * x).sum(1, keepdim=True)
+        var = (weight * (x - mean).square()).sum(1, keepdim=True)
+        share = (rows / (self.count + rows).clamp(min=1)).float()
+        gap = mean - self.mean
+        self.mean += share * gap
+        self.var.copy_((1 - share) * self.var + share * var + share * (1 - share) * gap.square())
+        self.count += rows
+
+
+class Agents(nn.Module):
+    """Actor pi_i, critic V_i, coefficient beta_i of the KL penalty and running statistics of N agents."""
+
+    def __init__(self, num_agents: int, obs_dim: int, act_dim: int, layer_norm=True, actor=Categorical):
+        super().__init__()
+        self.actor = actor(num_agents, obs_dim, act_dim, 0.01, layer_norm)
         self.critic = StackedMLP(num_agents, obs_dim, 1, 1.0, layer_norm)
+        self.register_buffer("beta", torch.zeros(num_agents))
+        self.obs_norm = RunningNorm(num_agents, obs_dim) if actor is Gaussian else nn.Identity()
+        self.return_norm = RunningNorm(num_agents, 1)
 
     def value(self, obs: torch.Tensor) -> torch.Tensor:
-        """V_i of its own observation: (N, batch, obs_dim) -> (N, batch)."""
-        return self.critic(obs).squeeze(-1)
+        """V_i, in units of the reward, of its own observation: (N, batch, obs_dim) -> (N, batch)."""
+        return (self.critic(obs) * self.return_norm.deviation + self.return_norm.mean).squeeze(-1)
+
+    @torch.no_grad()
+    def rescale(self, returns: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+        """Takes returns (N, T, E) into return_norm and gives them in its units; V stays (PopArt)."""
+        rows, norm = returns.flatten(1).unsqueeze(-1), self.return_norm
+        mean, deviation = norm.mean.clone(), norm.deviation
+        norm.add(rows, valid.flatten(1))
+        self.critic.weights[-1].mul_(deviation / norm.deviation)
+        self.critic.biases[-1].mul_(deviation).add_(mean - norm.mean).div_(norm.deviation)
+        return norm(rows).view_as(returns)
 
     def group(self, part: slice) -> "Agents":
         """Some of the agents as a module of their own, whose parameters are views of this one's."""
         group = copy.deepcopy(self)
         for mine, whole in zip(group.parameters(), self.parameters(), strict=True):
             mine.data = whole.data[part]
+        group.beta = self.beta.data[part]  # .data: a version counter of its own, for autograd in threads
         return group
-
-
-# --- same in: dpo_smac, ippo ---
-def masked_log_softmax(logits: torch.Tensor, action_mask: torch.Tensor) -> torch.Tensor:
-    """log pi (..., A) of available actions; 0 at the others, whose probability and gradient are exactly 0."""
-    logits = logits.masked_fill(~action_mask, -torch.inf)
-    return F.log_softmax(logits, dim=-1).masked_fill(~action_mask, 0.0)
 
 
 # --- same in: dpo_smac, ippo ---
@@ -188,20 +314,22 @@ def standardize(x: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, to
     return x / (deviation + 1e-8), deviation
 
 
-def ippo_loss(agents, obs, action_mask, actions, old_logp, advantages, returns, weight, ent_coef, clip_coef):
+def ippo_loss(agents, obs, action_mask, actions, old_policy, advantages, returns, weight, args):
     """Loss of a chunk of rows, summed over agents (whose parameters are disjoint), and its parts, (3, N).
 
     weight (N, rows): 1 / (the agent's samples in the batch), 0 where dead, so that sums are means.
     """
-    logp = masked_log_softmax(agents.actor(obs), action_mask)
-    ratio = (logp.gather(-1, actions.unsqueeze(-1)).squeeze(-1) - old_logp).exp()
-    clipped = ratio.clamp(1 - clip_coef, 1 + clip_coef)
-    surrogate = (weight * torch.minimum(ratio * advantages, clipped * advantages)).sum(1)
-    entropy = -(weight * (logp.exp() * logp).sum(-1)).sum(1)
-    v_loss = (weight * (agents.value(obs) - returns).square()).sum(1)
-    return (v_loss - surrogate - ent_coef * entropy).sum(), torch.stack(
-        [-surrogate, v_loss, entropy]
-    ).detach()
+    policy = agents.actor.policy(obs, action_mask)
+    logratio, kl, entropy = agents.actor.compare(old_policy, policy, action_mask, actions)
+    ratio, penalty = logratio.exp(), agents.beta * (weight * kl).sum(1) if args.kl_penalty else 0.0
+    surrogate = ratio * advantages
+    if not args.kl_penalty:
+        clipped = ratio.clamp(1 - args.clip_coef, 1 + args.clip_coef)
+        surrogate = torch.minimum(surrogate, clipped * advantages)
+    surrogate, entropy = (weight * surrogate).sum(1), (weight * entropy).sum(1)
+    v_loss = (weight * (agents.critic(obs).squeeze(-1) - returns).square()).sum(1)
+    loss = v_loss - (surrogate + args.ent_coef * entropy - penalty)
+    return loss.sum(), torch.stack([-surrogate, v_loss, entropy]).detach()
 
 
 # --- same in: dpo_mamujoco, dpo_matrix, dpo_mpe, dpo_smac, iddpg, ippo, iql ---
@@ -215,11 +343,11 @@ def clip_grad_norm_per_agent(network: nn.Module, max_norm: float) -> torch.Tenso
 
 
 def update(agents, optimizer, batch, args, loss_fn=ippo_loss) -> torch.Tensor:
-    """update_epochs Adam steps of n agents on the whole batch; changes the agents in place.
+    """update_epochs Adam steps of n agents on the whole batch, then their betas; changes the agents in place.
 
     batch: tensors (n, rows, ...) named as in `ippo_loss`, taken in cache-sized chunks whose gradients add up.
-    Returns the first six of STATS, (6, n): losses and gradient norm of the last epoch; estimated KL and share
-    of clipped ratios, over the whole batch, of the updated policy.
+    Returns the first seven of STATS, (7, n): losses and gradient norm of the last epoch; estimated KL, share
+    of clipped ratios and KL, over the whole batch, of the updated policy against the old one.
     """
     rows = batch["obs"].shape[1]
     size = rows if batch["obs"].is_cuda else CHUNK
@@ -228,26 +356,51 @@ def update(agents, optimizer, batch, args, loss_fn=ippo_loss) -> torch.Tensor:
         optimizer.zero_grad()
         losses = 0.0
         for chunk in chunks:
-            loss, parts = loss_fn(agents, **chunk, ent_coef=args.ent_coef, clip_coef=args.clip_coef)
+            loss, parts = loss_fn(agents, **chunk, args=args)
             loss.backward()
             losses = losses + parts
         grad_norm = clip_grad_norm_per_agent(agents.actor, args.max_grad_norm)
         clip_grad_norm_per_agent(agents.critic, args.max_grad_norm)
         optimizer.step()
-    moved = torch.zeros(2, *batch["obs"].shape[:1], device=batch["obs"].device)
+    moved = torch.zeros(3, *batch["obs"].shape[:1], device=batch["obs"].device)
     with torch.no_grad():
         for chunk in chunks:
-            logp = masked_log_softmax(agents.actor(chunk["obs"]), chunk["action_mask"])
-            logratio = logp.gather(-1, chunk["actions"].unsqueeze(-1)).squeeze(-1) - chunk["old_logp"]
-            clipped = (logratio.exp() - 1).abs() > args.clip_coef
-            moved += (chunk["weight"] * torch.stack([torch.expm1(logratio) - logratio, clipped])).sum(2)
+            mask, actions = chunk["action_mask"], chunk["actions"]
+            policy = agents.actor.policy(chunk["obs"], mask)
+            logratio, kl, _ = agents.actor.compare(chunk["old_policy"], policy, mask, actions)
+            x = torch.expm1(logratio)
+            moved += (chunk["weight"] * torch.stack([x - logratio, x.abs() > args.clip_coef, kl])).sum(2)
+    if args.kl_penalty:
+        sampled = batch["weight"].any(dim=1)  # an agent that died before the batch began has no KL to go by
+        agents.beta.copy_(torch.where(sampled, adapt_beta(agents.beta, moved[2], args), agents.beta))
     return torch.cat([losses, grad_norm[None], moved])
+
+
+def adapt_beta(beta: torch.Tensor, kl: torch.Tensor, args: Args) -> torch.Tensor:
+    """eq. (21), per agent: beta (n,) times omega where kl (n,) is above the band, divided where below."""
+    up, down = kl > args.d_target * args.delta, kl < args.d_target / args.delta
+    beta = beta * torch.where(up, args.omega, torch.where(down, 1 / args.omega, 1.0))
+    return beta.clamp(args.beta_min, args.beta_max)
 
 
 # --- same in: dpo_mamujoco, dpo_matrix, dpo_mpe, dpo_smac, iddpg, ippo, iql ---
 def to_agents(x: np.ndarray, device: str) -> torch.Tensor:
     """(E, N, ...) array of the environment's side -> (N, E, ...) tensor of the learner's."""
     return torch.from_numpy(x).transpose(0, 1).to(device)
+
+
+def to_envs(actions: torch.Tensor, space) -> np.ndarray:
+    """(N, E, ...) actions as drawn -> (E, N, ...), clipped to the bounds, for the environment only."""
+    array = actions.transpose(0, 1).cpu().numpy()
+    return np.clip(array, space.low, space.high) if actions.is_floating_point() else array
+
+
+def available(envs, infos: dict) -> np.ndarray:
+    """(E, N, A) bool: actions that may be taken; if they are continuous, an agent's own, without padding."""
+    if "action_mask" in infos:
+        return infos["action_mask"]
+    own = np.arange(envs.act_dim) < np.array(envs.agent_act_dims)[:, None]
+    return np.tile(own, (envs.num_envs, 1, 1))
 
 
 @torch.no_grad()
@@ -264,9 +417,10 @@ def evaluate(agents, envs, episodes: int, entropy: list[int], device: str, frame
     while (finished < episodes / envs.num_envs).any():
         if frames is not None:
             frames.append(envs.render())
-        logits, action_mask = agents.actor(to_agents(obs, device)), to_agents(infos["action_mask"], device)
-        actions = logits.masked_fill(~action_mask, -torch.inf).argmax(-1)
-        obs, _, _, _, infos = envs.step(actions.T.cpu().numpy())
+        mask = to_agents(available(envs, infos), device)
+        policy = agents.actor.policy(agents.obs_norm(to_agents(obs, device)), mask)
+        actions = to_envs(agents.actor.act(policy, mask), envs.single_action_space)
+        obs, _, _, _, infos = envs.step(actions)
         ended = infos["_episode"] & (finished < episodes / envs.num_envs)
         finished += ended
         returns += infos["episode"]["r"][ended].tolist()
@@ -324,7 +478,8 @@ def parse_args(argv: list[str] | None = None) -> tuple[Args, dict, Path]:
     if args.eval_only or args.resume:
         path = path / "checkpoint.pt" if path.is_dir() else path
         state, run_dir = load(path), path.parent
-    base = Args(**state["args"] if state else {"env_id": args.env_id} | PRESETS.get(args.env_id, {}))
+    presets = PRESETS.get(args.env_id.partition("/")[0], {}) | PRESETS.get(args.env_id, {})
+    base = Args(**state["args"] if state else {"env_id": args.env_id} | presets)
     args = tyro.cli(Args, args=argv, default=base, description=__doc__)
     changed = {name for name, value in asdict(args).items() if value != getattr(base, name)}
     changed = changed & EVAL_MAY_NOT_CHANGE if args.eval_only else changed - RESUME_MAY_CHANGE
@@ -341,13 +496,15 @@ def parse_args(argv: list[str] | None = None) -> tuple[Args, dict, Path]:
         sys.exit(f"{SCRIPT}: --gamma and --gae-lambda must be 0 to 1, --ent-coef finite and not negative.")
     if not args.clip_coef > 0:
         sys.exit(f"{SCRIPT}: --clip-coef must be positive, got {args.clip_coef}.")
+    if not (args.d_target > 0 and args.delta > 1 and args.omega > 1 and 0 <= args.beta_min <= args.beta_max):
+        sys.exit(f"{SCRIPT}: eq. (21) needs d_target > 0, delta > 1, omega > 1, 0 <= beta_min <= beta_max.")
     if args.device != "cpu" and not torch.cuda.is_available():
         sys.exit(f"{SCRIPT}: --device {args.device}, but PyTorch sees no GPU here; use --device cpu.")
     return args, state, run_dir
 
 
 def train(args: Args, envs, eval_envs, agents: Agents, state: dict, run_dir: Path) -> dict:
-    """Rollout, GAE and update, over and over; returns the parameters that evaluated best."""
+    """Rollout, GAE, update (and adaptive beta), over and over; returns the parameters that evaluated best."""
     device, N, T, E = args.device, envs.num_agents, args.num_steps, args.num_envs
     # Agents share nothing, so a group of them is a learner of its own, and threads need no synchronisation.
     cuts = np.linspace(0, N, min(args.torch_threads, N) + 1).astype(int).tolist()
@@ -362,7 +519,7 @@ def train(args: Args, envs, eval_envs, agents: Agents, state: dict, run_dir: Pat
     global_step, next_eval, best_return, best = 0, 0, -float("inf"), agents.state_dict()
     metrics = run_dir / "metrics.csv"
     next_obs, infos = envs.reset()
-    next_mask, next_alive = infos["action_mask"], infos["alive"]
+    next_mask, next_alive = available(envs, infos), infos["alive"]
     if state:
         for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
@@ -372,7 +529,7 @@ def train(args: Args, envs, eval_envs, agents: Agents, state: dict, run_dir: Pat
             envs.set_state({name: x.numpy() for name, x in state["envs"].items()})
         except ValueError as error:
             sys.exit(f"{SCRIPT}: {run_dir}/checkpoint.pt cannot be resumed. {error}")
-        if envs.backend == "embedded":  # the real game cannot return to a battle, it has begun a new one
+        if envs.backend not in ("starcraft", "pettingzoo"):  # those cannot return, they have begun anew
             next_obs, next_mask, next_alive = (x.numpy() for x in state["next"])
         if not metrics.exists() or metrics.stat().st_size < state["metrics_bytes"]:
             sys.exit(f"{SCRIPT}: {metrics} is not as the checkpoint knows it; restore it or start a new run.")
@@ -382,7 +539,8 @@ def train(args: Args, envs, eval_envs, agents: Agents, state: dict, run_dir: Pat
         (run_dir / "args.json").write_text(json.dumps(asdict(args) | describe(envs), indent=1) + "\n")
         metrics.write_text(",".join(COLUMNS) + "\n")
     writer = SummaryWriter(str(run_dir), purge_step=global_step + 1)
-    print(f"{run_dir}: {N} agents, {envs.obs_dim} inputs, {envs.num_actions} actions, {envs.backend} engine")
+    A, space = next_mask.shape[-1], envs.single_action_space
+    print(f"{run_dir}: {N} agents, {envs.obs_dim} inputs, {A} actions, {envs.backend} engine", flush=True)
 
     def log(row: dict[str, float]) -> None:
         with open(metrics, "a", newline="") as file:
@@ -398,10 +556,9 @@ def train(args: Args, envs, eval_envs, agents: Agents, state: dict, run_dir: Pat
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda signum, _: signals.append(signum))
     zeros = functools.partial(torch.zeros, device=device)
-    obs, old_logp = zeros(N, T, E, envs.obs_dim), zeros(N, T, E)
-    action_mask = zeros(N, T, E, envs.num_actions, dtype=torch.bool)
-    alive = zeros(N, T, E, dtype=torch.bool)
-    actions, noise = zeros(N, T, E, dtype=torch.int64), zeros(N, E, envs.num_actions)
+    obs, old_policy = zeros(N, T, E, envs.obs_dim), zeros(N, T, E, agents.actor.width * A)
+    action_mask, alive = zeros(N, T, E, A, dtype=torch.bool), zeros(N, T, E, dtype=torch.bool)
+    actions = torch.from_numpy(np.zeros((N, T, E, *space.shape[1:]), space.dtype)).to(device)
     rewards, values, final_values = zeros(T, E), zeros(N, T, E), zeros(N, T, E)
     terminations, truncations = zeros(2, T, E, dtype=torch.bool)
     bar = tqdm(total=args.total_timesteps, initial=global_step, unit="step", disable=not sys.stderr.isatty())
@@ -436,34 +593,32 @@ def train(args: Args, envs, eval_envs, agents: Agents, state: dict, run_dir: Pat
             action_mask[:, step] = to_agents(next_mask, device)
             alive[:, step] = to_agents(next_alive, device)
             with torch.no_grad():
-                logits, values[:, step] = agents.actor(obs[:, step]), agents.value(obs[:, step])
-                # Gumbel-max sampling: its draws have a fixed shape, so no agent's depend on another's policy.
-                gumbel = -noise.exponential_(generator=generator).log()
-                actions[:, step] = (logits + gumbel).masked_fill(~action_mask[:, step], -torch.inf).argmax(-1)
-                logp = masked_log_softmax(logits, action_mask[:, step])
-                old_logp[:, step] = logp.gather(-1, actions[:, step].unsqueeze(-1)).squeeze(-1)
+                seen, mask = agents.obs_norm(obs[:, step]), action_mask[:, step]
+                old_policy[:, step], values[:, step] = agents.actor.policy(seen, mask), agents.value(seen)
+                actions[:, step] = agents.actor.act(old_policy[:, step], mask, generator)
             env_start = time.perf_counter()
-            next_obs, reward, terminated, truncated, infos = envs.step(actions[:, step].T.cpu().numpy())
+            next_obs, reward, terminated, truncated, infos = envs.step(to_envs(actions[:, step], space))
             env_s += time.perf_counter() - env_start
-            next_mask, next_alive = infos["action_mask"], infos["alive"]
+            next_mask, next_alive = available(envs, infos), infos["alive"]
             rewards[step], terminations[step] = torch.from_numpy(reward), torch.from_numpy(terminated)
             truncations[step] = torch.from_numpy(truncated)
             if truncated.any():
                 final_obs = to_agents(infos["final_obs"], device)
                 with torch.no_grad():  # the dead see zeros and expect nothing
-                    final_values[:, step] = agents.value(final_obs) * final_obs.any(-1)
+                    final_values[:, step] = agents.value(agents.obs_norm(final_obs)) * final_obs.any(-1)
             ended = infos["_episode"]
             won = infos.get("battle_won", np.full(E, np.nan))
             episodes += zip(*(x[ended] for x in (*infos["episode"].values(), won)), strict=True)
         global_step += T * E
 
         with torch.no_grad():
-            next_value = agents.value(to_agents(next_obs, device))
+            next_value = agents.value(agents.obs_norm(to_agents(next_obs, device)))
         ends = terminations, truncations, alive, to_agents(next_alive, device), args.gamma, args.gae_lambda
         advantages, returns, valid = gae(rewards, values, next_value, final_values, *ends)
         weight = valid / valid.sum((1, 2), keepdim=True).clamp(min=1)
-        batch = dict(obs=obs, action_mask=action_mask, actions=actions, old_logp=old_logp, returns=returns)
-        batch |= dict(advantages=standardize(advantages, weight)[0], weight=weight)
+        batch = dict(obs=obs, action_mask=action_mask, actions=actions, old_policy=old_policy, weight=weight)
+        batch["returns"] = agents.rescale(returns, valid) if args.value_norm else returns
+        batch["advantages"] = standardize(advantages, weight)[0]
         rollout_s = time.perf_counter() - start
         # Each agent's samples come first, and chunks of dead rows alone are dropped: whole chunks, so that no
         # agent's arithmetic depends on how long another lives.
@@ -471,12 +626,17 @@ def train(args: Args, envs, eval_envs, agents: Agents, state: dict, run_dir: Pat
         rows = rows[:, : -(-int(valid.sum((1, 2)).max()) // CHUNK) * CHUNK]
         which = torch.arange(N, device=device)[:, None], rows
         batch = {name: x.flatten(1, 2)[which] for name, x in batch.items()}
+        batch["obs"] = agents.obs_norm(batch["obs"])
+        if isinstance(agents.obs_norm, RunningNorm):  # for the next rollout: this one was acted on without it
+            agents.obs_norm.add(obs.flatten(1, 2), alive.flatten(1))
         parts = [{name: x[group] for name, x in batch.items()} for group in groups]
         stats = torch.cat(list(pool.map(learn, learners, optimizers, parts)), dim=1)
         error, spread = standardize(returns - values, weight)[1], standardize(returns, weight)[1]
         explained = 1 - (error / (spread + 1e-8)).square()
-        stats = torch.stack([*stats, explained.flatten()]).mean(1).tolist()
-        if not (np.isfinite(stats[:6]).all() and all(p.isfinite().all() for p in agents.parameters())):
+        below, above = stats[6] < args.d_target / args.delta, stats[6] > args.d_target * args.delta
+        penalty = (agents.beta / N, below, above) if args.kl_penalty else ()
+        stats = torch.stack([*stats, explained.flatten(), *penalty]).mean(1).tolist()
+        if not (np.isfinite(stats[:7]).all() and all(p.isfinite().all() for p in agents.parameters())):
             diagnostic = {"args": asdict(args), "agents": agents.state_dict(), "batch": batch}
             save(run_dir / "diagnostic.pt", diagnostic)
             where = f"at step {global_step}; {run_dir}/diagnostic.pt holds the batch, checkpoint.pt is intact"
@@ -486,7 +646,7 @@ def train(args: Args, envs, eval_envs, agents: Agents, state: dict, run_dir: Pat
         sps = T * E / seconds
         split = env_s / seconds, (rollout_s - env_s) / seconds, 1 - rollout_s / seconds
         means = np.mean(episodes or [[np.nan] * 3], axis=0, dtype=float).tolist()
-        log(dict(zip(COLUMNS[3:], [*means, sps, *split, *stats], strict=True)))
+        log(dict(zip(COLUMNS[3:], [*means, sps, *split, *stats], strict=args.kl_penalty)))
         status = f"return {means[0]:.2f}" if episodes else "no episode has ended"
         status += "" if np.isnan(means[2]) else f", win rate {means[2]:.2f}"
         bar.set_postfix_str(status, refresh=False)
@@ -506,22 +666,22 @@ def main() -> None:
     torch.set_num_threads(1)  # cores are for groups of agents, --torch-threads, not for single operators
     torch.manual_seed(args.seed)
     try:
-        options = {name: literal(value) for name, _, value in (x.partition("=") for x in args.env_options)}
+        options = {"threads": args.torch_threads} if args.env_id.startswith("mamujoco/") else {}
+        options |= {name: literal(value) for name, _, value in (x.partition("=") for x in args.env_options)}
         make = functools.partial(make_envs, args.env_id, seed=args.seed, **options)
         envs = make(args.num_envs)
-        if not hasattr(envs, "num_actions"):
-            raise ValueError(f"{args.env_id} has continuous actions, which ippo.py does not learn yet.")
         tabular = hasattr(envs, "exact_return")  # is evaluated exactly, without playing
         if tabular and args.num_steps % envs.episode_limit:
-            wanted = f"--num-steps {envs.episode_limit}, the number of states"
-            raise ValueError(
-                f"Rollouts of tabular games are whole episodes, as in dpo_matrix.py: give {wanted}."
-            )
-        eval_envs = envs if tabular else make(EVAL_EPISODES if envs.backend == "embedded" else args.num_envs)
+            wanted = f"give --num-steps {envs.episode_limit}, the number of states"
+            raise ValueError(f"Rollouts of tabular games are whole episodes, as in dpo_matrix.py: {wanted}.")
+        compiled = envs.backend in ("embedded", "mujoco")
+        eval_envs = envs if tabular else make(EVAL_EPISODES if compiled else args.num_envs)
         video_envs = make(1, render_mode="rgb_array") if args.capture_video else None
     except (ValueError, TypeError, RuntimeError, ImportError, MemoryError) as error:
         sys.exit(f"{SCRIPT}: {error}")
-    agents = Agents(envs.num_agents, envs.obs_dim, envs.num_actions, args.layer_norm)
+    actor, act_dim = (Gaussian, envs.act_dim) if hasattr(envs, "act_dim") else (Categorical, envs.num_actions)
+    agents = Agents(envs.num_agents, envs.obs_dim, act_dim, args.layer_norm, actor)
+    agents.beta += 0.01 * envs.num_agents  # what beta2 = 0.01 is in the DPO scripts
     agents.to(args.device)
     if state:
         agents.load_state_dict(state["best" if args.eval_only and not tabular else "agents"])
@@ -539,7 +699,8 @@ def main() -> None:
     if video_envs:
         frames: list[np.ndarray] = []
         evaluate(agents, video_envs, 4, [args.seed, 2], args.device, frames)
-        imageio.mimsave(run_dir / "video.mp4", frames, fps=8, macro_block_size=1)
+        fps = min(20, video_envs.metadata.get("render_fps", 8))
+        imageio.mimsave(run_dir / "video.mp4", frames, fps=fps, macro_block_size=1)
 
 
 if __name__ == "__main__":
@@ -547,5 +708,7 @@ if __name__ == "__main__":
         main()
     except KeyboardInterrupt:
         sys.exit(f"{SCRIPT}: interrupted.")
+    except BrokenEnvironment as error:
+        sys.exit(f"{SCRIPT}: {error}")
     except OSError as error:
         sys.exit(f"{SCRIPT}: {error}; make room or allow writing, then --resume the last checkpoint.")

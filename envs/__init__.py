@@ -17,6 +17,10 @@ from typing import Any
 from gymnasium.vector import VectorEnv
 
 
+class BrokenEnvironment(ValueError):
+    """An environment that breaks its promises in the middle of a run, as one whose reward is not shared."""
+
+
 def _build(
     env_id: str, kind: Callable[..., VectorEnv], num_envs: int, seed: int, options: dict[str, Any]
 ) -> VectorEnv:

@@ -21,6 +21,8 @@ from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 from pettingzoo import AECEnv
 
+from envs import BrokenEnvironment
+
 
 def _load(path: str) -> Callable[..., Any]:
     """parallel_env of the module `path`; ValueError if there is none, ImportError if importing it fails."""
@@ -190,7 +192,8 @@ class ParallelVectorEnv(gym.vector.VectorEnv):
         """Play actions int (E, N) or float (E, N, act_dim).
 
         ValueError, with nothing played, on a wrong shape or dtype, an unavailable or a non-finite action. Any
-        error after that, a reward that is not shared among them, leaves episodes that only reset() ends.
+        error after that, a BrokenEnvironment (a reward that is not shared) among them, leaves episodes that
+        only reset() ends.
         """
         if not self._started:
             raise RuntimeError("Call reset() before the first step, and after a step that failed.")
@@ -283,7 +286,9 @@ class ParallelVectorEnv(gym.vector.VectorEnv):
         stream = np.random.SeedSequence(self._seed, spawn_key=(e, int(self._episodes[e])))
         seen, about = self.envs[e].reset(seed=int(stream.generate_state(1)[0]) & 0x7FFFFFFF)
         if not self.envs[e].agents:
-            raise ValueError(f"{self.name} has no agents after reset(): its episodes would never begin.")
+            raise BrokenEnvironment(
+                f"{self.name} has no agents after reset(): its episodes would never begin."
+            )
         self._episodes[e] += 1
         self._lengths[e], self._returns[e], self._all_terminated[e] = 0, 0.0, True
         self._look(e, seen, about, set())
@@ -300,14 +305,16 @@ class ParallelVectorEnv(gym.vector.VectorEnv):
                     self._mask[e, i] = np.arange(self.num_actions) == 0
                 continue
             if agent not in seen:
-                raise ValueError(f"{self.name} returned no observation of {agent}, which is in agents.")
+                raise BrokenEnvironment(
+                    f"{self.name} returned no observation of {agent}, which is in agents."
+                )
             self._obs[e, i, : self.agent_obs_dims[i]] = self._vector(i, seen[agent])
             if self.discrete:
                 parts = seen[agent] if isinstance(seen[agent], Mapping) else {}
                 size, self._mask[e, i] = self.agent_act_dims[i], self._own[i]
                 mask = parts.get("action_mask", info.get("action_mask"))
                 if mask is not None and (np.size(mask) != size or not np.any(mask)):
-                    raise ValueError(
+                    raise BrokenEnvironment(
                         f"The action_mask of {agent} of {self.name} must hold {size} entries, one of them "
                         f"true at least; got {mask!r}."
                     )
@@ -318,7 +325,7 @@ class ParallelVectorEnv(gym.vector.VectorEnv):
         """Agent i's observation as a flat array of the size that its space promises."""
         flat = np.asarray(seen["observation"] if isinstance(seen, Mapping) else seen, np.float32).ravel()
         if flat.size != self.agent_obs_dims[i]:
-            raise ValueError(
+            raise BrokenEnvironment(
                 f"{self.possible_agents[i]} of {self.name} sees {flat.size} numbers, but its observation "
                 f"space has {self.agent_obs_dims[i]}."
             )
@@ -339,9 +346,9 @@ class ParallelVectorEnv(gym.vector.VectorEnv):
         own = {agent: float(rewards.get(agent, 0.0)) for agent in played}
         low, high = min(own, key=own.__getitem__), max(own, key=own.__getitem__)
         if own[high] - own[low] > 1e-6 * max(1.0, abs(own[high])):
-            raise ValueError(
+            raise BrokenEnvironment(
                 f"The agents of {self.name} earn unequal rewards ({low} {own[low]:g}, {high} {own[high]:g}): "
-                'make it with reward="sum" or reward="mean".'
+                'give the option reward="sum" or reward="mean".'
             )
         return own[high]
 

@@ -27,10 +27,11 @@ class Recording:
 
     num_envs, num_agents, num_states, obs_dim, num_actions, act_dim = E, N, OBS, OBS, A, A
     agent_act_dims, episode_limit, backend, env_id = (A,) * N, LIMIT, "embedded", "recording"
-    single_action_space = gym.spaces.Box(-1.0, 1.0, (N, A), np.float32)
 
-    def __init__(self, changed: bool):
-        self.changed, self.steps = changed, 0
+    def __init__(self, changed: bool, continuous: bool):
+        self.changed, self.steps, self.continuous = changed, 0, continuous
+        box, choices = gym.spaces.Box(-1.0, 1.0, (N, A), np.float32), gym.spaces.MultiDiscrete([A] * N)
+        self.single_action_space = box if continuous else choices
         self.reset()
 
     def reset(self, seed=None):
@@ -45,7 +46,8 @@ class Recording:
     def infos(self, obs):
         over = np.full(E, self.steps > 0 and self.steps % LIMIT == 0)
         episode = {"r": np.ones(E, np.float32), "l": np.full(E, LIMIT)}
-        masks = {"action_mask": np.ones((E, N, A), bool), "alive": np.ones((E, N), bool)}
+        masks = {} if self.continuous else {"action_mask": np.ones((E, N, A), bool)}
+        masks["alive"] = np.ones((E, N), bool)
         return masks | {"final_obs": obs, "episode": episode, "_episode": over}
 
     def step(self, actions):
@@ -73,33 +75,47 @@ def handlers():
         signal.signal(number, handler)
 
 
-def make_agents(script):
+def make_agents(script, continuous: bool):
     if script is dpo_mamujoco:
         return dpo_mamujoco.Agents(OBS, (A,) * N)
+    if script is ippo:
+        return ippo.Agents(N, OBS, A, actor=ippo.Gaussian if continuous else ippo.Categorical)
     return script.Agents(N, OBS, A)
 
 
 @pytest.mark.parametrize(
-    "script", [dpo_matrix, dpo_mpe, dpo_mamujoco, ippo], ids=lambda script: script.__name__
+    ("script", "continuous", "flags"),
+    [
+        (dpo_matrix, False, {}),
+        (dpo_mpe, False, {}),
+        (dpo_mamujoco, True, {}),
+        (ippo, False, {}),
+        (ippo, True, dict(value_norm=True)),
+        (ippo, True, dict(value_norm=True, kl_penalty=True)),
+    ],
+    ids=["dpo_matrix", "dpo_mpe", "dpo_mamujoco", "ippo", "ippo-gaussian", "ippo-gaussian-kl"],
 )
-def test_whole_training_of_an_agent_ignores_what_another_agent_sees(script, tmp_path, monkeypatch, handlers):
+def test_whole_training_of_an_agent_ignores_what_another_agent_sees(
+    script, continuous, flags, tmp_path, monkeypatch, handlers
+):
     """From rollout to Adam only the reward and the end of the episode are common to the agents."""
     monkeypatch.setattr(script, "CHUNK", 16)
-    args = script.Args(num_envs=E, total_timesteps=5 * E * LIMIT, update_epochs=2, eval_every=10**6)
+    args = script.Args(num_envs=E, total_timesteps=5 * E * LIMIT, update_epochs=2, eval_every=10**6, **flags)
     args.num_steps = LIMIT
     trained, initial = [], []
     for changed in (False, True):
         torch.manual_seed(0)
-        agents, directory = make_agents(script), tmp_path / str(changed)
-        if script is not ippo:
-            agents.betas += 0.01
+        agents, directory = make_agents(script, continuous), tmp_path / str(changed)
+        betas = agents.beta if script is ippo else agents.betas
+        betas += 0.01
         initial = [p.detach().clone() for p in agents.parameters()]
-        evaluated = () if script is dpo_matrix else (Recording(False),)
-        script.train(args, Recording(changed), *evaluated, agents, {}, directory)
+        evaluated = () if script is dpo_matrix else (Recording(False, continuous),)
+        script.train(args, Recording(changed, continuous), *evaluated, agents, {}, directory)
         adam = script.load(directory / "checkpoint.pt")["optimizers"][0]["state"]
         moments = [adam[k][name] for k in adam for name in ("exp_avg", "exp_avg_sq")]
-        betas = [] if script is ippo else [agents.betas.T]
-        trained.append([*(p.detach() for p in agents.parameters()), *moments, *betas])
+        # Betas and running statistics are (N, ...), but for DPO's betas, (2, N), and a count common to all.
+        buffers = [x.T if x is betas and x.dim() > 1 else x for x in agents.buffers() if x.dim()]
+        trained.append([*(p.detach() for p in agents.parameters()), *moments, *buffers])
     for one, other in zip(*trained, strict=True):
         assert torch.equal(one[[0, 2]], other[[0, 2]])
     assert not torch.equal(trained[0][0][1], trained[1][0][1])

@@ -82,7 +82,7 @@ def available(rng, infos):
 
 def test_rewards_that_differ_are_not_silently_merged():
     """Else one agent's reward, or a sum nobody asked for, is published as the team's."""
-    with pytest.raises(ValueError, match=r'a0 1, a1 3\): make it with reward="sum" or reward="mean"'):
+    with pytest.raises(ValueError, match=r'a0 1, a1 3\): give the option reward="sum" or reward="mean"'):
         env = toys(pay=(1.0, 3.0))
         env.reset()
         env.step([[0, 0]])

@@ -140,6 +140,15 @@ def test_replay_that_does_not_fit_is_refused_before_it_is_made(tmp_path, monkeyp
     assert not (tmp_path / "runs").exists()
 
 
+def test_environment_without_a_length_is_refused_with_a_sentence(tmp_path, monkeypatch):
+    """Nothing of PettingZoo tells how long an episode may be: one line to read, and no run directory."""
+    flags = [f"--runs-dir={tmp_path / 'runs'}", "--env-id=pettingzoo:mpe2.simple_spread_v3"]
+    monkeypatch.setattr(sys, "argv", ["iql.py", *flags])
+    with pytest.raises(SystemExit, match="does not tell how long its episodes may be"):
+        iql.main()
+    assert not (tmp_path / "runs").exists()
+
+
 def run(directory: Path, *flags: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, iql.__file__, f"--runs-dir={directory}", *flags]
     return subprocess.run(command, capture_output=True, text=True)
