@@ -77,10 +77,10 @@ class Args:
     """coefficient c_H of the entropy bonus"""
     max_grad_norm: float = 10.0
     """gradient clip, per agent and per network"""
-    log_std_init: float = -1.0
+    log_std_init: float = 0.0
     """logarithm of the policies' standard deviation at the start"""
     layer_norm: bool = False
-    """LayerNorm on the observation and after each hidden layer"""
+    """LayerNorm after each hidden layer"""
     value_norm: bool = True
     """critics learn returns in units of their running deviation, per agent"""
     d_target: float = 0.001
@@ -121,7 +121,11 @@ class Args:
 
 RESUME_MAY_CHANGE = {"total_timesteps", "eval_only", "checkpoint", "resume", "capture_video", "runs_dir"}
 EVAL_MAY_NOT_CHANGE = {"task", "agent_obsk", "obs", "layer_norm"}
-PRESETS: dict[str, dict] = {}  # by task; one setting serves all of them so far
+PRESETS = {  # by task
+    "HalfCheetah-3x2": dict(log_std_init=-1.0),
+    "Ant-4x2": dict(log_std_init=-1.0),
+    "Humanoid-17x1": dict(log_std_init=-1.0),
+}
 
 
 # --- same in: dpo_mamujoco, dpo_matrix, dpo_mpe, dpo_smac, iddpg, ippo ---
@@ -140,8 +144,12 @@ class StackedMLP(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(N, batch, in) -> (N, batch, out); agent i's output depends on x[i] and its own parameters only."""
         for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
-            x = F.layer_norm(x, x.shape[-1:]) if self.layer_norm else x
-            x = torch.baddbmm(bias, F.relu(x) if layer else x, weight)
+            if layer:
+                x = (F.layer_norm(x, x.shape[-1:]) if self.layer_norm else x).relu_()
+            if weight.shape[-1] > 1:
+                x = torch.baddbmm(bias, x, weight)
+            else:  # matrix products are slow where they have a single column
+                x = (x * weight.mT).sum(-1, keepdim=True) + bias
         return x
 
 
@@ -180,7 +188,7 @@ class Agents(nn.Module):
     """
 
     def __init__(
-        self, obs_dim: int, act_dims: tuple[int, ...], layer_norm: bool = True, log_std_init: float = 0.0
+        self, obs_dim: int, act_dims: tuple[int, ...], layer_norm: bool = False, log_std_init: float = 0.0
     ):
         super().__init__()
         num_agents, act_dim = len(act_dims), max(act_dims)

@@ -136,12 +136,16 @@ class StackedMLP(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(N, batch, in) -> (N, batch, out); agent i's output depends on x[i] and its own parameters only."""
         for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
-            x = F.layer_norm(x, x.shape[-1:]) if self.layer_norm else x
-            x = torch.baddbmm(bias, F.relu(x) if layer else x, weight)
+            if layer:
+                x = (F.layer_norm(x, x.shape[-1:]) if self.layer_norm else x).relu_()
+            if weight.shape[-1] > 1:
+                x = torch.baddbmm(bias, x, weight)
+            else:  # matrix products are slow where they have a single column
+                x = (x * weight.mT).sum(-1, keepdim=True) + bias
         return x
 
 
-# --- same in: dpo_matrix, dpo_mpe, dpo_smac ---
+# --- same in: dpo_matrix, dpo_mpe ---
 class Agents(nn.Module):
     """Actor pi_i, critic V_i and coefficients beta1_i, beta2_i of N agents."""
 

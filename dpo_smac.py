@@ -140,12 +140,15 @@ class StackedMLP(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(N, batch, in) -> (N, batch, out); agent i's output depends on x[i] and its own parameters only."""
         for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
-            x = F.layer_norm(x, x.shape[-1:]) if self.layer_norm else x
-            x = torch.baddbmm(bias, F.relu(x) if layer else x, weight)
+            if layer:
+                x = (F.layer_norm(x, x.shape[-1:]) if self.layer_norm else x).relu_()
+            if weight.shape[-1] > 1:
+                x = torch.baddbmm(bias, x, weight)
+            else:  # matrix products are slow where they have a single column
+                x = (x * weight.mT).sum(-1, keepdim=True) + bias
         return x
 
 
-# --- same in: dpo_matrix, dpo_mpe, dpo_smac ---
 class Agents(nn.Module):
     """Actor pi_i, critic V_i and coefficients beta1_i, beta2_i of N agents."""
 
@@ -154,9 +157,11 @@ class Agents(nn.Module):
         self.actor = StackedMLP(num_agents, obs_dim, num_actions, 0.01, layer_norm)
         self.critic = StackedMLP(num_agents, obs_dim, 1, 1.0, layer_norm)
         self.register_buffer("betas", torch.zeros(2, num_agents))
+        # Without parameters, so once for every observation is enough, where networks see it 15 times.
+        self.obs_norm = nn.LayerNorm(obs_dim, elementwise_affine=False) if layer_norm else nn.Identity()
 
     def value(self, obs: torch.Tensor) -> torch.Tensor:
-        """V_i of its own observation: (N, batch, obs_dim) -> (N, batch)."""
+        """V_i of its own observation after obs_norm: (N, batch, obs_dim) -> (N, batch)."""
         return self.critic(obs).squeeze(-1)
 
     def group(self, part: slice) -> "Agents":
@@ -307,7 +312,8 @@ def evaluate(agents, envs, episodes: int, entropy: list[int], device: str, frame
     while (finished < episodes / envs.num_envs).any():
         if frames is not None:
             frames.append(envs.render())
-        logits, action_mask = agents.actor(to_agents(obs, device)), to_agents(infos["action_mask"], device)
+        action_mask = to_agents(infos["action_mask"], device)
+        logits = agents.actor(agents.obs_norm(to_agents(obs, device)))
         actions = logits.masked_fill(~action_mask, -torch.inf).argmax(-1)
         obs, _, _, _, infos = envs.step(actions.T.cpu().numpy())
         ended = infos["_episode"] & (finished < episodes / envs.num_envs)
@@ -461,7 +467,7 @@ def train(args: Args, envs, eval_envs, agents: Agents, state: dict, run_dir: Pat
 
         start, env_s, episodes = time.perf_counter(), 0.0, []
         for step in range(T):
-            obs[:, step] = to_agents(next_obs, device)
+            obs[:, step] = agents.obs_norm(to_agents(next_obs, device))
             action_mask[:, step] = to_agents(next_mask, device)
             alive[:, step] = to_agents(next_alive, device)
             with torch.no_grad():
@@ -479,14 +485,14 @@ def train(args: Args, envs, eval_envs, agents: Agents, state: dict, run_dir: Pat
             if truncated.any():
                 final_obs = to_agents(infos["final_obs"], device)
                 with torch.no_grad():  # the dead see zeros and expect nothing
-                    final_values[:, step] = agents.value(final_obs) * final_obs.any(-1)
+                    final_values[:, step] = agents.value(agents.obs_norm(final_obs)) * final_obs.any(-1)
             ended = infos["_episode"]
             episode = infos["episode"]["r"], infos["episode"]["l"], infos["battle_won"]
             episodes += zip(*(x[ended] for x in episode), strict=True)
         global_step += T * E
 
         with torch.no_grad():
-            next_value = agents.value(to_agents(next_obs, device))
+            next_value = agents.value(agents.obs_norm(to_agents(next_obs, device)))
         ends = terminations, truncations, alive, to_agents(next_alive, device), args.gamma, args.gae_lambda
         advantages, returns, valid = gae(rewards, values, next_value, final_values, *ends)
         weight = valid / valid.sum((1, 2), keepdim=True).clamp(min=1)

@@ -118,8 +118,12 @@ class StackedMLP(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(N, batch, in) -> (N, batch, out); agent i's output depends on x[i] and its own parameters only."""
         for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
-            x = F.layer_norm(x, x.shape[-1:]) if self.layer_norm else x
-            x = torch.baddbmm(bias, F.relu(x) if layer else x, weight)
+            if layer:
+                x = (F.layer_norm(x, x.shape[-1:]) if self.layer_norm else x).relu_()
+            if weight.shape[-1] > 1:
+                x = torch.baddbmm(bias, x, weight)
+            else:  # matrix products are slow where they have a single column
+                x = (x * weight.mT).sum(-1, keepdim=True) + bias
         return x
 
 

@@ -76,8 +76,10 @@ class Args:
     """coefficient c_H of the entropy bonus"""
     max_grad_norm: float = 10.0
     """gradient clip, per agent and per network"""
+    log_std_init: float = 0.0
+    """logarithm of the standard deviation of continuous actions at the start"""
     layer_norm: bool = True
-    """LayerNorm on the observation and after each hidden layer"""
+    """LayerNorm after each hidden layer and, where actions are discrete, on the observation"""
     value_norm: bool = False
     """critics learn returns in units of their running deviation, per agent"""
     clip_coef: float = 0.2
@@ -123,6 +125,9 @@ PRESETS = {  # by family and by id: the settings of the family's DPO script; dpo
     | dict(beta_min=0.2, eval_every=32_000, checkpoint_every=102_400),
     "mamujoco": dict(total_timesteps=2_000_000, num_envs=16, num_steps=64, layer_norm=False, value_norm=True)
     | dict(d_target=0.001, beta_min=0.2, eval_every=50_000),
+    "mamujoco/HalfCheetah-3x2": dict(log_std_init=-1.0),
+    "mamujoco/Ant-4x2": dict(log_std_init=-1.0),
+    "mamujoco/Humanoid-17x1": dict(log_std_init=-1.0),
     "matrix/stochastic": dict(total_timesteps=1_000_000, num_steps=100, layer_norm=False, d_target=0.01)
     | dict(checkpoint_every=102_400),
     "smac/8m": dict(total_timesteps=1_000_000),
@@ -147,8 +152,12 @@ class StackedMLP(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(N, batch, in) -> (N, batch, out); agent i's output depends on x[i] and its own parameters only."""
         for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
-            x = F.layer_norm(x, x.shape[-1:]) if self.layer_norm else x
-            x = torch.baddbmm(bias, F.relu(x) if layer else x, weight)
+            if layer:
+                x = (F.layer_norm(x, x.shape[-1:]) if self.layer_norm else x).relu_()
+            if weight.shape[-1] > 1:
+                x = torch.baddbmm(bias, x, weight)
+            else:  # matrix products are slow where they have a single column
+                x = (x * weight.mT).sum(-1, keepdim=True) + bias
         return x
 
 
@@ -250,14 +259,19 @@ class RunningNorm(nn.Module):
 
 
 class Agents(nn.Module):
-    """Actor pi_i, critic V_i, coefficient beta_i of the KL penalty and running statistics of N agents."""
+    """Actor pi_i, critic V_i, coefficient beta_i of the KL penalty and running statistics of N agents.
+
+    Networks take observations that went through obs_norm: with continuous actions running statistics, else
+    a LayerNorm without parameters, which needs computing once for every observation.
+    """
 
     def __init__(self, num_agents: int, obs_dim: int, act_dim: int, layer_norm=True, actor=Categorical):
         super().__init__()
         self.actor = actor(num_agents, obs_dim, act_dim, 0.01, layer_norm)
         self.critic = StackedMLP(num_agents, obs_dim, 1, 1.0, layer_norm)
         self.register_buffer("beta", torch.zeros(num_agents))
-        self.obs_norm = RunningNorm(num_agents, obs_dim) if actor is Gaussian else nn.Identity()
+        once = nn.LayerNorm(obs_dim, elementwise_affine=False) if layer_norm else nn.Identity()
+        self.obs_norm = RunningNorm(num_agents, obs_dim) if actor is Gaussian else once
         self.return_norm = RunningNorm(num_agents, 1)
 
     def value(self, obs: torch.Tensor) -> torch.Tensor:
@@ -410,7 +424,8 @@ def evaluate(agents, envs, episodes: int, entropy: list[int], device: str, frame
     In tabular games instead the exact return of the policies, as dpo_matrix.py evaluates.
     """
     if hasattr(envs, "exact_return") and frames is None:
-        logits = agents.actor(torch.eye(envs.obs_dim, device=device).expand(envs.num_agents, -1, -1))
+        states = torch.eye(envs.obs_dim, device=device).expand(envs.num_agents, -1, -1)
+        logits = agents.actor(agents.obs_norm(states))
         return {"eval/episodic_return": envs.exact_return(logits.double().softmax(-1).cpu().numpy())}
     obs, infos = envs.reset(seed=int(np.random.SeedSequence(entropy).generate_state(1)[0]))
     finished, returns, wins = np.zeros(envs.num_envs, dtype=int), [], []
@@ -681,6 +696,8 @@ def main() -> None:
         sys.exit(f"{SCRIPT}: {error}")
     actor, act_dim = (Gaussian, envs.act_dim) if hasattr(envs, "act_dim") else (Categorical, envs.num_actions)
     agents = Agents(envs.num_agents, envs.obs_dim, act_dim, args.layer_norm, actor)
+    if actor is Gaussian:
+        nn.init.constant_(agents.actor.log_std, args.log_std_init)
     agents.beta += 0.01 * envs.num_agents  # what beta2 = 0.01 is in the DPO scripts
     agents.to(args.device)
     if state:

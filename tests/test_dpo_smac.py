@@ -607,12 +607,14 @@ class Separate:
         for network in (agents.actor, agents.critic):
             layers: list[nn.Module] = []
             for k, (weight, bias) in enumerate(zip(network.weights, network.biases, strict=True)):
+                # As in the script: LayerNorm after each hidden layer, before its ReLU.
+                layers += (
+                    [nn.LayerNorm(weight.shape[1], elementwise_affine=False)] if k and layer_norm else []
+                )
                 layers += [nn.ReLU()] if k else []
                 linear = nn.Linear(weight.shape[1], weight.shape[2]).double()
                 linear.weight.data, linear.bias.data = weight[agent].T.clone(), bias[agent, 0].clone()
-                # As in the script: LayerNorm on the observation and after each hidden layer, before its ReLU.
-                norm = [nn.LayerNorm(weight.shape[1], elementwise_affine=False)] if layer_norm else []
-                layers = layers[: len(layers) - (k > 0)] + norm + layers[len(layers) - (k > 0) :] + [linear]
+                layers += [linear]
             self.nets.append(nn.Sequential(*layers))
         self.adams = [torch.optim.Adam(net.parameters(), lr=3e-3, eps=1e-5) for net in self.nets]
         self.beta1, self.beta2 = agents.betas[:, agent].tolist()
