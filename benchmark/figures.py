@@ -116,10 +116,8 @@ NO_KL = Method("DPO without KL term", "dpo", {"kl_term": False})
 ABLATIONS = (DPO, NO_SQRT, NO_KL)
 CLIPS = tuple(Method(f"IPPO, clip {clip}", "ippo", {"clip_coef": clip}) for clip in (0.05, 0.1, 0.3))
 # The default pair (1.5, 2), and three other values of each.
-PAIRS = tuple(
-    Method(f"DPO, δ {delta}, ω {omega}", "dpo", {"delta": delta, "omega": omega})
-    for delta, omega in ((1.2, 2.0), (2.0, 2.0), (3.0, 2.0), (1.5, 1.2), (1.5, 1.5), (1.5, 4.0))
-)
+PAIRS = tuple(Method(f"DPO, δ {delta}, ω 2", "dpo", {"delta": delta}) for delta in (1.2, 2.0, 3.0))
+PAIRS += tuple(Method(f"DPO, δ 1.5, ω {omega}", "dpo", {"omega": omega}) for omega in (1.2, 1.5, 4.0))
 
 
 def d_targets(*values: float) -> tuple[Method, ...]:

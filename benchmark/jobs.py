@@ -147,12 +147,16 @@ class Local:
         return self.slots - len(self.live)
 
     def start(self, runs: Sequence[Run]) -> list[Run]:
-        """Starts what it can of these; returns what it could not: another runner works on it."""
+        """Starts what it can of these; returns what it could not: another runner has it, or has finished it."""
         busy = []
         for run in runs:
             place = self.runs_dir / run.key
             lock = take_lock(place)
             if lock is None:
+                busy.append(run)
+                continue
+            if finished(run_directory(place)):
+                os.close(lock)
                 busy.append(run)
                 continue
             used = [gpu for _, _, gpu in self.live.values()]
@@ -217,6 +221,10 @@ class SlurmJob:
     __submitit_checkpoint__ = checkpoint  # its name in later versions
 
 
+class SlurmError(RuntimeError):
+    """Jobs that were not accepted; says why."""
+
+
 @dataclass
 class Slurm:
     """Jobs of a SLURM cluster, in arrays of at most `slots` at a time, through submitit."""
@@ -247,7 +255,7 @@ class Slurm:
             calls = [SlurmJob(run, self.runs_dir / run.key, self.device) for run in fresh]
             # Jobs start in the folder that they were submitted from, and find this module there.
             with contextlib.chdir(ROOT):
-                jobs = self.executor().submit_array(calls)
+                jobs = self.submit(calls)
             for run, job in zip(fresh, jobs, strict=True):
                 place = self.runs_dir / run.key
                 place.mkdir(parents=True, exist_ok=True)
@@ -255,8 +263,8 @@ class Slurm:
                 self.live[run.key] = job.job_id
         return []
 
-    def executor(self) -> Any:
-        """submitit's, with this cluster's parameters."""
+    def submit(self, calls: Sequence[SlurmJob]) -> list[Any]:
+        """submitit's jobs, with this cluster's parameters; SlurmError if SLURM or submitit refuses them."""
         import submitit
 
         # A run that outlasts its time limit goes on in the next one, however often that is.
@@ -267,8 +275,12 @@ class Slurm:
         executor.update_parameters(timeout_min=1440, mem_gb=4)
         if self.device == "cuda":
             executor.update_parameters(gpus_per_node=1)
-        executor.update_parameters(**{f"slurm_{name}": value for name, value in self.parameters.items()})
-        return executor
+        try:
+            executor.update_parameters(**{f"slurm_{name}": value for name, value in self.parameters.items()})
+            return executor.submit_array(calls)
+        except (ValueError, NameError, submitit.core.utils.FailedJobError) as error:
+            reason = str(error).splitlines()[0]
+            raise SlurmError(f"SLURM takes no such jobs; change --slurm. It says: {reason}") from None
 
     def queue(self) -> set[str] | None:
         """This user's jobs that wait or run; None if the controller did not answer."""

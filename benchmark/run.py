@@ -33,6 +33,7 @@ from benchmark.jobs import (
     EXIT_REQUEUE,
     Local,
     Slurm,
+    SlurmError,
     command,
     finished,
     last_words,
@@ -288,4 +289,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except (SlurmError, OSError) as error:
+        sys.exit(f"run: {error}")
