@@ -147,7 +147,7 @@ class Local:
         return self.slots - len(self.live)
 
     def start(self, runs: Sequence[Run]) -> list[Run]:
-        """Starts what it can of these; returns what it could not: another runner has it, or has finished it."""
+        """Starts what it can of these; returns those that another runner works on or has finished."""
         busy = []
         for run in runs:
             place = self.runs_dir / run.key
