@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import math
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,7 +123,7 @@ def plot_figure(name: str, scale: str, seeds: Sequence[int], runs_dir: Path, int
     """Draws one figure and writes its table and data into `into`; returns the table."""
     cells, missing = gather(name, scale, seeds, runs_dir, into)
     figure = FIGURES[name]
-    title = f"{name}: {figure.title} (scale {scale})"
+    title = f"{name}: {figure.title}; scale {scale}"
     text = f"# {name}: {figure.title}\n\nThe paper's claim: {figure.claim}\n\n"
     if missing:
         text += f"Not complete: {missing} of the runs at scale {scale} are missing.\n\n"
@@ -154,7 +155,7 @@ def draw_cells(cells: Sequence[Cell], title: str, path: Path, timed: bool) -> No
     """A set of axes per cell, and one per panel that several tasks can be aggregated over."""
     several = [] if timed else aggregates(cells)
     count = len(cells) + len(several)
-    columns = min(count, 3)
+    columns = 2 if count == 4 else min(count, 3)
     rows = math.ceil(count / columns)
     with rc_context(RC):
         figure = Figure(figsize=(max(4.6 * columns, 7.5), 3.6 * rows + 1.2), layout="constrained")
@@ -224,15 +225,16 @@ def draw_aggregate(ax: Axes, cells: Sequence[Cell], words: str) -> None:
     """Point and interval per method, in the order and with the colours of the curves."""
     means = interquartile_means(cells)
     for i, (value, low, high) in enumerate(means.values()):
-        colour, dashes = STYLES[i % len(STYLES)]
-        ax.plot([low, high], [i, i], dashes, color=colour, lw=3.0)
+        colour, _ = STYLES[i % len(STYLES)]
+        ax.plot([low, high], [i, i], color=colour, lw=3.0)
         ax.plot([value], [i], "o", color=colour, markeredgecolor="white", ms=9)
+    ax.set_ylim(-0.6, len(means) - 0.4)
     ax.set_yticks(range(len(means)), list(means), fontsize=9)
     ax.invert_yaxis()
     ax.grid(axis="x", color="#dddddd", lw=0.6)
     panel = cells[0].panel.name
     ax.set_title(f"IQM over {len(cells)} tasks" + (f" ({panel})" if panel else ""), loc="left")
-    ax.set_xlabel(f"normalised final score\n({words})", fontsize=9)
+    ax.set_xlabel("\n".join(textwrap.wrap(f"normalised final score ({words})", 50)), fontsize=9)
 
 
 def aggregate_table(cells: Sequence[Cell]) -> str:
@@ -264,7 +266,7 @@ def draw_exact(cells: Sequence[Cell], title: str, path: Path) -> None:
                 column[0].plot(data[ITERATION], data["J"], dashes, color=colour, lw=2.0, label=group.method)
                 for name, marker in (("p", "o"), ("q", "x")):
                     every = max(len(data[name]) // 6, 1)
-                    style = {"color": colour, "marker": marker, "markevery": every, "ms": 6}
+                    style = {"color": colour, "marker": marker, "markevery": every, "ms": 6, "mfc": "none"}
                     column[1].plot(
                         data[ITERATION], data[name], dashes, label=f"{name}, {group.method}", **style
                     )
