@@ -233,12 +233,10 @@ DPO_SCRIPTS = {
     "mamujoco": ("dpo_mamujoco.py", "task"),
     "smac": ("dpo_smac.py", "map"),
 }
-# What the baselines must be told to have the batches, networks and evaluations of DPO's script.
+# What baselines must be told to be evaluated as often as DPO; ippo.py has all of DPO's settings itself.
 LIKE_DPO: dict[tuple[str, str], dict[str, Any]] = {
-    ("ippo", "mpe"): {"num_envs": 128, "num_steps": 25, "layer_norm": False, "eval_every": 32_000},
-    ("ippo", "mamujoco"): {"num_envs": 16, "num_steps": 256, "layer_norm": False, "eval_every": 32_000},
     ("iql", "mpe"): {"eval_every": 32_000},
-    ("iddpg", "mamujoco"): {"eval_every": 32_000},
+    ("iddpg", "mamujoco"): {"eval_every": 50_000},
 }
 SMOKE_GAME = {"num_states": 10, "num_agents": 2, "num_actions": 3}
 ON_POLICY = {"num_envs": 4, "update_epochs": 2}

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ import tyro
 
 import envs
 from benchmark import jobs, run
-from benchmark.figures import FIGURES, SCALES, Run, as_flags, manifest, panel_runs
+from benchmark.figures import DPO, FIGURES, SCALES, Run, as_flags, make_run, manifest, panel_runs
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -336,3 +337,29 @@ def test_keys_name_runs_and_tell_them_apart():
     assert len(set.intersection(*shared)) == 3  # DPO on the particle worlds
     seven = {method.name for _, _, method, _ in panel_runs(FIGURES["fig9"], "paper", [1])}
     assert len(seven) == 7
+
+
+def test_what_is_compared_differs_in_the_algorithm_alone():
+    """DPO against IPPO means nothing if one has the larger batch, or another critic."""
+    compared = set()
+    for name, figure in FIGURES.items():
+        for _, task, method, entry in panel_runs(figure, "paper", [1]):
+            if method.name not in ("IPPO", "IQL", "IDDPG"):
+                continue
+            dpo = make_run(task, DPO, 1, "paper")
+            args, like = (
+                importlib.import_module(entry.script.removesuffix(".py")).parse_args(entry.arguments[1:])[0]
+                for entry in (entry, dpo)
+            )
+            shared = {"total_timesteps", "eval_every", "gamma", "learning_rate", "max_grad_norm"}
+            if method.name == "IPPO":
+                shared = asdict(args).keys() & asdict(like).keys() - {"delta", "omega", "checkpoint_every"}
+            differ = {key: (asdict(args)[key], asdict(like)[key]) for key in shared}
+            assert not {key: pair for key, pair in differ.items() if len(set(pair)) > 1}, (name, task.name)
+            compared.add((method.name, task.family))
+    families = ("matrix", "mpe", "mamujoco", "smac")
+    assert compared == {("IPPO", x) for x in families} | {
+        ("IQL", "mpe"),
+        ("IQL", "smac"),
+        ("IDDPG", "mamujoco"),
+    }
