@@ -27,7 +27,7 @@ from benchmark.collect import ITERATION, STEP, CollectError, collect
 from benchmark.draw import RC, STYLES, draw_curve, draw_return_limits, finish, read_references, styled
 from benchmark.figures import FIGURES, Panel, Task, panel_runs
 from benchmark.groups import Group, Run, origins, read_run
-from benchmark.jobs import run_directory
+from benchmark.jobs import finished, run_directory
 from benchmark.stats import Array, bootstrap_iqm, final_means, hours
 from benchmark.tables import make_table
 
@@ -100,8 +100,12 @@ def gather(name: str, scale: str, seeds: Sequence[int], runs_dir: Path, into: Pa
     step = ITERATION if figure.exact else STEP
     for panel, task, method, run in panel_runs(figure, scale, seeds):
         directory, target = run_directory(runs_dir / scale / run.key), into / "runs" / f"{run.key}.csv"
-        if directory is not None and (directory / "metrics.csv").exists():
-            collect(directory, target.parent, max(run.steps // POINTS, 1), run.label, run.key, step)
+        if directory is not None:
+            try:
+                collect(directory, target.parent, max(run.steps // POINTS, 1), run.label, run.key, step)
+            except CollectError:
+                if finished(directory):
+                    raise  # while one that goes on may not have been evaluated yet
         if not target.exists():
             missing += 1
             continue

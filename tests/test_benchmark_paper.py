@@ -9,6 +9,7 @@ import pytest
 from matplotlib.image import imread
 
 from benchmark import paper, plot, stats
+from benchmark.collect import CollectError
 from benchmark.figures import FIGURES, panel_runs
 
 EVALS, EVERY, SPS = 20, 15_000, 2_000.0
@@ -123,6 +124,19 @@ def test_missing_runs_are_counted_and_collected_ones_suffice(tmp_path):
     pictures = imread(tmp_path / "into" / "fig2.png")
     again = paper.plot_figure("fig2", "small", (1, 2, 3), tmp_path / "nowhere", tmp_path / "into")
     assert again == text and (imread(tmp_path / "into" / "fig2.png") == pictures).all()
+
+
+def test_a_benchmark_that_goes_on_can_be_drawn(tmp_path):
+    """A look at half-made results: a run that was not evaluated yet is missing, a damaged one is an error."""
+    made(tmp_path / "runs", "fig2")
+    logs = sorted((tmp_path / "runs").rglob("metrics.csv"))
+    logs[0].write_text("global_step,eval/episodic_return\n")
+    (logs[0].parent / "done").unlink()
+    text = paper.plot_figure("fig2", "small", (1, 2, 3), tmp_path / "runs", tmp_path / "into")
+    assert "1 of the runs at scale small are missing" in text
+    logs[1].write_text("global_step,eval/episodic_return\n7,\n")
+    with pytest.raises(CollectError, match=logs[1].parent.name):
+        paper.plot_figure("fig2", "small", (1, 2, 3), tmp_path / "runs", tmp_path / "into")
 
 
 def test_no_runs_and_bad_input_get_a_sentence(tmp_path, monkeypatch):

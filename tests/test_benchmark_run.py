@@ -44,6 +44,7 @@ else:
 if state["bytes"] is not None:
     os.truncate(folder / "metrics.csv", state["bytes"])
 alone = folder.parent / "alone"
+(folder.parent / "gpu").write_text(os.environ.get("CUDA_VISIBLE_DEVICES", "none"))
 with open(folder.parent / "starts", "a") as file:
     file.write(f"{state['step']}\\n")
 while state["step"] < state["total"]:
@@ -215,6 +216,16 @@ def test_remains_without_a_checkpoint_are_started_over(tmp_path, reference):
     (bench.place(2) / "stub__stub__1__2" / "done").write_text("")  # the machine failed while it was written
     assert bench.finish()[0] == 0
     assert bench.results() == reference
+
+
+def test_every_run_has_a_gpu_and_gpus_take_turns(tmp_path):
+    """Else all runs would crowd the first GPU."""
+    bench = Bench(tmp_path, steps=5, seeds=(1, 2, 3, 4))
+    executor = jobs.Local(tmp_path / "runs" / "smoke", 4, "cuda", ["5", "7"])
+    benchmark = run.Benchmark(bench.runs, executor, 0, lambda line: None)
+    wait_for(lambda: not benchmark.step())
+    assert benchmark.summary().startswith("4 finished")
+    assert sorted((bench.place(seed) / "gpu").read_text() for seed in (1, 2, 3, 4)) == ["5", "5", "7", "7"]
 
 
 def test_failed_runs_are_tried_again_and_listed(tmp_path):
