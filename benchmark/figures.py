@@ -127,6 +127,7 @@ def d_targets(*values: float) -> tuple[Method, ...]:
 
 EXACT = (
     Method("M̂ = 0.3", "dpo", {"m_hat": 0.3}),
+    Method("M̂ = 0.3, off the centre", "dpo", {"m_hat": 0.3, "start": (0.55, 0.55)}),
     Method("M̂ = 0.1", "dpo", {"m_hat": 0.1}),
     Method("M̂ of the theorem", "dpo"),
 )
@@ -256,13 +257,14 @@ SMOKE = {
 
 
 def as_flags(settings: dict[str, Any]) -> tuple[str, ...]:
-    """Settings as they are typed: num_envs=4 is --num-envs 4, kl_term=False is --no-kl-term."""
+    """Settings as they are typed: kl_term=False is --no-kl-term, start=(1, 2) is --start 1 2."""
     flags: list[str] = []
     for name, value in settings.items():
         name = name.replace("_", "-")
-        flags += (
-            [f"--{'' if value else 'no-'}{name}"] if isinstance(value, bool) else [f"--{name}", f"{value}"]
-        )
+        if isinstance(value, bool):
+            flags.append(f"--{name}" if value else f"--no-{name}")
+        else:
+            flags += [f"--{name}", *map(str, value if isinstance(value, tuple) else (value,))]
     return tuple(flags)
 
 
