@@ -126,6 +126,23 @@ def test_missing_runs_are_counted_and_collected_ones_suffice(tmp_path):
     assert again == text and (imread(tmp_path / "into" / "fig2.png") == pictures).all()
 
 
+def test_the_exact_iteration_has_a_figure_and_table_of_its_own(tmp_path):
+    """It has iterations in the place of steps, and what matters is whether J ever fell."""
+    for _, task, method, run in panel_runs(FIGURES["fig11"], "small", [1]):
+        folder = tmp_path / "runs" / "small" / run.key / f"{task.name}__dpo_matrix__1__100"
+        folder.mkdir(parents=True)
+        last = 7.5 if method.name == "M̂ = 0.1" else 9.25
+        (folder / "metrics.csv").write_text(
+            f"iteration,J,p,q\n0,5.0,0.5,0.5\n1,8.0,0.75,0.625\n2,{last},0.8,0.7\n"
+        )
+        (folder / "args.json").write_text('{"seed": 1, "backend": "embedded", "git_commit": "c0ffee7"}')
+        (folder / "done").write_text('{"J": 9.25, "optimum": 10.0}')
+    text = paper.plot_figure("fig11", "small", (1, 2, 3), tmp_path / "runs", tmp_path / "into")
+    assert "| matrix-2 | M̂ = 0.3 | 5.0000 | 9.2500 | 10.0000 | never | 0.8000, 0.7000 |" in text
+    assert "| matrix-2 | M̂ = 0.1 | 5.0000 | 7.5000 | 10.0000 | yes | 0.8000, 0.7000 |" in text
+    assert imread(tmp_path / "into" / "fig11.png").std() > 0.05
+
+
 def test_a_benchmark_that_goes_on_can_be_drawn(tmp_path):
     """A look at half-made results: a run that was not evaluated yet is missing, a damaged one is an error."""
     made(tmp_path / "runs", "fig2")
