@@ -24,7 +24,7 @@ import tyro
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-STEP = "global_step"
+STEP, ITERATION = "global_step", "iteration"  # of a training run, and of the exact iteration on a matrix game
 PLACES = ("runs_dir", "resume", "checkpoint")
 PATH = re.compile(r"(^|[\s=:,\"])(/|~|file:|[A-Za-z]:[\\/])")
 # What plot.py computes with, so that it must be a number wherever it stands.
@@ -50,8 +50,8 @@ class CollectError(ValueError):
     """A run that cannot be collected, or a file that cannot be read; says which, and what to do."""
 
 
-def read_table(path: Path) -> Columns:
-    """Columns of a CSV file of numbers by name, nan where a field is empty.
+def read_table(path: Path, step: str = STEP) -> Columns:
+    """Columns of a CSV file of numbers by name, nan where a field is empty; column `step` never falls.
 
     A last line without its end is left out: the run is writing it. CollectError where the file is missing or
     is not such a table.
@@ -64,9 +64,9 @@ def read_table(path: Path) -> Columns:
         ) from None
     lines = text[: text.rfind("\n") + 1].splitlines()
     header, *rows = [line.split(",") for line in lines] or [[]]
-    if STEP not in header or len(set(header)) < len(header):
+    if step not in header or len(set(header)) < len(header):
         raise CollectError(
-            f"{path} has no column {STEP} in its first line, or a column twice; it is not the log of a run."
+            f"{path} has no column {step} in its first line, or a column twice; it is not the log of a run."
         )
     columns: Columns = {name: [] for name in header}
     for number, row in enumerate(rows, start=2):
@@ -81,10 +81,10 @@ def read_table(path: Path) -> Columns:
                 raise CollectError(
                     f"{path}, line {number}: {wrong}; restore the file or leave the run out."
                 ) from None
-    steps = columns[STEP]
+    steps = columns[step]
     if any(not earlier <= later < math.inf for earlier, later in zip([0.0, *steps], steps, strict=False)):
         raise CollectError(
-            f"{path}: {STEP} runs backwards or is missing; restore the file or leave the run out."
+            f"{path}: {step} runs backwards or is missing; restore the file or leave the run out."
         )
     return columns
 
@@ -148,26 +148,31 @@ def count_agents(env: str, args: dict[str, Any]) -> int | None:
     return None
 
 
-def collect(run: Path, into: Path, every: int, label: str = "") -> str:
-    """Thins one run into `into`; returns a line that says what was collected. Raises CollectError."""
+def collect(run: Path, into: Path, every: int, label: str = "", key: str = "", step: str = STEP) -> str:
+    """Thins one run into `into`; returns a line that says what was collected. Raises CollectError.
+
+    The files are named by `key`, if there is one. A log by ITERATION, not by STEP, is kept as it is.
+    """
     parts = run.resolve().name.rsplit("__", 3)
     if len(parts) != 4 or not all(parts) or not parts[2].isdecimal():
         raise CollectError(
             f"{run} is not named ENV__SCRIPT__SEED__TIME; give the directory that a script made."
         )
     env, script, seed, started = parts
-    columns = read_table(run / "metrics.csv")
-    rows = thin(columns, every)
-    if not rows[STEP]:
+    columns = read_table(run / "metrics.csv", step)
+    rows = thin(columns, every) if step == STEP else columns
+    if not rows[step]:
         raise CollectError(f"{run}/metrics.csv holds no evaluation yet; collect the run later.")
     args = read_json(run / "args.json")
     absolute = read_json(run / "done") if (run / "done").exists() else None
-    last_step = int(columns[STEP][-1])
+    last_step = int(columns[step][-1])
     named = {"env": env, "script": script, "label": label, "seed": int(seed), "started": started}
     info = named | portable(args) | named  # args.json cannot rename the run, and names come first
     info |= {"num_agents": count_agents(env, args), "last_step": last_step, "absolute": absolute}
 
-    name = "__".join([env, f"{script}-{label}" if label else script, seed])
+    if key:
+        info["key"] = key
+    name = key or "__".join([env, f"{script}-{label}" if label else script, seed])
     target = into / f"{name}.csv"
     if target.exists() and read_json(target.with_suffix(".json")).get("started") != started:
         raise CollectError(
@@ -175,13 +180,13 @@ def collect(run: Path, into: Path, every: int, label: str = "") -> str:
         )
     into.mkdir(parents=True, exist_ok=True)
     lines = [",".join(rows)]
-    for step, *values in zip(*rows.values(), strict=True):
-        lines.append(",".join([f"{step:.0f}", *("" if math.isnan(x) else f"{x:.6g}" for x in values)]))
+    for at, *values in zip(*rows.values(), strict=True):
+        lines.append(",".join([f"{at:.0f}", *("" if math.isnan(x) else f"{x:.6g}" for x in values)]))
     target.with_suffix(".json").write_text(json.dumps(info, indent=1) + "\n")
     target.write_text("\n".join(lines) + "\n")
     total = args.get("total_timesteps", last_step)
     state = "finished" if absolute else f"NOT finished: at step {last_step:,} of {total:,}"
-    return f"{name}: {len(rows[STEP])} evaluations, {last_step:,} steps, {state}"
+    return f"{name}: {len(rows[step])} evaluations, {last_step:,} steps, {state}"
 
 
 def main() -> None:

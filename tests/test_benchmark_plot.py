@@ -14,7 +14,9 @@ import pytest
 import scipy.stats
 from matplotlib.image import imread
 
-from benchmark import collect, plot
+from benchmark import collect, plot, stats
+from benchmark.groups import group_runs, read_runs
+from benchmark.tables import make_table
 
 ROOT = Path(__file__).resolve().parents[1]
 EVERY, UPDATES, EVALS = 20_480, 5, 20  # steps and updates between evaluations; evaluations after the first
@@ -80,7 +82,7 @@ def contents(folder):
 def collected(folder, *runs):
     for run in runs:
         collect.collect(run, folder, 20_000)
-    return plot.group_runs(plot.read_runs(folder))
+    return group_runs(read_runs(folder))
 
 
 def test_thinning_averages_updates_and_keeps_evaluations():
@@ -100,14 +102,14 @@ def test_a_run_is_collected_as_far_as_it_is(tmp_path):
     """A look at a run that goes on, its last line half written, must neither fail nor read half a number."""
     run = write_run(tmp_path, evals=3, done=False)
     assert "NOT finished: at step 61,440 of 409,600" in collect.collect(run, tmp_path / "whole", 20_000)
-    (whole,) = plot.read_runs(tmp_path / "whole")
+    (whole,) = read_runs(tmp_path / "whole")
     assert whole.columns["global_step"].tolist() == [0, 20_480, 40_960, 61_440]
     text = (run / "metrics.csv").read_text()
     last_eval = text.rstrip().rfind("\n") + 1
     for cut in range(last_eval - 30, len(text)):
         (run / "metrics.csv").write_text(text[:cut])
         collect.collect(run, tmp_path / "cut", 20_000)
-        (part,) = plot.read_runs(tmp_path / "cut")
+        (part,) = read_runs(tmp_path / "cut")
         for name, values in whole.columns.items():
             np.testing.assert_array_equal(part.columns[name], values[:-1])
         assert part.info["last_step"] == (61_440 if cut >= last_eval else 57_344)
@@ -166,7 +168,7 @@ def test_the_same_run_replaces_and_another_is_refused(tmp_path, errors):
     assert str(again) in sentence and "--label" in sentence and contents(into) == late
     assert not errors(collect.main, again, "--into", into, "--label", "no-sqrt")
     assert len(contents(into)) == 4 and contents(into) | late == contents(into)
-    groups = plot.group_runs(plot.read_runs(into))[ENV]
+    groups = group_runs(read_runs(into))[ENV]
     assert [(group.method, len(group.runs)) for group in groups] == [("dpo_smac", 1), ("dpo_smac no-sqrt", 1)]
     for flag, value in (("--label", "../up"), ("--every", "0")):
         assert flag in errors(collect.main, run, "--into", into, flag, value)[0]
@@ -188,10 +190,10 @@ def test_confidence_interval_is_students(seeds):
     """The shaded band is called a 95 % interval: a normal one would be far too narrow for three seeds."""
     values = np.random.default_rng(seeds).normal(3, 2, (seeds, 7))
     for confidence in (0.95, 0.5):
-        mean, low, high = plot.mean_ci(values, confidence)
+        mean, low, high = stats.mean_ci(values, confidence)
         expected = scipy.stats.t.interval(confidence, seeds - 1, values.mean(0), scipy.stats.sem(values))
         np.testing.assert_allclose((mean, low, high), (values.mean(0), *expected), rtol=1e-12)
-    mean, low, high = plot.mean_ci(values[:1])
+    mean, low, high = stats.mean_ci(values[:1])
     assert (mean == values[0]).all() and np.isnan([low, high]).all()
 
 
@@ -200,16 +202,16 @@ def test_iqm_is_the_trimmed_mean_and_its_interval_is_stratified():
     rng = np.random.default_rng(0)
     for shape in [(1, 1), (3, 1), (5, 1), (3, 2), (7, 1), (5, 4), (10, 3)]:
         scores = rng.exponential(size=shape)
-        assert plot.iqm(scores) == pytest.approx(scipy.stats.trim_mean(scores, 0.25, axis=None), rel=1e-12)
+        assert stats.iqm(scores) == pytest.approx(scipy.stats.trim_mean(scores, 0.25, axis=None), rel=1e-12)
     few, many = rng.normal(size=(4, 3)), rng.normal(size=(40, 3))
-    value, low, high = plot.bootstrap_iqm(few)
-    assert low < value == plot.iqm(few) < high
-    assert plot.bootstrap_iqm(few) == (value, low, high) != plot.bootstrap_iqm(few, seed=1)
-    for narrower in (plot.bootstrap_iqm(few, confidence=0.5), plot.bootstrap_iqm(many)):
+    value, low, high = stats.bootstrap_iqm(few)
+    assert low < value == stats.iqm(few) < high
+    assert stats.bootstrap_iqm(few) == (value, low, high) != stats.bootstrap_iqm(few, seed=1)
+    for narrower in (stats.bootstrap_iqm(few, confidence=0.5), stats.bootstrap_iqm(many)):
         assert 0 < narrower[2] - narrower[1] < 0.6 * (high - low)
-    assert plot.bootstrap_iqm(np.tile([1.0, 5.0], (4, 1))) == (3.0, 3.0, 3.0)
+    assert stats.bootstrap_iqm(np.tile([1.0, 5.0], (4, 1))) == (3.0, 3.0, 3.0)
     with pytest.raises(ValueError, match=r"\(4,\)"):
-        plot.bootstrap_iqm(few[:, 0])
+        stats.bootstrap_iqm(few[:, 0])
 
 
 def test_interpolation_is_exact_where_known_and_empty_outside():
@@ -217,18 +219,18 @@ def test_interpolation_is_exact_where_known_and_empty_outside():
     x, y = np.array([0.0, 10, 20, 40]), np.array([nan, 1.0, nan, 4.0])
     at = np.array([-5.0, 0, 5, 10, 15, 20, 25, 40, 41])
     expected = [nan, nan, nan, 1, 1 + 3 * 5 / 30, nan, 2.5, 4, nan]
-    np.testing.assert_allclose(plot.interpolate(at, x, y), expected)
-    assert np.isnan(plot.interpolate(at, x, np.full(4, nan))).all()
+    np.testing.assert_allclose(stats.interpolate(at, x, y), expected)
+    assert np.isnan(stats.interpolate(at, x, np.full(4, nan))).all()
 
 
 def test_first_reached_and_final_means():
     """'0.9 at 205 k' and 'final' of the table: the first step at or above, the last tenth rounded up."""
     steps, values = np.array([0.0, 10, 20, 30]), np.array([0.1, 0.5, 0.4, 0.9])
-    assert [plot.first_reached(steps, values, at) for at in (0.1, 0.5, 0.6, 0.91)] == [0, 10, 30, None]
+    assert [stats.first_reached(steps, values, at) for at in (0.1, 0.5, 0.6, 0.91)] == [0, 10, 30, None]
     scores = np.arange(42.0).reshape(2, 21) ** 2
     expected = [(18**2 + 19**2 + 20**2) / 3, (39**2 + 40**2 + 41**2) / 3]
-    np.testing.assert_allclose(plot.final_means(scores), expected)
-    np.testing.assert_allclose(plot.final_means(scores[:, :4]), scores[:, 3])
+    np.testing.assert_allclose(stats.final_means(scores), expected)
+    np.testing.assert_allclose(stats.final_means(scores[:, :4]), scores[:, 3])
 
 
 def interval(values, t, digits):
@@ -241,7 +243,7 @@ def test_table_is_computed_from_the_runs(tmp_path):
     runs = [write_run(tmp_path, seed=seed) for seed in SEEDS]
     runs += [write_run(tmp_path, script="ippo", seed=seed, kl=False) for seed in (1, 2)]
     runs += [write_run(tmp_path, script="ippo", seed=3, kl=False, evals=10, done=False)]
-    table = plot.make_table(collected(tmp_path / "into", *runs))
+    table = make_table(collected(tmp_path / "into", *runs))
     dpo, ippo = ([cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()[2:4])
 
     def finals(column, last, digits):

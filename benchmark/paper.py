@@ -1,0 +1,347 @@
+"""A figure of the paper from the runs of benchmark/run.py: curves, aggregates, tables, data for other tools.
+
+fig2.png       evaluations against environment steps, one set of axes per task; for several tasks also the
+               interquartile mean over them, with its stratified bootstrap interval
+fig2-time.png  the same against wall-clock hours
+fig2.md        the claim, the tables, and what is missing
+fig2.json      finished runs in the schema that marl-eval reads
+runs/          the collected runs, from which all of this can be drawn again
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from benchmark.collect import ITERATION, STEP, CollectError, collect
+from benchmark.draw import RC, STYLES, draw_curve, draw_return_limits, finish, read_references, styled
+from benchmark.figures import FIGURES, Panel, Task, panel_runs
+from benchmark.groups import Group, Run, origins, read_run
+from benchmark.jobs import finished, run_directory
+from benchmark.stats import Array, bootstrap_iqm, final_means, hours
+from benchmark.tables import make_table
+
+RESULTS = Path(__file__).resolve().parent / "results"  # references of some tasks are there
+POINTS = 200  # evaluations that are kept of a run
+WIN_RATE, RETURN = "eval/win_rate", "eval/episodic_return"
+
+
+@dataclass
+class Cell:
+    """One task of a panel: a set of axes, with a group of runs per method."""
+
+    panel: Panel
+    task: Task
+    groups: list[Group]
+
+    @property
+    def title(self) -> str:
+        return f"{self.task.name} ({self.panel.name})" if self.panel.name else self.task.name
+
+    @property
+    def metric(self) -> str:
+        """What is compared: win rates where battles are won, else returns."""
+        return WIN_RATE if self.task.family == "smac" else RETURN
+
+    @property
+    def references(self) -> dict[str, float]:
+        """Returns to compare with, by name."""
+        env = self.groups[0].runs[0].env
+        return read_references(RESULTS / self.task.family, env, self.groups)
+
+    def normalised(self, values: Array) -> Array:
+        """Scores on a scale that tasks share; `scale_words` says which."""
+        low, high = self.ends()
+        return (values - low) / (high - low) if high > low else np.zeros_like(values)
+
+    def ends(self) -> tuple[float, float]:
+        """What counts as 0 and as 1."""
+        references = self.references
+        if self.metric == WIN_RATE:
+            return 0.0, 1.0
+        if "optimum" in references:
+            return 0.0, references["optimum"]
+        if {"random", "greedy"} <= references.keys():
+            return references["random"], references["greedy"]
+        untrained = np.concatenate([group.values(RETURN)[:, 0] for group in self.groups])
+        return float(untrained.mean()), max(float(score(group, RETURN).mean()) for group in self.groups)
+
+    def scale_words(self) -> str:
+        """How scores are normalised."""
+        references = self.references
+        if self.metric == WIN_RATE:
+            return "win rate"
+        if "optimum" in references:
+            return "share of the optimum"
+        if {"random", "greedy"} <= references.keys():
+            return "0: random play, 1: a script that sees everything"
+        return "0: untrained, 1: the best method's mean, for want of a reference"
+
+
+def score(group: Group, metric: str) -> Array:
+    """Each seed's mean over the last tenth of its evaluations."""
+    return final_means(group.values(metric))
+
+
+def gather(name: str, scale: str, seeds: Sequence[int], runs_dir: Path, into: Path) -> tuple[list[Cell], int]:
+    """Collects what there is of a figure's runs; its cells, and how many runs are missing."""
+    figure, missing = FIGURES[name], 0
+    cells: dict[tuple[int, str], Cell] = {}
+    step = ITERATION if figure.exact else STEP
+    for panel, task, method, run in panel_runs(figure, scale, seeds):
+        directory, target = run_directory(runs_dir / scale / run.key), into / "runs" / f"{run.key}.csv"
+        if directory is not None:
+            try:
+                collect(directory, target.parent, max(run.steps // POINTS, 1), run.label, run.key, step)
+            except CollectError:
+                if finished(directory):
+                    raise  # while one that goes on may not have been evaluated yet
+        if not target.exists():
+            missing += 1
+            continue
+        found = read_run(target, step)
+        found.info |= {"method": method.name}
+        cell = cells.setdefault((id(panel), task.name), Cell(panel, task, []))
+        if not cell.groups or cell.groups[-1].method != method.name:
+            cell.groups.append(Group([]))
+        cell.groups[-1].runs.append(found)
+    if not cells:
+        raise CollectError(
+            f"no run of {name} at scale {scale} in {runs_dir} or {into}; "
+            f"make them with benchmark/run.py {name} --scale {scale}."
+        )
+    return list(cells.values()), missing
+
+
+def plot_figure(name: str, scale: str, seeds: Sequence[int], runs_dir: Path, into: Path) -> str:
+    """Draws one figure and writes its table and data into `into`; returns the table."""
+    cells, missing = gather(name, scale, seeds, runs_dir, into)
+    figure = FIGURES[name]
+    title = f"{name}: {figure.title}; scale {scale}"
+    text = f"# {name}: {figure.title}\n\nThe paper's claim: {figure.claim}\n\n"
+    if missing:
+        text += f"Not complete: {missing} of the runs at scale {scale} are missing.\n\n"
+    if figure.exact:
+        draw_exact(cells, title, into / f"{name}.png")
+        text += exact_table(cells)
+    else:
+        draw_cells(cells, title, into / f"{name}.png", timed=False)
+        draw_cells(cells, title, into / f"{name}-time.png", timed=True)
+        text += aggregate_table(cells) + make_table({cell.title: cell.groups for cell in cells})
+        (into / f"{name}.json").write_text(json.dumps(marl_eval(cells), indent=1) + "\n")
+    (into / f"{name}.md").write_text(text)
+    return text
+
+
+# --- learning curves --------------------------------------------------------------------------------------
+
+
+def on_the_clock(group: Group) -> Group:
+    """The same runs with hours in the place of environment steps."""
+    runs = []
+    for run in group.runs:
+        clock = hours(run.steps, run.columns.get("charts/SPS", np.full_like(run.steps, np.nan)))
+        runs.append(Run(run.columns | {STEP: clock}, run.info))
+    return Group(runs)
+
+
+def draw_cells(cells: Sequence[Cell], title: str, path: Path, timed: bool) -> None:
+    """A set of axes per cell, and one per panel that several tasks can be aggregated over."""
+    several = [] if timed else aggregates(cells)
+    count = len(cells) + len(several)
+    columns = 2 if count == 4 else min(count, 3)
+    rows = math.ceil(count / columns)
+    with rc_context(RC):
+        figure = Figure(figsize=(max(4.6 * columns, 7.5), 3.6 * rows + 1.2), layout="constrained")
+        axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+        for ax in axes[count:]:
+            ax.remove()
+        for ax, cell in zip(axes, cells, strict=False):
+            draw_cell(ax, cell, timed)
+        for ax, (members, words) in zip(axes[len(cells) :], several, strict=False):
+            draw_aggregate(ax, members, words)
+        groups = [group for cell in cells for group in cell.groups]
+        note = "Hours are integrated from the steps per second of updates; evaluations do not count. "
+        x = "wall-clock hours" if timed else "environment steps (millions)"
+        finish(figure, axes[: len(cells)], title, groups, path, x, note if timed else "")
+
+
+def draw_cell(ax: Axes, cell: Cell, timed: bool) -> None:
+    """The curves of one task."""
+    for group, style in styled(cell.groups):
+        if group.has(cell.metric):
+            if not timed:
+                draw_curve(ax, group, cell.metric, style)
+            elif group.has("charts/SPS"):
+                draw_curve(ax, on_the_clock(group), cell.metric, style, unit=1.0)
+    how = "exact" if cell.task.family == "matrix" else "greedy"
+    ax.set(ylabel=f"{'win rate' if cell.metric == WIN_RATE else 'return'} ({how})", xlim=(0, None))
+    if cell.metric == WIN_RATE:
+        ax.set_ylim(-0.02, 1.02)
+    else:
+        draw_return_limits(ax, cell.groups, cell.references)
+    ax.set_title(cell.title, loc="left")
+    ax.legend(fontsize=9)
+
+
+# --- aggregates over tasks --------------------------------------------------------------------------------
+
+
+def aggregates(cells: Sequence[Cell]) -> list[tuple[list[Cell], str]]:
+    """Panels of which at least two tasks are there, each with the words for how scores are normalised."""
+    panels: dict[int, list[Cell]] = {}
+    for cell in cells:
+        panels.setdefault(id(cell.panel), []).append(cell)
+    several = [members for members in panels.values() if len(members) > 1]
+    return [(cells, "; ".join(dict.fromkeys(cell.scale_words() for cell in cells))) for cells in several]
+
+
+def interquartile_means(cells: Sequence[Cell]) -> dict[str, tuple[float, float, float]]:
+    """IQM of normalised final scores over tasks and its interval, per method that all tasks have.
+
+    Every task counts as many seeds as the one with the fewest has.
+    """
+    found = {}
+    for method in (group.method for group in cells[0].groups):
+        columns = [
+            cell.normalised(score(group, cell.metric))
+            for cell in cells
+            for group in cell.groups
+            if group.method == method and group.has(cell.metric)
+        ]
+        if len(columns) == len(cells):
+            seeds = min(map(len, columns))
+            found[method] = bootstrap_iqm(np.stack([column[:seeds] for column in columns], axis=1))
+    return found
+
+
+def draw_aggregate(ax: Axes, cells: Sequence[Cell], words: str) -> None:
+    """Point and interval per method, in the order and with the colours of the curves."""
+    means = interquartile_means(cells)
+    for i, (value, low, high) in enumerate(means.values()):
+        colour, _ = STYLES[i % len(STYLES)]
+        ax.plot([low, high], [i, i], color=colour, lw=3.0)
+        ax.plot([value], [i], "o", color=colour, markeredgecolor="white", ms=9)
+    ax.set_ylim(-0.6, len(means) - 0.4)
+    ax.set_yticks(range(len(means)), list(means), fontsize=9)
+    ax.invert_yaxis()
+    ax.grid(axis="x", color="#dddddd", lw=0.6)
+    panel = cells[0].panel.name
+    ax.set_title(f"IQM over {len(cells)} tasks" + (f" ({panel})" if panel else ""), loc="left")
+    ax.set_xlabel("\n".join(textwrap.wrap(f"normalised final score ({words})", 50)), fontsize=9)
+
+
+def aggregate_table(cells: Sequence[Cell]) -> str:
+    """Markdown tables of the interquartile means, and how they are normalised."""
+    text = ""
+    for members, words in aggregates(cells):
+        tasks = ", ".join(cell.task.name for cell in members)
+        text += "| method | IQM over tasks | 95 % interval |\n| --- | --- | --- |\n"
+        for method, (value, low, high) in interquartile_means(members).items():
+            text += f"| {method} | {value:.3f} | {low:.3f} to {high:.3f} |\n"
+        text += (
+            f"\nInterquartile mean of final scores over {tasks}, with a stratified bootstrap interval over "
+        )
+        text += f"seeds. Scores are normalised per task ({words}).\n\n"
+    return text
+
+
+# --- the exact iteration ----------------------------------------------------------------------------------
+
+
+def draw_exact(cells: Sequence[Cell], title: str, path: Path) -> None:
+    """J above, p and q below, a column per game; no seeds, no samples."""
+    with rc_context(RC):
+        figure = Figure(figsize=(max(3.4 * len(cells), 7.5), 6.4), layout="constrained")
+        axes = figure.subplots(2, len(cells), squeeze=False, sharex=True)
+        for column, cell in zip(axes.T, cells, strict=True):
+            for group, (colour, dashes) in styled(cell.groups):
+                data = group.runs[0].columns
+                column[0].plot(data[ITERATION], data["J"], dashes, color=colour, lw=2.0, label=group.method)
+                for name, marker in (("p", "o"), ("q", "x")):
+                    every = max(len(data[name]) // 6, 1)
+                    style = {"color": colour, "marker": marker, "markevery": every, "ms": 6, "mfc": "none"}
+                    column[1].plot(
+                        data[ITERATION], data[name], dashes, label=f"{name}, {group.method}", **style
+                    )
+            column[0].axhline(float(optimum(cell.groups[0].runs[0])), color="#555555", lw=1.0, ls=":")
+            column[0].set_title(cell.title, loc="left")
+            column[1].set_ylim(-0.05, 1.05)
+            column[1].set_xlabel("iteration")
+        axes[0, 0].set_ylabel("J (dotted: optimum)")
+        axes[1, 0].set_ylabel("p (o) and q (x)")
+        axes[0, 0].legend(fontsize=9)
+        figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
+        told = [group for cell in cells for group in cell.groups]
+        caption = f"Exact: no samples, no seeds. {'; '.join(origins(told))}."
+        figure.supxlabel(caption, x=0.01, ha="left", fontsize=10)
+        figure.savefig(path, metadata={"Software": None})
+
+
+def optimum(run: Run) -> float:
+    """The best J of a game; nan where the run did not end."""
+    return float((run.info.get("absolute") or {}).get("optimum", math.nan))
+
+
+def exact_table(cells: Sequence[Cell]) -> str:
+    """First and last J, whether J ever fell, and the last p and q."""
+    lines = ["| game | method | J, first | J, last | optimum | J fell | p, q, last |", "| --- " * 7 + "|"]
+    for cell in cells:
+        for group in cell.groups:
+            data = group.runs[0].columns
+            fell = "never" if (np.diff(data["J"]) >= -1e-12).all() else "yes"
+            cells_ = [cell.title, group.method, f"{data['J'][0]:.4f}", f"{data['J'][-1]:.4f}"]
+            cells_ += [f"{optimum(group.runs[0]):.4f}", fell, f"{data['p'][-1]:.4f}, {data['q'][-1]:.4f}"]
+            lines.append(f"| {' | '.join(cells_)} |")
+    return "\n".join(lines) + "\n"
+
+
+# --- for other tools --------------------------------------------------------------------------------------
+
+
+def marl_eval(cells: Sequence[Cell]) -> dict[str, Any]:
+    """Finished runs as marl-eval reads them: environment, task, algorithm, run, step_k.
+
+    A panel of the figure is an environment of its own, since within one all tasks must have the same
+    algorithms. All its runs have as many evaluations as the one with the fewest, evenly chosen.
+    """
+    data: dict[str, Any] = {}
+    for cell in cells:
+        environment = " ".join(filter(None, [cell.task.family, cell.panel.name]))
+        algorithms = data.setdefault(environment, {}).setdefault(cell.task.name, {})
+        for group in cell.groups:
+            done = [run for run in group.runs if run.info.get("absolute")]
+            if done:
+                algorithms[group.method] = {f"seed_{run.info['seed']}": run for run in done}
+    for tasks in data.values():
+        members = [run for methods in tasks.values() for runs in methods.values() for run in runs.values()]
+        count = min((len(run.steps) for run in members), default=0)
+        for methods in tasks.values():
+            for runs in methods.values():
+                runs |= {name: marl_eval_run(run, count) for name, run in runs.items()}
+    return data
+
+
+def marl_eval_run(run: Run, count: int) -> dict[str, Any]:
+    """One run: `count` of its evaluations, and the absolute metrics."""
+    names = {RETURN: "return", WIN_RATE: "win_rate"}
+    chosen = np.linspace(0, len(run.steps) - 1, count).round().astype(int)
+    entry: dict[str, Any] = {}
+    for k, i in enumerate(chosen):
+        values = {name: run.columns[column][i] for column, name in names.items() if column in run.columns}
+        entry[f"step_{k}"] = {"step_count": int(run.steps[i])} | {
+            name: [float(x)] for name, x in values.items() if not math.isnan(x)
+        }
+    absolute = run.info["absolute"]
+    entry["absolute_metrics"] = {name: [absolute[key]] for key, name in names.items() if key in absolute}
+    return entry

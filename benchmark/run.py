@@ -1,0 +1,295 @@
+"""Runs what the paper's figures need, on this machine or on a SLURM cluster; goes on where it was stopped.
+
+    python benchmark/run.py fig1 fig2 --scale smoke         # seconds a run: does everything work?
+    python benchmark/run.py fig1 --scale paper --seeds 5    # then benchmark/plot.py fig1 --scale paper
+    python benchmark/run.py fig3 --cluster slurm --slurm partition=cpu timeout_min=240
+
+Every run has a folder of its own in --runs-dir/SCALE. Finished runs are skipped, interrupted ones resumed
+from their checkpoints, failed ones tried again and listed. Ctrl-C and SIGTERM let every run write a
+checkpoint; the same command then goes on. Exit status: 0 all finished, 1 some failed, 75 stopped by a signal.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import signal
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any, Literal
+
+import tyro
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmark.figures import FIGURES, SEEDS, Run, manifest
+from benchmark.jobs import (
+    EXIT_REQUEUE,
+    Local,
+    Slurm,
+    SlurmError,
+    command,
+    finished,
+    last_words,
+    run_directory,
+    steps_done,
+)
+
+TICK = 0.2  # seconds between looks at the processes
+LINES = 60.0  # seconds between lines of progress where output is not a terminal
+
+
+@dataclass
+class Args:
+    figures: tyro.conf.Positional[tuple[str, ...]]
+    """fig1 ... fig12, or all"""
+    scale: Literal["smoke", "small", "paper"] = "small"
+    """smoke: seconds a run; small: about an hour a figure on four cores; paper: everything"""
+    seeds: int = 0
+    """seeds 1 to this; 0: 1 at scale smoke, 3 at small, 5 at paper"""
+    only: tuple[str, ...] = ()
+    """only runs whose key contains one of these, e.g. simple_spread iql; --dry-run shows keys"""
+    jobs: int = 0
+    """runs at a time; 0: one per usable core, per GPU with --device cuda, 256 on SLURM"""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """cuda: each run sees one GPU, and GPUs take turns"""
+    retries: int = 1
+    """how often a run that failed is tried again"""
+    cluster: Literal["local", "slurm"] = "local"
+    """this machine, or SLURM through submitit; --runs-dir must then be on a file system that all nodes see"""
+    slurm: tuple[str, ...] = ()
+    """parameters of submitit's SLURM executor, e.g. partition=cpu account=lab timeout_min=240 mem_gb=8"""
+    runs_dir: Path = Path("runs/benchmark")
+    """where runs are kept, each in a folder of its own"""
+    dry_run: bool = False
+    """print what would be done, and do nothing"""
+
+
+@dataclass
+class Status:
+    """Where a run stands."""
+
+    state: Literal["waiting", "running", "finished", "failed"] = "waiting"
+    failures: int = 0
+    started: float = 0.0  # when the present process was started, on time.monotonic's clock
+    steps_before: int = 0  # steps done by then
+    note: str = ""  # of a failure: what it ended with
+
+
+class Benchmark:
+    """The loop: starts runs where there is room, judges those that ended, and says so."""
+
+    def __init__(
+        self, runs: Sequence[Run], executor: Local | Slurm, retries: int, say: Callable[[str], None]
+    ) -> None:
+        self.runs = {run.key: run for run in runs}
+        self.executor, self.retries, self.say = executor, retries, say
+        self.status = {key: Status() for key in self.runs}
+        for key, status in self.status.items():
+            if finished(run_directory(self.place(key))):
+                status.state = "finished"
+
+    def place(self, key: str) -> Path:
+        """The folder of a run."""
+        return self.executor.runs_dir / key
+
+    def keys(self, state: str) -> list[str]:
+        """Runs in a state, in the manifest's order."""
+        return [key for key, status in self.status.items() if status.state == state]
+
+    def step(self) -> bool:
+        """Judges what ended and starts what there is room for; whether anything remains to be done."""
+        for key, code in self.executor.ended().items():
+            self.judge(key, code)
+        waiting = [self.runs[key] for key in self.keys("waiting")]
+        while waiting and (room := self.executor.free()) > 0:
+            chosen, waiting = waiting[:room], waiting[room:]
+            self.start(chosen)
+        return bool(self.keys("waiting") or self.keys("running"))
+
+    def start(self, chosen: Sequence[Run]) -> None:
+        """Starts runs. One that another runner works on goes on waiting, and may turn out to be finished."""
+        busy = {run.key for run in self.executor.start(chosen)}
+        for run in chosen:
+            status, place = self.status[run.key], self.place(run.key)
+            if run.key not in busy:
+                status.state = "running"
+                status.started, status.steps_before = time.monotonic(), steps_done(place)
+                self.say(
+                    f"started {run.key}" + (f" at step {status.steps_before:,}" * (status.steps_before > 0))
+                )
+            elif finished(run_directory(place)):
+                status.state = "finished"
+
+    def judge(self, key: str, code: int) -> None:
+        """What an ended process means: finished, stopped and to be resumed, or failed."""
+        status = self.status[key]
+        if finished(run_directory(self.place(key))):
+            status.state = "finished"
+            self.say(f"finished {key}")
+            return
+        status.state = "waiting"
+        if code != EXIT_REQUEUE:
+            status.failures += 1
+            status.note = f"exit code {code}: {last_words(self.place(key))}"
+            again = status.failures <= self.retries
+            status.state = "waiting" if again else "failed"
+            self.say(f"failed {key}, {status.note}" + ("; it is tried again" if again else ""))
+
+    def summary(self) -> str:
+        """All runs in one line."""
+        states = Counter(status.state for status in self.status.values())
+        counts = [f"{states[state]} {state}" for state in ("finished", "running", "waiting", "failed")]
+        total = sum(run.steps for run in self.runs.values())
+        done = sum(self.progress(key)[0] for key in self.runs)
+        return ", ".join(counts) + (f"; {100 * done / total:.0f} % of all steps" if total else "")
+
+    def progress(self, key: str) -> tuple[int, float]:
+        """Steps that a run has done, and how many a second its present process does."""
+        run, status = self.runs[key], self.status[key]
+        if status.state == "finished":
+            return run.steps, 0.0
+        steps = min(steps_done(self.place(key)), run.steps)
+        return steps, max(steps - status.steps_before, 0) / max(time.monotonic() - status.started, 1e-9)
+
+    def table(self) -> list[str]:
+        """The summary and a line for each run that is going on."""
+        lines = [self.summary()]
+        for key in self.keys("running"):
+            total, (steps, speed) = self.runs[key].steps, self.progress(key)
+            share = f"{100 * steps / total:3.0f} %" if total else "     "
+            left = f"{(total - steps) / speed / 60:,.0f} min" if speed else "–"
+            lines.append(f"  {share}  {steps:>11,} steps  {speed:>8,.0f}/s  {left:>9} left  {key}")
+        return lines
+
+
+class Display:
+    """A table that is redrawn in place on a terminal; lines elsewhere."""
+
+    def __init__(self) -> None:
+        self.live, self.height, self.due = sys.stdout.isatty(), 0, 0.0
+
+    def say(self, line: str) -> None:
+        """One event. On a terminal it stays above the table."""
+        self.clear()
+        print(time.strftime("%H:%M:%S"), line, flush=True)
+
+    def clear(self) -> None:
+        """Takes the table away."""
+        if self.height:
+            print(f"\x1b[{self.height}A\x1b[J", end="")
+        self.height = 0
+
+    def show(self, benchmark: Benchmark) -> None:
+        """The table, once a second, or the summary, once a minute."""
+        if time.monotonic() < self.due:
+            return
+        self.due = time.monotonic() + (1.0 if self.live else LINES)
+        if not self.live:
+            self.say(benchmark.summary())
+            return
+        self.clear()
+        columns, rows = shutil.get_terminal_size()
+        lines = [line[: columns - 1] for line in benchmark.table()[: rows - 2]]
+        print("\n".join(lines), flush=True)
+        self.height = len(lines)
+
+
+def usable_gpus() -> list[str]:
+    """The GPUs that CUDA_VISIBLE_DEVICES allows, or all."""
+    import torch
+
+    allowed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return allowed.split(",") if allowed else [str(i) for i in range(torch.cuda.device_count())]
+
+
+def choose_executor(args: Args) -> Local | Slurm:
+    """Who executes the runs; exits with a sentence where it is not there."""
+    runs_dir = args.runs_dir.resolve() / args.scale
+    if args.cluster == "slurm":
+        if not shutil.which("srun"):
+            sys.exit("run: --cluster slurm, but this machine has no srun; call from a node of the cluster.")
+        try:
+            import submitit  # noqa: F401
+        except ImportError:
+            sys.exit("run: --cluster slurm needs submitit; pip install submitit==1.5.4.")
+        pairs: dict[str, Any] = dict(pair.split("=", 1) for pair in args.slurm)
+        parameters = {name: int(x) if x.isdecimal() else x for name, x in pairs.items()}
+        return Slurm(runs_dir, args.jobs or 256, args.device, parameters)
+    gpus = usable_gpus() if args.device == "cuda" else []
+    if args.device == "cuda" and not gpus:
+        sys.exit("run: --device cuda, but PyTorch sees no GPU here; use --device cpu.")
+    return Local(runs_dir, args.jobs or len(gpus) or len(os.sched_getaffinity(0)), args.device, gpus)
+
+
+def choose_runs(args: Args) -> list[Run]:
+    """The manifest of the command line; exits with a sentence where it asks for what is not there."""
+    names = list(FIGURES) if "all" in args.figures else list(args.figures)
+    unknown = [name for name in names if name not in FIGURES]
+    if unknown or not names:
+        sys.exit(f"run: no figure {' '.join(unknown)}; give some of {' '.join(FIGURES)}, or all.")
+    if args.seeds < 0 or args.jobs < 0 or args.retries < 0:
+        sys.exit("run: --seeds, --jobs and --retries are not negative.")
+    if not all("=" in pair for pair in args.slurm):
+        sys.exit("run: --slurm takes name=value pairs, e.g. partition=cpu timeout_min=240.")
+    runs = manifest(names, args.scale, range(1, (args.seeds or SEEDS[args.scale]) + 1))
+    chosen = [run for run in runs if not args.only or any(part in run.key for part in args.only)]
+    if not chosen:
+        sys.exit(f"run: no key contains {' or '.join(args.only)}; --dry-run without --only shows all keys.")
+    return chosen
+
+
+def dry_run(runs: Sequence[Run], executor: Local | Slurm) -> None:
+    """Prints, per run, where it stands and the command that would be executed."""
+    for run in runs:
+        place = executor.runs_dir / run.key
+        directory = run_directory(place)
+        state = (
+            "finished" if finished(directory) else f"at step {steps_done(place):,}" if directory else "new"
+        )
+        print(f"# {run.key}: {state}")
+        if state != "finished":
+            print(shlex.join(command(run, place, executor.device)))
+
+
+def main() -> int:
+    args = tyro.cli(Args, description=__doc__)
+    runs, executor, display = choose_runs(args), choose_executor(args), Display()
+    if args.dry_run:
+        dry_run(runs, executor)
+        return 0
+    stops: list[int] = []
+
+    def stop(number: int, _: FrameType | None) -> None:
+        stops.append(number)
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, stop)
+    benchmark = Benchmark(runs, executor, args.retries, display.say)
+    display.say(f"{len(runs)} runs in {executor.runs_dir}, {executor.slots} at a time")
+    while not stops and benchmark.step():
+        display.show(benchmark)
+        time.sleep(TICK)
+    if stops:
+        going = benchmark.keys("running")
+        where = "go on in the cluster" if args.cluster == "slurm" else "write their checkpoints"
+        display.say(f"stopped: {len(going)} runs {where}; the same command goes on with them")
+        executor.stop()
+    display.say(benchmark.summary())
+    failed = benchmark.keys("failed")
+    for key in failed:
+        print(f"failed: {key}, {benchmark.status[key].note}\n        {benchmark.place(key) / 'log.txt'}")
+    return EXIT_REQUEUE if stops else int(bool(failed))
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except (SlurmError, OSError) as error:
+        sys.exit(f"run: {error}")

@@ -1,0 +1,85 @@
+"""The Markdown table of groups of runs."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from benchmark.groups import Group, band_shares, million, provenance
+from benchmark.stats import final_means, first_reached, mean_ci
+
+THRESHOLDS = (0.5, 0.75, 0.9)
+
+
+def plus_minus(values: ArrayLike, digits: int) -> str:
+    """Mean over seeds ± half its 95 % interval, of values (seeds,); – if there are none."""
+    values = np.asarray(values, dtype=np.float64)
+    if not len(values) or np.isnan(values).any():
+        return "–"
+    mean, _, high = mean_ci(values[:, None])
+    spread = "" if np.isnan(high[0]) else f" ± {high[0] - mean[0]:.{digits}f}"
+    return f"{mean[0]:.{digits}f}{spread}"
+
+
+def absolute_cell(group: Group, name: str, digits: int) -> str:
+    """A metric of the best checkpoints over the seeds that finished, and how many did if not all."""
+    finished = [run.info["absolute"][name] for run in group.runs if name in (run.info.get("absolute") or {})]
+    missing = f" ({len(finished)} of {len(group.runs)} seeds)" if 0 < len(finished) < len(group.runs) else ""
+    return plus_minus(finished, digits) + missing
+
+
+def speed_cell(group: Group) -> str:
+    """Median environment steps per second, and the shares of env, act and update in the time."""
+    names = ("charts/SPS", "time/env", "time/act", "time/update")
+    if not group.has(*names):
+        return "–"
+    sps, *split = (np.nanmedian(np.concatenate([run.columns[name] for run in group.runs])) for name in names)
+    return f"{sps:,.0f} ({' / '.join(f'{100 * share:.0f}' for share in split)} %)"
+
+
+def shares_cell(group: Group) -> str:
+    """Shares of updates below, inside and above the band, over the run."""
+    if not group.has("dpo/below_band", "dpo/above_band"):
+        return "–"
+    return " / ".join(f"{100 * share:.0f}" for share in np.nanmean(band_shares(group), axis=(1, 2))) + " %"
+
+
+def table_row(env: str, group: Group) -> list[str]:
+    """The cells of one line, in the order of the table's head."""
+    steps = group.steps()
+    budget = max(float(run.info.get("total_timesteps", 0)) for run in group.runs)
+    reached = million(steps[-1]) + (f" of {million(budget)}" if steps[-1] < budget else "")
+    cells = [env, group.method, str(len(group.runs)), reached]
+    for column, digits in (("eval/win_rate", 2), ("eval/episodic_return", 1)):
+        cells.append(plus_minus(final_means(group.values(column)), digits) if group.has(column) else "–")
+    cells += [absolute_cell(group, "eval/win_rate", 2), absolute_cell(group, "eval/episodic_return", 1)]
+    won = group.values("eval/win_rate").mean(axis=0) if group.has("eval/win_rate") else np.zeros_like(steps)
+    firsts = [first_reached(steps, won, threshold) for threshold in THRESHOLDS]
+    cells.append(" / ".join("–" if first is None else million(first) for first in firsts))
+    return [*cells, speed_cell(group), shares_cell(group)]
+
+
+def make_table(groups: dict[str, list[Group]]) -> str:
+    """The Markdown table of all groups, and the lines that explain it."""
+    head = ["environment", "method", "seeds", "steps", "final win rate", "final return", "absolute win rate"]
+    head += ["absolute return", f"win rate {' / '.join(map(str, THRESHOLDS))} at"]
+    head += ["steps/s (env / act / update)", "KL below / in / above band"]
+    rows = [head, ["---"] * len(head)]
+    rows += [table_row(env, group) for env, members in groups.items() for group in members]
+    kept = [set(column) - {"–", "– / – / –"} != set(column[:2]) for column in zip(*rows, strict=True)]
+    rows = [list(itertools.compress(row, kept)) for row in rows]
+    exact = all(env.startswith("matrix") for env in groups)
+    absolute = (
+        "the last parameters, exact"
+        if exact
+        else "the parameters that evaluated\nbest, on 320 greedy episodes"
+    )
+    notes = f"""Mean over seeds ± half the 95 % confidence interval (Student t; none for one seed).
+Final: the last 10 % of the evaluations that all seeds reached. Absolute: {absolute}.
+Steps/s: median; how fast depends on the machine and what else it ran."""
+    notes += "" if exact else "\nThe win rate's thresholds are of its mean over seeds."
+    lines = ["| " + " | ".join(row) + " |" for row in rows] + ["", notes, ""]
+    lines += [f"- {env}: {provenance(members)}" for env, members in groups.items()]
+    return "\n".join(lines) + "\n"

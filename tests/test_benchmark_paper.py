@@ -1,0 +1,166 @@
+"""Figures of the paper: collected whole, aggregated as published, and readable by other tools."""
+
+import json
+import math
+import sys
+
+import numpy as np
+import pytest
+from matplotlib.image import imread
+
+from benchmark import paper, plot, stats
+from benchmark.collect import CollectError
+from benchmark.figures import FIGURES, panel_runs
+
+EVALS, EVERY, SPS = 20, 15_000, 2_000.0
+ENVS = {"mpe": "{}-5", "smac": "{}-embedded", "matrix": "{}-100x6x5", "mamujoco": "{}"}
+
+
+def level(method, task, seed):
+    """Where a run's curve ends: apart for methods, tasks and seeds."""
+    return -6.0 - len(method) - 0.1 * len(task) + 0.3 * seed
+
+
+def made(folder, name, seeds=(1, 2, 3), scale="small", done=True):
+    """Run directories of a figure as benchmark/run.py leaves them, with curves that rise to `level`."""
+    for _, task, method, run in panel_runs(FIGURES[name], scale, seeds):
+        env = ENVS[task.family].format(task.name)
+        script = run.script.removesuffix(".py")
+        place = folder / scale / run.key / f"{env}__{script}__{run.seed}__100"
+        if place.exists():
+            continue
+        place.mkdir(parents=True)
+        end = level(method.name, task.name, run.seed)
+        lines = ["global_step,eval/episodic_return,charts/SPS,time/env,time/act,time/update"]
+        for k in range(EVALS + 1):
+            lines += [f"{k * EVERY},,{SPS},0.1,0.2,0.7"] * (k > 0)
+            lines.append(f"{k * EVERY},{end * (1 + 2 * math.exp(-k / 4)):.6g},,,,")
+        (place / "metrics.csv").write_text("\n".join(lines) + "\n")
+        args = {
+            "total_timesteps": run.steps,
+            "seed": run.seed,
+            "backend": "embedded",
+            "git_commit": "c0ffee7",
+        }
+        (place / "args.json").write_text(json.dumps(args))
+        if done:
+            (place / "done").write_text(json.dumps({"eval/episodic_return": end}))
+
+
+def final(method, task, seed):
+    """The mean of the last tenth of a run's evaluations, as the table defines it."""
+    last = range(EVALS - 2, EVALS + 1)
+    return sum(level(method, task, seed) * (1 + 2 * math.exp(-k / 4)) for k in last) / 3
+
+
+def test_a_figure_is_drawn_tabulated_and_exported(tmp_path):
+    """One command from runs to what is published: nothing may be left out or made up on the way."""
+    made(tmp_path / "runs", "fig2")
+    text = paper.plot_figure("fig2", "small", (1, 2, 3), tmp_path / "runs", tmp_path / "into")
+    assert text == (tmp_path / "into" / "fig2.md").read_text() and "missing" not in text
+    assert FIGURES["fig2"].claim in text
+    for name in ("fig2.png", "fig2-time.png"):
+        assert imread(tmp_path / "into" / name).std() > 0.05
+    assert len(list((tmp_path / "into" / "runs").glob("*.csv"))) == 27
+    values = [final("IQL", "mpe-line_control", seed) for seed in (1, 2, 3)]
+    (row,) = (line for line in text.splitlines() if line.startswith("| mpe-line_control | IQL |"))
+    assert f"| 3 | 300 k | {np.mean(values):.1f} ± " in row
+    assert "seeds 1, 2, 3; budget 300 k environment steps; engine: embedded; git commit c0ffee7." in text
+
+
+def test_aggregates_are_interquartile_means_of_normalised_scores(tmp_path):
+    """What a figure says of several tasks at once must follow from their scores and their references."""
+    made(tmp_path / "runs", "fig2")
+    cells, missing = paper.gather("fig2", "small", (1, 2, 3), tmp_path / "runs", tmp_path / "into")
+    assert missing == 0 and len(cells) == 3
+    references = {  # benchmark/results/mpe/references.csv
+        "mpe-simple_spread": (-18.8163, -3.8744),
+        "mpe-line_control": (-22.4540, -4.8088),
+        "mpe-circle_control": (-16.4408, -3.4443),
+    }
+    found = paper.interquartile_means(cells)
+    for method in ("DPO", "IPPO", "IQL"):
+        scores = [
+            [(final(method, task, seed) - low) / (high - low) for task, (low, high) in references.items()]
+            for seed in (1, 2, 3)
+        ]
+        assert found[method] == pytest.approx(stats.bootstrap_iqm(scores), rel=1e-4)
+        value, low, high = found[method]
+        assert low < value < high
+        assert f"| {method} | {value:.3f} | {low:.3f} to {high:.3f} |" in paper.aggregate_table(cells)
+
+
+def test_wall_clock_is_integrated_from_the_speed():
+    """Hours of a run that slowed down in the middle, by hand; an update without a speed takes the mean."""
+    steps, speeds = np.array([0.0, 3600, 7200, 10800]), np.array([np.nan, 1.0, 0.5, np.nan])
+    np.testing.assert_allclose(stats.hours(steps, speeds), [0, 1, 3, 3 + 1 / 0.75])
+    assert np.isnan(stats.hours(steps, np.full(4, np.nan))).all()
+
+
+def test_exported_data_has_marl_evals_schema(tmp_path):
+    """environment, task, algorithm, run, step_k: as many evaluations everywhere, else it refuses."""
+    made(tmp_path / "runs", "fig1")
+    paper.plot_figure("fig1", "small", (1, 2, 3), tmp_path / "runs", tmp_path / "into")
+    data = json.loads((tmp_path / "into" / "fig1.json").read_text())
+    assert list(data) == ["matrix a", "matrix b", "matrix b, number of agents"]
+    for tasks in data.values():
+        assert len({tuple(algorithms) for algorithms in tasks.values()}) == 1
+        for task, algorithms in tasks.items():
+            for method, runs in algorithms.items():
+                assert list(runs) == ["seed_1", "seed_2", "seed_3"]
+                for seed, run in enumerate(runs.values(), start=1):
+                    assert list(run) == [f"step_{k}" for k in range(EVALS + 1)] + ["absolute_metrics"]
+                    assert run["step_20"]["step_count"] == EVALS * EVERY
+                    end = level(method, task, seed)
+                    assert run["step_0"]["return"] == pytest.approx([3 * end], rel=1e-5)
+                    assert run["absolute_metrics"] == {"return": [pytest.approx(end)]}
+
+
+def test_missing_runs_are_counted_and_collected_ones_suffice(tmp_path):
+    """A figure of half the runs must say so; a fresh clone redraws it from what is committed."""
+    made(tmp_path / "runs", "fig2", seeds=(1, 2))
+    text = paper.plot_figure("fig2", "small", (1, 2, 3), tmp_path / "runs", tmp_path / "into")
+    assert "9 of the runs at scale small are missing" in text
+    pictures = imread(tmp_path / "into" / "fig2.png")
+    again = paper.plot_figure("fig2", "small", (1, 2, 3), tmp_path / "nowhere", tmp_path / "into")
+    assert again == text and (imread(tmp_path / "into" / "fig2.png") == pictures).all()
+
+
+def test_the_exact_iteration_has_a_figure_and_table_of_its_own(tmp_path):
+    """It has iterations in the place of steps, and what matters is whether J ever fell."""
+    for _, task, method, run in panel_runs(FIGURES["fig11"], "small", [1]):
+        folder = tmp_path / "runs" / "small" / run.key / f"{task.name}__dpo_matrix__1__100"
+        folder.mkdir(parents=True)
+        last = 7.5 if method.name == "M̂ = 0.1" else 9.25
+        (folder / "metrics.csv").write_text(
+            f"iteration,J,p,q\n0,5.0,0.5,0.5\n1,8.0,0.75,0.625\n2,{last},0.8,0.7\n"
+        )
+        (folder / "args.json").write_text('{"seed": 1, "backend": "embedded", "git_commit": "c0ffee7"}')
+        (folder / "done").write_text('{"J": 9.25, "optimum": 10.0}')
+    text = paper.plot_figure("fig11", "small", (1, 2, 3), tmp_path / "runs", tmp_path / "into")
+    assert "| matrix-2 | M̂ = 0.3 | 5.0000 | 9.2500 | 10.0000 | never | 0.8000, 0.7000 |" in text
+    assert "| matrix-2 | M̂ = 0.1 | 5.0000 | 7.5000 | 10.0000 | yes | 0.8000, 0.7000 |" in text
+    assert imread(tmp_path / "into" / "fig11.png").std() > 0.05
+
+
+def test_a_benchmark_that_goes_on_can_be_drawn(tmp_path):
+    """A look at half-made results: a run that was not evaluated yet is missing, a damaged one is an error."""
+    made(tmp_path / "runs", "fig2")
+    logs = sorted((tmp_path / "runs").rglob("metrics.csv"))
+    logs[0].write_text("global_step,eval/episodic_return\n")
+    (logs[0].parent / "done").unlink()
+    text = paper.plot_figure("fig2", "small", (1, 2, 3), tmp_path / "runs", tmp_path / "into")
+    assert "1 of the runs at scale small are missing" in text
+    logs[1].write_text("global_step,eval/episodic_return\n7,\n")
+    with pytest.raises(CollectError, match=logs[1].parent.name):
+        paper.plot_figure("fig2", "small", (1, 2, 3), tmp_path / "runs", tmp_path / "into")
+
+
+def test_no_runs_and_bad_input_get_a_sentence(tmp_path, monkeypatch):
+    """The command that would make the runs is what a user needs to read."""
+    argv = ["plot.py", "fig3", "--runs-dir", str(tmp_path), "--into", str(tmp_path)]
+    for extra, words in (([], "benchmark/run.py fig3 --scale small"), (["--seeds", "-1"], "--seeds")):
+        monkeypatch.setattr(sys, "argv", argv + extra)
+        with pytest.raises(SystemExit) as stop:
+            plot.main()
+        assert str(stop.value.code).startswith("plot: ") and words in str(stop.value.code)
