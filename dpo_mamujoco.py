@@ -603,7 +603,7 @@ def main() -> None:
         make = functools.partial(make_envs, f"mamujoco/{args.task}", **options)
         envs, eval_envs = make(args.num_envs), make(EVAL_EPISODES)
         video_envs = make(1, render_mode="rgb_array") if args.capture_video else None
-    except ValueError as error:
+    except (ValueError, RuntimeError) as error:
         sys.exit(f"{SCRIPT}: {error}")
     agents = Agents(envs.obs_dim, envs.agent_act_dims, args.layer_norm, args.log_std_init)
     agents.betas += BETA_INIT * torch.tensor([[args.sqrt_kl_term], [args.kl_term]])

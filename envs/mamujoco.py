@@ -55,7 +55,7 @@ class MaMujocoVectorEnv(gym.vector.VectorEnv):
     name: "Robot-PARTITION", one of `ROBOTS` and its partitions, or "Robot" with `partition`, the labels of
     the joints of each agent. agent_obsk: how many joints away an agent sees. obs: "khop", or "full": every
     agent gets gymnasium's whole observation. threads: of the physics; None for as many as there are cores.
-    render_mode: None or "rgb_array".
+    render_mode: None or "rgb_array", with which RuntimeError tells that there is no OpenGL to draw with.
     """
 
     metadata = {"render_modes": ["rgb_array"], "autoreset_mode": AutoresetMode.SAME_STEP}
@@ -126,6 +126,12 @@ class MaMujocoVectorEnv(gym.vector.VectorEnv):
         self._x, self._return = np.zeros((2, num_envs))
         self._length = np.zeros(num_envs, dtype=np.int64)
         self._renderer: Any = None
+        if (
+            render_mode is not None
+        ):  # now: who asks for pictures wants to hear before training that none can be
+            from envs.mamujoco_render import Renderer
+
+            self._renderer = Renderer(self.model, PICTURE)
         self._started = False
         self._seed_streams(seed)
 
@@ -384,13 +390,9 @@ class MaMujocoVectorEnv(gym.vector.VectorEnv):
         self._started = True
 
     def render(self, i: int = 0) -> np.ndarray:  # type: ignore[override]
-        """Picture of environment i, (H, W, 3) uint8; RuntimeError where there is no OpenGL to draw with."""
-        from envs.mamujoco_render import Renderer
-
+        """Picture of environment i, (H, W, 3) uint8."""
         if self.render_mode is None:
             raise ValueError('Nothing to render: make the environment with render_mode="rgb_array".')
-        if self._renderer is None:
-            self._renderer = Renderer(self.model, PICTURE)
         self._batch.get_data(i, self._scratch)
         mujoco.mj_forward(self.model, self._scratch)
         return self._renderer.draw(self._scratch)
