@@ -386,7 +386,7 @@ def train(args: Args, envs, eval_envs, online: QNetworks, state: dict, run_dir: 
             envs.set_state({name: x.numpy() for name, x in state["envs"].items()})
         except ValueError as error:
             sys.exit(f"{SCRIPT}: {run_dir}/checkpoint.pt cannot be resumed. {error}")
-        if envs.backend != "starcraft":  # which has begun new episodes
+        if envs.backend not in ("starcraft", "pettingzoo"):  # those cannot return, they have begun anew
             next_obs, next_mask = (x.numpy() for x in state["next"])
             hidden, last = state["memory"][0].to(device), state["memory"][1]
             begun = {name: x.numpy() for name, x in state["begun"].items()}
@@ -520,8 +520,10 @@ def main() -> None:
         envs = make(args.num_envs)
         if not hasattr(envs, "num_actions"):
             raise ValueError(f"{args.env_id} has continuous actions; Q-learning needs discrete ones.")
-        if not hasattr(envs, "episode_limit"):  # a place in the replay buffer is as long as an episode may be
-            raise ValueError(f"{args.env_id} does not tell how long its episodes may be; IQL needs to know.")
+        if envs.episode_limit is None:  # a place in the replay buffer is as long as an episode may be
+            raise ValueError(
+                f"{args.env_id} has episodes of any length; add --env-options episode_limit=STEPS."
+            )
         eval_envs = make(EVAL_EPISODES if envs.backend == "embedded" else args.num_envs)
         video_envs = make(1, render_mode="rgb_array") if args.capture_video else None
     except (ValueError, TypeError, RuntimeError, ImportError, MemoryError) as error:

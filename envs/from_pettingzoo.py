@@ -102,13 +102,15 @@ class ParallelVectorEnv(gym.vector.VectorEnv):
     env: path of a module with parallel_env(), or a callable that makes a new ParallelEnv at each call.
     reward: the team's, of the agents' rewards: "shared" takes the one that all have and refuses a step where
     they differ; "sum"; "mean" is the sum over N, agents that have left included. env_kwargs: keywords for
-    parallel_env() or the callable.
+    parallel_env() or the callable. episode_limit: steps after which an episode is truncated if the environment
+    has not ended it before; None for no limit but its own.
 
     Observations are flattened to (E, N, obs_dim) float32. Actions: int (E, N), counted from 0, or float
     (E, N, act_dim), clipped to each agent's Box. infos["action_mask"], with Discrete actions, is the
     environment's own (from a Dict observation or the agent's info) within each agent's number of actions. Who
     has left, or whose info says alive=False, has alive=False; who has left sees zeros and has action 0 alone.
-    An episode is over when no agent is left: terminated if each of them had been, else truncated.
+    An episode is over when no agent is left: terminated if each of them had been, else truncated; and at
+    the episode_limit, truncated.
 
     Reproducible if the environment's reset(seed) is: episode k of environment e depends on the seed, e and k.
     """
@@ -123,6 +125,7 @@ class ParallelVectorEnv(gym.vector.VectorEnv):
         seed: int = 0,
         reward: str = "shared",
         env_kwargs: Mapping[str, Any] | None = None,
+        episode_limit: int | None = None,
         render_mode: str | None = None,
     ) -> None:
         if num_envs < 1:
@@ -131,6 +134,8 @@ class ParallelVectorEnv(gym.vector.VectorEnv):
             raise ValueError(f'reward must be "shared", "sum" or "mean", got {reward!r}.')
         if env_kwargs is not None and not isinstance(env_kwargs, Mapping):
             raise ValueError(f"env_kwargs must be a dict of keywords of parallel_env(), got {env_kwargs!r}.")
+        if episode_limit is not None and not (type(episode_limit) is int and episode_limit > 0):
+            raise ValueError(f"episode_limit must be a number of steps or None, got {episode_limit!r}.")
         if render_mode not in (None, "rgb_array"):
             raise ValueError(f'render_mode must be None or "rgb_array", got {render_mode!r}.')
         self.envs: list[Any] = []
@@ -151,6 +156,7 @@ class ParallelVectorEnv(gym.vector.VectorEnv):
                 raise ValueError(f"{name} makes unequal environments: agents and spaces must be the same.")
         self.name, self.env_id, self._choices = name, f"pettingzoo:{name}", choices
         self.num_envs, self.reward, self.render_mode = num_envs, reward, render_mode
+        self.episode_limit = episode_limit
         N = self.num_agents = len(self.possible_agents)
         self.agent_obs_dims = tuple(int(np.prod(box.shape)) for box in boxes)
         self.obs_dim = max(self.agent_obs_dims)
@@ -217,10 +223,12 @@ class ParallelVectorEnv(gym.vector.VectorEnv):
             self._lengths[e] += 1
             gone = {a for a in played if a not in env.agents or terminations.get(a) or truncations.get(a)}
             self._all_terminated[e] &= all(terminations.get(agent, False) for agent in gone)
-            if set(env.agents) - gone:
+            left = set(env.agents) - gone
+            if left and self._lengths[e] != self.episode_limit:
                 self._look(e, seen, about, gone)
                 continue
-            terminated[e], truncated[e] = self._all_terminated[e], not self._all_terminated[e]
+            terminated[e] = self._all_terminated[e] and not left
+            truncated[e] = not terminated[e]
             for i, agent in enumerate(self.possible_agents):
                 if agent in played and agent in seen:
                     final_obs[e, i, : self.agent_obs_dims[i]] = self._vector(i, seen[agent])
@@ -264,6 +272,7 @@ class ParallelVectorEnv(gym.vector.VectorEnv):
             "backend": self.backend,
             "reward": self.reward,
             "env_kwargs": repr(self.env_kwargs),
+            "episode_limit": self.episode_limit,
             **version,
         }
 

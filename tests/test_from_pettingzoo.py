@@ -206,6 +206,33 @@ def test_each_episode_ends_in_its_own_way():
     assert [env.step([[0, 0]])[2][0] for _ in range(4)] == [False, True, False, True]
 
 
+def test_the_episode_limit_truncates_what_has_not_ended_before():
+    """Terminated at the limit itself stays terminated, and an agent that stays makes it truncated."""
+    forever = (99, "terminated")
+    for leaves, length, terminates in [
+        ((forever, forever), 4, False),
+        (((2, "terminated"), forever), 4, False),
+        (((4, "terminated"), forever), 4, False),
+        (((2, "terminated"), (4, "terminated")), 4, True),
+        (((3, "terminated"), (3, "terminated")), 3, True),
+    ]:
+        env = ParallelVectorEnv(functools.partial(Toy, leaves=leaves), 2, episode_limit=4)
+        assert env.episode_limit == 4 and env.describe()["episode_limit"] == 4
+        _, infos = env.reset()
+        for episode in range(2):
+            for t in range(1, length + 1):
+                _, _, terminated, truncated, infos = env.step(np.zeros((2, 2), dtype=int))
+                over = t == length
+                assert (terminated == (over and terminates)).all(), (leaves, episode, t)
+                assert (truncated == (over and not terminates)).all(), (leaves, episode, t)
+            assert (infos["episode"]["l"] == length).all()
+            if leaves[1] == forever:  # who is still there when time is up has a last observation
+                assert (infos["final_obs"][:, 1] == 10 + length).all()
+    for wrong in (0, -1, 2.5, "4", True):
+        with pytest.raises(ValueError, match="episode_limit must be"):
+            ParallelVectorEnv(Toy, 1, episode_limit=wrong)
+
+
 def test_returned_arrays_are_not_written_again():
     """Else a rollout that keeps them without copying learns from later steps."""
     env = toys(2, leaves=((2, "terminated"), (3, "terminated")))

@@ -144,7 +144,7 @@ def test_environment_without_a_length_is_refused_with_a_sentence(tmp_path, monke
     """Nothing of PettingZoo tells how long an episode may be: one line to read, and no run directory."""
     flags = [f"--runs-dir={tmp_path / 'runs'}", "--env-id=pettingzoo:mpe2.simple_spread_v3"]
     monkeypatch.setattr(sys, "argv", ["iql.py", *flags])
-    with pytest.raises(SystemExit, match="does not tell how long its episodes may be"):
+    with pytest.raises(SystemExit, match="add --env-options episode_limit=STEPS"):
         iql.main()
     assert not (tmp_path / "runs").exists()
 
@@ -187,6 +187,19 @@ def test_battles_are_played_and_scored(tmp_path):
     flags = ["--env-id=smac/3m", "--env-options", "backend=embedded", "--num-envs=4", "--batch-episodes=4"]
     assert run(tmp_path, *flags, "--total-timesteps=400", "--eval-every=400").returncode == 0
     assert set(json.loads((only(tmp_path) / "done").read_text())) == {"eval/episodic_return", "eval/win_rate"}
+
+
+def test_pettingzoo_is_played_and_resumed(tmp_path):
+    """Its episodes cannot be saved: a resumed run drops those under way and begins new ones."""
+    flags = ["--env-id=pettingzoo:mpe2.simple_spread_v3", "--env-options", "episode_limit=10", "reward=mean"]
+    flags += ["--num-envs=4", "--batch-episodes=4", "--total-timesteps=100", "--eval-every=100"]
+    assert run(tmp_path, *flags).returncode == 0
+    result = run(tmp_path, f"--resume={only(tmp_path)}", "--total-timesteps=300")
+    assert result.returncode == 0, result.stderr
+    assert "new ones have begun" in result.stderr
+    state = torch.load(only(tmp_path) / "checkpoint.pt", weights_only=True)
+    assert state["counters"][0] == 300 and state["counters"][3] == 4 * (100 // 40) + 4 * (200 // 40)
+    assert (state["replay"]["lengths"] == 10).all()
 
 
 def test_iql_learns_the_best_joint_action(tmp_path):
