@@ -102,8 +102,8 @@ class ParallelVectorEnv(gym.vector.VectorEnv):
     env: path of a module with parallel_env(), or a callable that makes a new ParallelEnv at each call.
     reward: the team's, of the agents' rewards: "shared" takes the one that all have and refuses a step where
     they differ; "sum"; "mean" is the sum over N, agents that have left included. env_kwargs: keywords for
-    parallel_env() or the callable. episode_limit: steps after which an episode is truncated if the environment
-    has not ended it before; None for no limit but its own.
+    parallel_env() or the callable. episode_limit: steps after which an episode is truncated if the
+    environment has not ended it before; None for no limit but its own.
 
     Observations are flattened to (E, N, obs_dim) float32. Actions: int (E, N), counted from 0, or float
     (E, N, act_dim), clipped to each agent's Box. infos["action_mask"], with Discrete actions, is the
