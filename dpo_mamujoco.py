@@ -124,7 +124,7 @@ EVAL_MAY_NOT_CHANGE = {"task", "agent_obsk", "obs", "layer_norm"}
 PRESETS = {  # by task
     "HalfCheetah-3x2": dict(log_std_init=-1.0),
     "Ant-4x2": dict(log_std_init=-2.0),
-    "Humanoid-17x1": dict(log_std_init=-1.0),
+    "Humanoid-17x1": dict(log_std_init=-2.0),
 }
 
 

@@ -127,7 +127,7 @@ PRESETS = {  # by family and by id: the settings of the family's DPO script; dpo
     | dict(d_target=0.001, beta_min=0.2, eval_every=50_000),
     "mamujoco/HalfCheetah-3x2": dict(log_std_init=-1.0),
     "mamujoco/Ant-4x2": dict(log_std_init=-2.0),
-    "mamujoco/Humanoid-17x1": dict(log_std_init=-1.0),
+    "mamujoco/Humanoid-17x1": dict(log_std_init=-2.0),
     "matrix/stochastic": dict(total_timesteps=1_000_000, num_steps=100, layer_norm=False, d_target=0.01)
     | dict(checkpoint_every=102_400),
     "smac/8m": dict(total_timesteps=1_000_000),
