@@ -239,9 +239,8 @@ def dpo_loss(agents, obs, old_logp, advantages, returns, weight, ent_coef, num_a
     sqrt_kl, kl = (weight * (kl_s + 1e-12).sqrt()).sum(1), (weight * kl_s).sum(1)
     beta1, beta2 = agents.betas
     objective = (surrogate + ent_coef * entropy) / num_agents - beta1 * sqrt_kl - beta2 * kl  # eq. (20)
-    v_loss = (weight * (agents.value(obs) - returns).square()).sum(
-        1
-    )  # eq. (8), less the spread within a state
+    # eq. (8), less the spread of the returns within a state, which no critic can do anything about
+    v_loss = (weight * (agents.value(obs) - returns).square()).sum(1)
     # N times eq. (20) has the same maximiser, and leaves Adam's eps and the clip at the scale of IPPO's.
     return (v_loss - num_agents * objective).sum(), torch.stack([-surrogate, v_loss, entropy]).detach()
 

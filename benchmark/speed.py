@@ -1,30 +1,28 @@
 """Speed, as ratios within one run on one machine.
 
+    python benchmark/speed.py all           # everything below
     python benchmark/speed.py env smac      # environment steps/s on one core, beside other simulators
     python benchmark/speed.py env mamujoco  # the same on one core and on all, beside gymnasium and others
     python benchmark/speed.py env mpe       # the same, beside mpe2 and, where installed, VMAS and JaxMARL
-    python benchmark/speed.py learner smac  # the learner's GFLOP/s as a share of this machine's matmul peak
-    python benchmark/speed.py e2e smac      # dpo_smac.py for a few updates: steps/s, env / act / update
+    python benchmark/speed.py learner mpe   # the learner's GFLOP/s as a share of this machine's matmul peak
+    python benchmark/speed.py e2e matrix    # a script's first updates: steps/s, and where the time goes
 
-Every figure is the best and the median of repeats that take turns with what they are compared with. Prints
-Markdown; --json PATH keeps the raw numbers.
+learner and e2e take smac, mpe, mamujoco; e2e also matrix. Every figure is the best and the median of repeats
+that take turns with what they are compared with. Prints Markdown; --json PATH keeps the raw numbers.
 """
 
 from __future__ import annotations
 
-import csv
 import functools
 import importlib
 import importlib.util
 import itertools
 import json
 import os
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -45,22 +43,52 @@ PUBLISHED = {
 """Environment steps per second measured earlier on one core of a like 4-core server, random valid actions,
 SMAX with 64 environments. For orientation where the peer is not installed; not of this run."""
 
+RELEASED = {"matrix": (39, 142), "mpe": (25, 188)}
+"""Environment steps per second, from and to, of the authors' released code, measured earlier on one thread of
+a like server: the stochastic game (as released, and without its debug switches), particle worlds with 5
+agents. It updates 15 epochs on batches of one episode. Not of this run."""
+
+DEFAULTS = {
+    "smac": ("2s3z", "27m_vs_30m"),
+    "mpe": ("simple_spread", "simple_spread/10"),
+    "mamujoco": ("HalfCheetah-3x2", "Humanoid-17x1"),
+    "matrix": ("stochastic",),
+}
+"""What learner and e2e time if no names are given."""
+
+E2E = {
+    "smac": (["dpo_smac.py", "--backend", "embedded"], "map", 32 * 128, 0),
+    "mpe": (["dpo_mpe.py"], "task", 128 * 25, 25),
+    "mamujoco": (["dpo_mamujoco.py"], "task", 16 * 64, 0),
+    "matrix": (["dpo_matrix.py"], "game", 32 * 100, 100),
+}
+"""Script, flag of the task, environment steps of an update, and steps of an episode where the released code's
+batches of one episode are timed as well (0: are not)."""
+
+
+What = Literal["all", "env", "learner", "e2e"]
+Family = Literal["smac", "mpe", "mamujoco", "matrix"]
+
 
 @dataclass
 class Args:
-    what: tyro.conf.Positional[Literal["env", "learner", "e2e"]]
+    what: tyro.conf.Positional[What]
     """what is timed"""
-    family: tyro.conf.Positional[Literal["smac", "mpe", "mamujoco"]] = "smac"
-    """environment family; learner and e2e: smac"""
+    family: tyro.conf.Positional[Family] = "smac"
+    """environment family"""
     names: tuple[str, ...] = ()
     """maps or tasks (mpe also line_control/10: of 10 agents); by default env: five maps, all tasks of mpe,
-    five robots; learner and e2e: two maps"""
+    five robots; learner and e2e: two of each"""
     num_envs: tuple[int, ...] = ()
     """env: numbers of environments; by default smac: 1 16 64 256, mpe: 1 32 1024, mamujoco: 16"""
     rows: tuple[int, ...] = (1024, 4096)
     """learner: rows per agent in a batch"""
     threads: tuple[int, ...] = ()
-    """learner: values of --torch-threads, by default 1; mamujoco: of physics, by default 1 and all cores"""
+    """values of --torch-threads, and threads of MuJoCo's physics; by default 1 and all cores"""
+    compile: bool = False
+    """learner: also with the loss compiled"""
+    device: str = "cpu"
+    """learner and e2e: cpu | cuda"""
     seconds: float = 0.5
     """length of one repeat"""
     repeats: int = 5
@@ -275,50 +303,16 @@ def sgemm_gflops(seconds: float, size: int = 1024) -> float:
     return products * 2 * size**3 / (time.perf_counter() - start) / 1e9
 
 
-def learner_gflops(script: Any, sizes: tuple[int, int, int], rows: int, threads: int) -> Callable[[], float]:
-    """GFLOP/s of the script's `update` on made-up data, everyone alive.
-
-    Counted as 6 x parameters x rows x epochs (and the actor's forward pass for the final KL): the usual count
-    of a forward and a backward pass. It takes in the input's gradient, which no first layer computes.
-    """
-    from concurrent.futures import ThreadPoolExecutor
-
-    num_agents, obs_dim, num_actions = sizes
-    epochs, generator = 3, torch.Generator().manual_seed(0)
-    args = script.Args(update_epochs=epochs)
-    agents = script.Agents(num_agents, obs_dim, num_actions, args.layer_norm)
-    agents.betas.fill_(args.beta_init)
-    draw = [torch.randn(num_agents, rows, generator=generator) for _ in range(2)]
-    batch = {
-        "obs": torch.rand(num_agents, rows, obs_dim, generator=generator),
-        "action_mask": torch.ones(num_agents, rows, num_actions, dtype=torch.bool),
-        "actions": torch.randint(num_actions, (num_agents, rows), generator=generator),
-        "old_logp": torch.full((num_agents, rows, num_actions), -float(np.log(num_actions))),
-        "advantages": draw[0],
-        "returns": draw[1],
-        "weight": torch.full((num_agents, rows), 1 / rows),
-    }
-    cuts = np.linspace(0, num_agents, min(threads, num_agents) + 1).astype(int)
-    groups = [slice(int(first), int(last)) for first, last in itertools.pairwise(cuts)]
-    learners = [agents.group(group) for group in groups]
-    optimizers = [torch.optim.Adam(learner.parameters(), 5e-4, eps=1e-5, fused=True) for learner in learners]
-    parts = [{name: x[group] for name, x in batch.items()} for group in groups]
-    pool = ThreadPoolExecutor(len(groups), initializer=torch.set_num_threads, initargs=(1,))
-    actor, critic = (
-        sum(p.numel() for p in network.parameters()) for network in (agents.actor, agents.critic)
-    )
-    flops = 6 * (actor + critic) * rows * epochs + 2 * actor * rows
-
-    def learn(learner: Any, optimizer: Any, part: Any) -> None:
-        script.update(learner, optimizer, part, args, num_agents)
-
-    def measure() -> float:
-        start = time.perf_counter()
-        list(pool.map(learn, learners, optimizers, parts))
-        return flops / (time.perf_counter() - start) / 1e9
-
-    measure()
-    return measure
+def sgemm_gflops_cuda(seconds: float, size: int = 8192) -> float:
+    """The same on a GPU, in float32 as PyTorch's defaults have it."""
+    a, b, c = (torch.randn(size, size, device="cuda") for _ in range(3))
+    torch.cuda.synchronize()
+    start, products = time.perf_counter(), 0
+    while time.perf_counter() - start < seconds:
+        torch.mm(a, b, out=c)
+        torch.cuda.synchronize()
+        products += 1
+    return products * 2 * size**3 / (time.perf_counter() - start) / 1e9
 
 
 def time_learner(args: Args) -> dict[str, Any]:
@@ -327,66 +321,108 @@ def time_learner(args: Args) -> dict[str, Any]:
     On a busy machine the best of long updates and the best of short products are not of the same moment; the
     median of the share within each turn is then the fairer figure.
     """
-    from envs.smac.maps import MAPS
-
-    script = importlib.import_module("dpo_smac")
+    from benchmark.learners import learner_gflops, made_up
+    from envs.mamujoco import usable_cores
 
     torch.set_num_threads(1)
+    cuda = args.device != "cpu"
+    peak_of = sgemm_gflops_cuda if cuda else sgemm_gflops
+    threads = (1,) if cuda else args.threads or tuple(sorted({1, usable_cores()}))
     result: dict[str, Any] = {}
     rows = []
-    for name in args.names or ("2s3z", "27m_vs_30m"):
-        battle = MAPS[name]
-        sizes = (battle.num_agents, battle.obs_dim, battle.num_actions)
+    for name in args.names or DEFAULTS[args.family]:
         for batch_rows in args.rows:
-            labels = {f"{name}, {batch_rows} rows, {n} threads": n for n in args.threads or (1,)}
-            figures = {label: learner_gflops(script, sizes, batch_rows, n) for label, n in labels.items()}
-            sgemm = functools.partial(sgemm_gflops, args.seconds)
-            found = take_turns({"sgemm": sgemm, **figures}, args.repeats)
+            figures: dict[str, Callable[[], float]] = {"sgemm": functools.partial(peak_of, args.seconds)}
+            sizes = ""
+            for compiled, n in itertools.product((False, True) if args.compile else (False,), threads):
+                learner = made_up(args.family, name, batch_rows, args.device)
+                label, sizes = f"{n} threads" + ", compiled" * compiled, learner.sizes
+                figures[label] = learner_gflops(learner, n, compiled)
+            found = take_turns(figures, args.repeats)
             peak = max(found["sgemm"])
-            for label in figures:
+            for label in list(figures)[1:]:
                 best, median = max(found[label]), float(np.median(found[label]))
-                shape = "N {}, obs {}, actions {}".format(*sizes)
                 in_turn = np.median(np.array(found[label]) / np.array(found["sgemm"]))
-                numbers = [f"{best:.0f}", f"{median:.0f}", f"{peak:.0f}"]
-                rows.append([label, shape, *numbers, f"{best / peak:.0%}", f"{in_turn:.0%}"])
-            result |= {f"{label} {batch_rows}": speeds for label, speeds in found.items()}
-    header = ["update", "sizes", "best GFLOP/s", "median", "sgemm peak, 1 thread", "best / peak"]
-    header += ["share within a turn, median"]
-    print(markdown(header, rows))
+                numbers = [
+                    f"{best:.0f}",
+                    f"{median:.0f}",
+                    f"{peak:.0f}",
+                    f"{best / peak:.0%}",
+                    f"{in_turn:.0%}",
+                ]
+                rows.append([f"{name}: {sizes}", str(batch_rows), label, *numbers])
+            result[f"{name} {batch_rows}"] = found
+    header = ["learner", "rows", "", "best GFLOP/s", "median", "sgemm peak, 1 thread", "best / peak"]
+    print("\n" + markdown([*header, "share within a turn, median"], rows), flush=True)
     return result
 
 
 def time_e2e(args: Args) -> dict[str, Any]:
-    """dpo_smac.py with its defaults for eight updates: the median of its own log without the first."""
+    """The DPO script of a family with its defaults: medians of its own log over updates 2 to 8.
+
+    Where the released code was timed, also with that code's batches, one episode of one environment.
+    """
+    from benchmark.learners import script_rates
+    from envs.mamujoco import usable_cores
+
     result: dict[str, Any] = {}
     rows = []
-    for name in args.names or ("2s3z", "27m_vs_30m"):
-        with tempfile.TemporaryDirectory() as folder:
-            command = [sys.executable, str(ROOT / "dpo_smac.py"), "--map", name, "--backend", "embedded"]
-            command += ["--total-timesteps", str(8 * 32 * 128), "--runs-dir", folder]
-            subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-            with open(next(Path(folder).glob("*/metrics.csv"))) as file:
-                updates = [row for row in csv.DictReader(file) if row["charts/SPS"]][1:]
-        keys = ("charts/SPS", "time/env", "time/act", "time/update")
-        values = [float(np.median([float(row[key]) for row in updates])) for key in keys]
-        rows.append([name, f"{values[0]:,.0f}", *(f"{share:.1%}" for share in values[1:])])
-        result[name] = dict(zip(keys, values, strict=True))
-    print(markdown(["map", "environment steps/s, 1 thread", "env", "act", "update"], rows))
+    script, flag, batch, episode = E2E[args.family]
+    for name in args.names or DEFAULTS[args.family]:
+        task, _, num_agents = name.partition("/")
+        command = [*script, f"--{flag}", task, "--device", args.device]
+        command += ["--num-agents", num_agents] if num_agents else []
+        plans = {
+            f"{n} threads": ["--torch-threads", str(n), "--total-timesteps", str(8 * batch)]
+            for n in args.threads or sorted({1, usable_cores()})
+        }
+        if args.family in RELEASED:
+            few = ["--num-envs", "1", "--total-timesteps", str(40 * episode)]
+            plans["1 thread, batches of one episode"] = few
+        for label, flags in plans.items():
+            rates = script_rates([*command, *flags, "--eval-every", "1000000000"], 40)
+            steps, *shares = rates.values()
+            cells = [name, label, f"{steps:,.0f}", *(f"{share:.1%}" for share in shares)]
+            low, high = RELEASED.get(args.family, (0, 0))
+            theirs = f"{low} to {high}: {steps / high:,.0f} to {steps / low:,.0f} times" if high else ""
+            rows.append([*cells, theirs if "episode" in label else ""])
+            result[f"{name}, {label}"] = rates
+    header = [script[0], "", "environment steps/s", "env", "act", "update", "released code, measured earlier"]
+    print("\n" + markdown(header, rows), flush=True)
     return result
+
+
+def time_all(args: Args) -> dict[str, Any]:
+    """Every table."""
+    found = {}
+    for (what, family), measure in TIMERS.items():
+        print(f"\n## {what} {family}", flush=True)
+        found[f"{what} {family}"] = measure(replace(args, what=what, family=family, names=()))
+    return found
+
+
+TIMERS: dict[tuple[What, Family], Callable[[Args], dict[str, Any]]] = {
+    ("env", "smac"): time_envs,
+    ("env", "mpe"): time_particles,
+    ("env", "mamujoco"): time_robots,
+    ("learner", "smac"): time_learner,
+    ("learner", "mpe"): time_learner,
+    ("learner", "mamujoco"): time_learner,
+    ("e2e", "smac"): time_e2e,
+    ("e2e", "mpe"): time_e2e,
+    ("e2e", "mamujoco"): time_e2e,
+    ("e2e", "matrix"): time_e2e,
+}
 
 
 def main() -> None:
     args = tyro.cli(Args, description=__doc__)
-    timers = {
-        ("env", "smac"): time_envs,
-        ("env", "mamujoco"): time_robots,
-        ("env", "mpe"): time_particles,
-        ("learner", "smac"): time_learner,
-        ("e2e", "smac"): time_e2e,
-    }
-    if (args.what, args.family) not in timers:
-        raise SystemExit(f"{args.what} is timed for smac only, not for {args.family}.")
-    result = timers[args.what, args.family](args)
+    if args.device != "cpu" and not torch.cuda.is_available():
+        raise SystemExit(f"--device {args.device}, but PyTorch sees no GPU here; use --device cpu.")
+    if args.what != "all" and (args.what, args.family) not in TIMERS:
+        known = ", ".join(family for what, family in TIMERS if what == args.what)
+        raise SystemExit(f"{args.what} is timed for {known}, not for {args.family}.")
+    result = time_all(args) if args.what == "all" else TIMERS[args.what, args.family](args)
     if args.json:
         Path(args.json).write_text(json.dumps(result, indent=1) + "\n")
 
