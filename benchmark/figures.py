@@ -220,7 +220,7 @@ FIGURES = {
 # Environment steps by task or family.
 STEPS: dict[str, dict[str, int]] = {
     "smoke": {"matrix": 800, "mpe": 1_000, "mamujoco": 1_024, "smac": 512},
-    "small": {"matrix": 1_000_000, "mpe": 300_000, "mamujoco": 300_000, "smac": 500_000},
+    "small": {"matrix": 1_000_000, "mpe": 300_000, "mamujoco": 500_000, "smac": 500_000},
     "paper": {"matrix": 1_000_000, "mpe": 2_000_000, "mamujoco": 10_000_000, "smac": 10_000_000},
 }
 STEPS["small"] |= {game.name: 480_000 for game in GAMES_OF_N}
