@@ -620,7 +620,7 @@ def main() -> None:
         (run_dir / "done").write_text(json.dumps(absolute) + "\n")
     if video_envs:
         frames: list[np.ndarray] = []
-        evaluate(agents, video_envs, 4, [args.seed, 2], args.device, frames)
+        evaluate(agents, video_envs, 1, [args.seed, 2], args.device, frames)
         imageio.mimsave(run_dir / "video.mp4", frames, fps=20, macro_block_size=1)
 
 
