@@ -715,7 +715,9 @@ def main() -> None:
         (run_dir / "done").write_text(json.dumps(absolute) + "\n")
     if video_envs:
         frames: list[np.ndarray] = []
-        evaluate(agents, video_envs, 1 if envs.backend == "mujoco" else 4, [args.seed, 2], args.device, frames)
+        evaluate(
+            agents, video_envs, 1 if envs.backend == "mujoco" else 4, [args.seed, 2], args.device, frames
+        )
         fps = min(20, video_envs.metadata.get("render_fps", 8))
         imageio.mimsave(run_dir / "video.mp4", frames, fps=fps, macro_block_size=1)
 

@@ -31,7 +31,7 @@ ONE_THREAD = {
 }
 # glibc gives memory back to the system and fetches it again, page by page, for every activation; kept, an update
 # takes a tenth to a fifth less (docs/performance.md). Elsewhere this says nothing to anyone.
-KEEP_MEMORY = {"MALLOC_TRIM_THRESHOLD_": "4000000000", "MALLOC_MMAP_THRESHOLD_": "4000000000"}
+KEEP_MEMORY = {"MALLOC_TRIM_THRESHOLD_": "4000000000", "MALLOC_MMAP_THRESHOLD_": "33554432"}
 ARRAY_SIZE = 500  # jobs in a SLURM array; clusters allow 1,001 unless configured otherwise
 SLURM_POLL = 2.0  # seconds between questions to the controller
 # Seconds that a job waits for SLURM to end it, after something else than this program stopped its script.
