@@ -29,8 +29,8 @@ EXIT_REQUEUE = 75  # what a script ends with when a signal stopped it and its ch
 ONE_THREAD = {
     f"{library}_NUM_THREADS": "1" for library in ("OMP", "MKL", "OPENBLAS", "NUMBA", "VECLIB_MAXIMUM")
 }
-# glibc gives memory back to the system and fetches it again, page by page, for every activation; kept, an update
-# takes a tenth to a fifth less (docs/performance.md). Elsewhere this says nothing to anyone.
+# glibc gives memory back to the system and fetches it again, page by page, for every activation; if it keeps
+# it, an update takes a tenth to a fifth less (docs/performance.md). Elsewhere this says nothing to anyone.
 KEEP_MEMORY = {"MALLOC_TRIM_THRESHOLD_": "4000000000", "MALLOC_MMAP_THRESHOLD_": "33554432"}
 ARRAY_SIZE = 500  # jobs in a SLURM array; clusters allow 1,001 unless configured otherwise
 SLURM_POLL = 2.0  # seconds between questions to the controller
