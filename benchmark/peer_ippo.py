@@ -14,10 +14,10 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import dataclasses
 import importlib
 import itertools
 import json
-import math
 import os
 import platform
 import subprocess
@@ -40,6 +40,7 @@ SIDES = ("ippo.py", "BenchMARL")
 MODULES = ("benchmarl", "mpe2", "pettingzoo")
 COLUMNS = ("global_step", "seconds", "cpu_seconds", "eval_return")
 AGENTS, LENGTH, VARIANT = 5, 25, "mpe2"
+WORLD = {"num_agents": AGENTS, "episode_length": LENGTH, "variant": VARIANT}
 WIDTH = 4 + 2 * AGENTS + 2 * (AGENTS - 1)  # of an observation: own velocity and position, landmarks, others
 # Their norm is of all agents' gradients together, of a loss that is a mean over agents: for alike agents
 # sqrt(N) times smaller than what ippo.py clips, whose clip of 10 is one of 4.5 here. Their default is 5.
@@ -102,6 +103,11 @@ class Clock:
         (self.folder / "done.json").write_text(json.dumps(summary, indent=1) + "\n")
 
 
+def versions(*modules: Any) -> dict[str, str]:
+    """Of Python and of imported modules."""
+    return {"python": platform.python_version()} | {m.__name__: m.__version__ for m in modules}
+
+
 def train_ours(job: dict[str, Any]) -> None:
     """`ippo.py` itself, with the clock where it collects, updates, evaluates and checkpoints."""
     import torch
@@ -135,13 +141,12 @@ def train_ours(job: dict[str, Any]) -> None:
         return stats
 
     ippo.evaluate, ippo.save, ippo.gae, ippo.update = timed_evaluate, timed_save, timed_gae, timed_update
-    sys.argv = ["ippo.py", "--env-id", "mpe/simple_spread", "--env-options", f"num_agents={AGENTS}"]
-    sys.argv += [f"episode_length={LENGTH}", f"variant={VARIANT}", "--runs-dir", job["folder"]]
+    sys.argv = ["ippo.py", "--env-id", "mpe/simple_spread", "--runs-dir", job["folder"]]
+    sys.argv += ["--env-options", *(f"{name}={value}" for name, value in WORLD.items())]
     for name in ("seed", "total_timesteps", "eval_every"):
         sys.argv += [f"--{name.replace('_', '-')}", str(job[name])]
     ippo.main()
-    versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
-    clock.finish(versions=versions)
+    clock.finish(versions=versions(torch, np))
 
 
 def peer_env(seeds: Iterator[int], device: str) -> Any:
@@ -186,33 +191,19 @@ def peer_experiment(job: dict[str, Any]) -> Any:
 
     PettingZooClass.get_env_fun = get_env_fun
     PettingZooClass.has_state = lambda self: False  # IPPO does not use it
-    settings, config = job["settings"], ExperimentConfig.get_from_yaml()
+    settings = job["settings"]
     rows = settings["num_envs"] * settings["num_steps"]
-    wanted = dict(
-        share_policy_params=False,
-        prefer_continuous_actions=False,
-        gamma=settings["gamma"],
-        lr=settings["learning_rate"],
-        adam_eps=1e-5,
-        adam_extra_kwargs={"fused": True},
-        clip_grad_val=PEER_CLIP,
-        max_n_frames=job["total_timesteps"],
-        on_policy_collected_frames_per_batch=rows,
-        on_policy_n_envs_per_worker=settings["num_envs"],
-        on_policy_n_minibatch_iters=settings["update_epochs"],
-        on_policy_minibatch_size=rows,
-        evaluation=False,
-        loggers=[],
-        create_json=False,
-        save_folder=job["folder"],
-    )
-    for name, value in wanted.items():
-        if not hasattr(config, name):
-            raise SystemExit(f"peer_ippo: this version of BenchMARL has no setting {name!r}; 1.5.2 has.")
-        setattr(config, name, value)
-    algorithm = IppoConfig.get_from_yaml()
-    algorithm.share_param_critic, algorithm.clip_epsilon = False, settings["clip_coef"]
-    algorithm.entropy_coef, algorithm.lmbda = settings["ent_coef"], settings["gae_lambda"]
+    wanted: dict[str, Any] = dict(share_policy_params=False, prefer_continuous_actions=False)
+    wanted |= dict(clip_grad_val=PEER_CLIP, on_policy_n_envs_per_worker=settings["num_envs"])
+    wanted |= dict(gamma=settings["gamma"], lr=settings["learning_rate"], adam_eps=1e-5)
+    wanted |= dict(adam_extra_kwargs={"fused": True}, max_n_frames=job["total_timesteps"])
+    wanted |= dict(on_policy_collected_frames_per_batch=rows, on_policy_minibatch_size=rows)
+    wanted |= dict(on_policy_n_minibatch_iters=settings["update_epochs"])
+    wanted |= dict(evaluation=False, loggers=[], create_json=False, save_folder=job["folder"])
+    config = dataclasses.replace(ExperimentConfig.get_from_yaml(), **wanted)  # TypeError on another version's
+    special = dict(share_param_critic=False, clip_epsilon=settings["clip_coef"], lmbda=settings["gae_lambda"])
+    special |= dict(entropy_coef=settings["ent_coef"])
+    algorithm = dataclasses.replace(IppoConfig.get_from_yaml(), **special)
     model = MlpConfig(num_cells=[128, 128], layer_class=torch.nn.Linear, activation_class=torch.nn.ReLU)
     task = PettingZooTask.SIMPLE_SPREAD.get_task({"N": AGENTS, "max_cycles": LENGTH, "local_ratio": 0.0})
     return Experiment(task, algorithm, model, job["seed"], config)
@@ -261,9 +252,7 @@ def train_peer(job: dict[str, Any]) -> None:
     clock.save(0, weights(reset.expand(32, *reset.shape)))
     clock.start()
     experiment.run()
-    versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
-    versions |= {m.__name__: m.__version__ for m in (benchmarl, torchrl, mpe2, pettingzoo)}
-    clock.finish(versions=versions)
+    clock.finish(versions=versions(torch, np, benchmarl, torchrl, mpe2, pettingzoo))
 
 
 def trace_peer(job: dict[str, Any]) -> None:
@@ -275,13 +264,9 @@ def trace_peer(job: dict[str, Any]) -> None:
     ((group, _),) = experiment.group_map.items()
     with torch.no_grad():  # by the untrained policies, that is nearly at random
         batch = experiment.env_func().rollout(2 * LENGTH, experiment.policy, break_when_any_done=False)
-    names: dict[str, tuple[str, ...]] = {
-        "obs": (group, "observation"),
-        "actions": (group, "action"),
-        "done": ("next", "done"),
-    }
+    names: dict[str, tuple[str, ...]] = {"obs": (group, "observation"), "actions": (group, "action")}
     names |= {"reward": ("next", group, "reward"), "next_obs": ("next", group, "observation")}
-    names |= {"terminated": ("next", "terminated")}
+    names |= {name: ("next", name) for name in ("done", "terminated")}
     arrays = {name: batch[key].numpy() for name, key in names.items()}
     np.savez(Path(job["folder"]) / "trace.npz", allow_pickle=False, **arrays)
 
@@ -294,8 +279,8 @@ def compare_trace(trace: dict[str, np.ndarray]) -> dict[str, float]:
     """
     from envs import mpe
 
-    num_envs, steps, agents, _ = trace["obs"].shape
-    assert agents == AGENTS and not trace["terminated"].any(), "Episodes must be truncated, not terminated."
+    num_envs, steps, *_ = trace["obs"].shape
+    assert not trace["terminated"].any(), "Episodes must be truncated, not terminated."
     ends = np.arange(1, steps + 1) % LENGTH == 0
     assert (trace["done"][..., 0] == ends).all(), f"Episodes must have {LENGTH} steps."
     assert len(np.unique(trace["obs"][:, 0, 0, 2])) == num_envs, "Some copies begin alike."
@@ -324,9 +309,7 @@ def evaluate_weights(path: Path, episodes: int, entropy: list[int]) -> float:
     import envs
 
     ippo: Any = importlib.import_module("ippo")
-    worlds: Any = envs.make(
-        "mpe/simple_spread", 128, seed=1, num_agents=AGENTS, episode_length=LENGTH, variant=VARIANT
-    )
+    worlds: Any = envs.make("mpe/simple_spread", 128, seed=1, **WORLD)
     agents = ippo.Agents(AGENTS, worlds.obs_dim, worlds.num_actions, layer_norm=False)
     with np.load(path) as file:
         arrays = {name: torch.from_numpy(file[name]) for name in file.files}
@@ -355,16 +338,13 @@ def missing(python: str) -> str:
 
 def interval(values: Sequence[float]) -> str:
     """Mean ± half the 95 % confidence interval over seeds (Student t; none for one seed)."""
-    import scipy.stats
+    from benchmark.stats import mean_ci
 
-    mean, seeds = float(np.mean(values)), len(values)
-    if seeds < 2:
-        return f"{mean:.2f}"
-    half = scipy.stats.t.ppf(0.975, seeds - 1) * float(np.std(values, ddof=1)) / math.sqrt(seeds)
-    return f"{mean:.2f} ± {half:.2f}"
+    mean, _, high = (float(x[0]) for x in mean_ci([[value] for value in values]))
+    return f"{mean:.2f} ± {high - mean:.2f}" if len(values) > 1 else f"{mean:.2f}"
 
 
-def spread(values: Sequence[float]) -> str:
+def spread(values: np.ndarray) -> str:
     """Median and range over seeds."""
     if len(values) == 1:
         return f"{values[0]:.1f}"
@@ -377,58 +357,60 @@ def table(runs: list[dict[str, Any]]) -> str:
     runs: dicts with side, seed, steps, final_return and, each a pair (wall-clock, processor), the seconds
     collect and update.
     """
-    lines = ["| | final greedy return | steps/s | steps per CPU second | µs per step: collect | update |"]
-    lines.append("|---|---|---|---|---|---|")
-    speeds: dict[str, dict[int, np.ndarray]] = {}
+    from benchmark.speed import markdown
+
+    header = ["", "final return", "steps/s", "steps per CPU second", "CPU µs per step: collect", "update"]
+    lines: list[list[str]] = []
+    costs: dict[str, dict[int, np.ndarray]] = {side: {} for side in SIDES}  # µs of a step, as in the header
+    for run in runs:
+        collect, update = (1e6 * np.array(run[part]) / run["steps"] for part in ("collect", "update"))
+        costs[run["side"]][run["seed"]] = np.array([*(collect + update), collect[1], update[1]])
     for side in SIDES:
-        mine = sorted((run for run in runs if run["side"] == side), key=lambda run: run["seed"])
-        if not mine:
-            continue
-        seconds = {name: np.array([run[name] for run in mine]) for name in ("collect", "update")}
-        steps = np.array([[run["steps"]] for run in mine])
-        speed = steps / (seconds["collect"] + seconds["update"])
-        speeds[side] = dict(zip((run["seed"] for run in mine), speed, strict=True))
-        cells = [f"{side}, {len(mine)} seeds", interval([run["final_return"] for run in mine])]
-        cells += [f"{np.median(column):,.0f}" for column in speed.T]
-        cells += [f"{np.median(1e6 * x[:, 1] / steps[:, 0]):,.0f}" for x in seconds.values()]
-        lines.append(f"| {' | '.join(cells)} |")
-    both = sorted(set.intersection(*(set(speeds.get(side, {})) for side in SIDES)))
+        if costs[side]:
+            wall, cpu, collect, update = np.median(list(costs[side].values()), axis=0)
+            final = interval([run["final_return"] for run in runs if run["side"] == side])
+            speeds = [f"{1e6 / wall:,.0f}", f"{1e6 / cpu:,.0f}", f"{collect:,.0f}", f"{update:,.0f}"]
+            lines.append([f"{side}, {len(costs[side])} seeds", final, *speeds])
+    both = set(costs[SIDES[0]]) & set(costs[SIDES[1]])
     if both:
-        ours, theirs = (np.array([speeds[side][seed] for seed in both]) for side in SIDES)
-        ratios = [spread(column.tolist()) for column in (ours / theirs).T]
-        lines.append(f"| ratio, same seed | | {ratios[0]} | {ratios[1]} | | |")
-    return "\n".join(lines)
-
-
-def read_curve(path: Path) -> np.ndarray:
-    """The rows of a run's CSV, (evaluations, COLUMNS)."""
-    with open(path, newline="") as file:
-        rows = list(csv.DictReader(file))
-    return np.array([[float(row[name]) for name in COLUMNS] for row in rows])
+        ratios = np.array([costs[SIDES[1]][seed] / costs[SIDES[0]][seed] for seed in both])
+        lines.append(["as fast is ippo.py, times", "", *(spread(column) for column in ratios.T)])
+    return markdown(header, lines)
 
 
 def draw(out: Path, seeds: Sequence[int]) -> None:
     """Greedy returns of both sides against environment steps and against seconds, in curves.png."""
     from matplotlib.figure import Figure
 
+    from benchmark.draw import STYLES
+
     figure = Figure(figsize=(10, 4), dpi=110, layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
-    for side, colour, dashes, marker in zip(SIDES, ("#000000", "#D55E00"), ("-", "--"), "os", strict=True):
-        curves = np.array([read_curve(out / f"{side}-{seed}.csv") for seed in seeds])
+    for side, (colour, dashes), marker in zip(SIDES, STYLES[:2], "os", strict=True):
+        paths = [out / f"{side}-{seed}.csv" for seed in seeds]
+        curves = np.array([np.loadtxt(path, delimiter=",", skiprows=1, ndmin=2) for path in paths])
         for ax, column, scale in ((left, 0, 1e3), (right, 1, 60.0)):
             for curve in curves:
                 ax.plot(curve[:, column] / scale, curve[:, 3], dashes, color=colour, lw=0.7, alpha=0.5)
             mean = curves.mean(axis=0)
-            ax.plot(mean[:, column] / scale, mean[:, 3], dashes, marker=marker, color=colour, label=side)
+            points = dict(marker=marker, ms=5, mfc="white", color=colour, label=side)
+            ax.plot(mean[:, column] / scale, mean[:, 3], dashes, **points)
+    with open(ROOT / "benchmark" / "results" / "mpe" / "reference.csv", newline="") as file:
+        rows = [x for x in csv.DictReader(file) if (x["task"], x["variant"]) == ("simple_spread", VARIANT)]
+    floors = {x["policy"]: float(x["episodic_return"]) for x in rows if int(x["num_agents"]) == AGENTS}
+    for ax, policy in itertools.product((left, right), ("random", "noop")):
+        ax.axhline(floors[policy], color="#555555", lw=1.0, ls=":")
+        ax.annotate(
+            policy, (1, floors[policy]), (-3, 2), ("axes fraction", "data"), "offset points", ha="right"
+        )
+    left.set_ylim(bottom=floors["random"] - 3)  # untrained policies earn far less
     left.set(xlabel="environment steps (thousands)", ylabel="greedy return of an episode")
-    right.set(xlabel="minutes of training, wall clock, one thread (log scale)", xscale="log")
+    right.set(xlabel="minutes of training, wall clock, one thread")
     for ax in (left, right):
         ax.grid(axis="y", color="#dddddd", lw=0.6)
         ax.spines[["top", "right"]].set_visible(False)
-    left.legend(frameon=False)
-    title = (
-        f"mpe2's simple_spread, N = {AGENTS}: thin lines are seeds {', '.join(map(str, seeds))}, thick: mean"
-    )
+    left.legend(frameon=False, loc="center right")
+    title = f"mpe2's simple_spread, N = {AGENTS}; thin: seeds {', '.join(map(str, seeds))}, thick: their mean"
     figure.suptitle(title, x=0.01, ha="left", fontsize=11)
     figure.savefig(out / "curves.png", metadata={"Software": None})
 
@@ -500,12 +482,9 @@ def main() -> None:
         for side in SIDES[:: 1 if turn % 2 == 0 else -1]:
             one = job | {"seed": seed, "folder": str(work / f"{side}-{seed}")}
             runs.append(run_one(args, side, one, out))
-            seconds = np.sum([runs[-1][part] for part in ("collect", "update")], axis=0)
-            speed = args.total_timesteps / seconds
-            line = f"{speed[0]:,.0f} steps/s, {speed[1]:,.0f} per CPU second, "
-            print(f"{side}, seed {seed}: {line}return {runs[-1]['final_return']:.2f}", flush=True)
+            print(f"{side}, seed {seed}: return {runs[-1]['final_return']:.2f}", flush=True)
     (out / "table.md").write_text(table(runs) + "\n")
-    print("\n" + table(runs))
+    print(table(runs))
     draw(out, args.seeds)
 
 
