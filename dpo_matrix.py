@@ -42,7 +42,7 @@ from envs.exact import evaluate_exactly
 SCRIPT = Path(__file__).stem
 EXIT_REQUEUE = 75  # EX_TEMPFAIL: a signal stopped the run, its checkpoint is on disk, --resume goes on
 ITERATIONS = 100  # of the exact iteration
-CHUNK = 512  # rows whose activations stay in the cache of one core
+CHUNK = 512  # rows of 8 agents or more whose activations stay in the cache of one core
 STATS = ["losses/policy_loss", "losses/value_loss", "losses/entropy", "losses/grad_norm", "dpo/kl"]
 STATS += ["dpo/sqrt_kl", "losses/explained_variance", "dpo/beta1", "dpo/beta2"]
 STATS += ["dpo/below_band", "dpo/above_band"]
@@ -263,8 +263,8 @@ def update(agents, optimizer, batch, args, num_agents, loss_fn=dpo_loss) -> torc
     Returns the first six of STATS, (6, n): losses and gradient norm of the last epoch; KL and sqrt(KL), over
     the whole batch, of the updated policy against the old one.
     """
-    rows = batch["obs"].shape[1]
-    size = rows if batch["obs"].is_cuda else CHUNK
+    n, rows = batch["obs"].shape[:2]
+    size = rows if batch["obs"].is_cuda else CHUNK * max(1, 8 // n)  # longer for few: threads share Python
     chunks = [{name: x[:, i : i + size] for name, x in batch.items()} for i in range(0, rows, size)]
     for _ in range(args.update_epochs):
         optimizer.zero_grad()

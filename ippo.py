@@ -41,7 +41,7 @@ SCRIPT = Path(__file__).stem
 EXIT_REQUEUE = 75  # EX_TEMPFAIL: a signal stopped the run, its checkpoint is on disk, --resume goes on
 EVAL_EPISODES = 32  # per evaluation; ten times as many for the absolute metric at the end
 HALF_LOG_2_PI_E = 0.5 * math.log(2 * math.pi * math.e)
-CHUNK = 512  # rows whose activations stay in the cache of one core
+CHUNK = 512  # rows of 8 agents or more whose activations stay in the cache of one core
 STATS = ["losses/policy_loss", "losses/value_loss", "losses/entropy", "losses/grad_norm"]
 STATS += ["losses/approx_kl", "losses/clip_fraction", "dpo/kl", "losses/explained_variance"]
 STATS += ["dpo/beta2", "dpo/below_band", "dpo/above_band"]  # with --kl-penalty
@@ -363,8 +363,8 @@ def update(agents, optimizer, batch, args, loss_fn=ippo_loss) -> torch.Tensor:
     Returns the first seven of STATS, (7, n): losses and gradient norm of the last epoch; estimated KL, share
     of clipped ratios and KL, over the whole batch, of the updated policy against the old one.
     """
-    rows = batch["obs"].shape[1]
-    size = rows if batch["obs"].is_cuda else CHUNK
+    n, rows = batch["obs"].shape[:2]
+    size = rows if batch["obs"].is_cuda else CHUNK * max(1, 8 // n)  # longer for few: threads share Python
     chunks = [{name: x[:, i : i + size] for name, x in batch.items()} for i in range(0, rows, size)]
     for _ in range(args.update_epochs):
         optimizer.zero_grad()
