@@ -6,6 +6,7 @@ import ctypes.util
 import importlib
 import os
 import sys
+import weakref
 from typing import Any
 
 import mujoco
@@ -39,12 +40,21 @@ def contexts(model: mujoco.MjModel, size: int) -> tuple[Any, mujoco.MjrContext]:
     )
 
 
+def free(opengl: Any, context: mujoco.MjrContext) -> None:
+    """Free both. Left to itself, MuJoCo's context would do so in whichever context of OpenGL's is current."""
+    opengl.make_current()
+    context.free()
+    opengl.free()
+
+
 class Renderer:
     """Draws one model as seen by its camera "track", which follows the robot, or else from afar."""
 
     def __init__(self, model: mujoco.MjModel, size: int) -> None:
         self.model, self.size = model, size
         self._gl, self._context = contexts(model, size)
+        self._free = weakref.finalize(self, free, self._gl, self._context)
+        self._free.atexit = False  # then OpenGL is gone before
         self._scene = mujoco.MjvScene(model, maxgeom=1000)
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN.value, self._context)
         self._camera = mujoco.MjvCamera()
@@ -67,7 +77,5 @@ class Renderer:
         return picture[::-1].copy()  # OpenGL's first row is the lowest
 
     def close(self) -> None:
-        """Free what OpenGL holds."""
-        self._gl.make_current()
-        self._context.free()
-        self._gl.free()
+        """Free what OpenGL holds; more than once does no harm."""
+        self._free()

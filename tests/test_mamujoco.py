@@ -271,6 +271,11 @@ def test_pictures_show_the_robot_or_say_what_is_missing(monkeypatch):
         env.set_state(before)
         assert np.array_equal(one, env.render(1))
         env.close()
+        other = started("Hopper-3x1", render_mode="rgb_array")
+        other = started(
+            "Hopper-3x1", render_mode="rgb_array"
+        )  # the first one is freed, and takes nothing along
+        assert np.array_equal(other.render(0), other.render(0)) and len(np.unique(other.render(0))) > 50
     else:
         with pytest.raises(RuntimeError, match=r"No picture can be drawn: .*Install EGL or OSMesa"):
             started("Ant-4x2", render_mode="rgb_array")
