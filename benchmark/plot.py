@@ -106,7 +106,7 @@ def draw_diagnostics(env: str, groups: Sequence[Group], path: Path) -> None:
             kl.axhspan(low, high, color="#bbbbbb", alpha=0.4, lw=0)
             kl.axhline(target, color="#555555", lw=1.0, ls=":")
         kl.set(yscale="log", ylabel="KL (nats)", xlim=(0, None))
-        kl.set_title("KL(old || new), mean over agents; grey: band, dotted: target", loc="left")
+        kl.set_title("KL(old || new); grey: band, dotted: target", loc="left")
         # beta_min bounds N times beta; where N is unknown, beta is drawn as it is, without the floor.
         agents = [group.runs[0].info.get("num_agents") for group in groups]
         words = "N " if all(agents) else ""
