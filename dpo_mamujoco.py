@@ -209,14 +209,14 @@ class Agents(nn.Module):
         return values * self.return_norm.deviation.view(shape) + self.return_norm.mean.view(shape)
 
     @torch.no_grad()
-    def rescale_values(self, returns: torch.Tensor) -> None:
-        """Takes returns (N, rows) into return_norm, and the change out of the critics: V stays (PopArt)."""
-        mean, deviation = self.return_norm.mean.clone(), self.return_norm.deviation.clone()
-        self.return_norm.add(returns.unsqueeze(-1))
-        self.critic.weights[-1].mul_(deviation / self.return_norm.deviation)
-        self.critic.biases[-1].mul_(deviation).add_(mean - self.return_norm.mean).div_(
-            self.return_norm.deviation
-        )
+    def rescale(self, returns: torch.Tensor) -> torch.Tensor:
+        """Takes returns (N, T, E) into return_norm and gives them in its units; V stays (PopArt)."""
+        rows, norm = returns.flatten(1).unsqueeze(-1), self.return_norm
+        mean, deviation = norm.mean.clone(), norm.deviation
+        norm.add(rows)
+        self.critic.weights[-1].mul_(deviation / norm.deviation)
+        self.critic.biases[-1].mul_(deviation).add_(mean - norm.mean).div_(norm.deviation)
+        return norm(rows).view_as(returns)
 
     def log_prob(self, mean: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
         """log pi_i(a_i | o_i), up to a constant: (N, batch, D), (N, batch, D) -> (N, batch)."""
@@ -556,12 +556,10 @@ def train(args: Args, envs, eval_envs, agents: Agents, state: dict, run_dir: Pat
         own, own_next, own_final = map(agents.in_reward_units, (values, next_value, final_values))
         ends = terminations, truncations, args.gamma, args.gae_lambda
         advantages, returns = gae(rewards, own, own_next, own_final, *ends)
-        if args.value_norm:
-            agents.rescale_values(returns.flatten(1))
         agents.obs_norm.add(raw_obs.flatten(1, 2))  # for the next rollout: this batch was acted on without it
         batch = dict(obs=obs, actions=actions, old_mean=old_mean, old_logprob=old_logprob, weight=weight)
         batch["old_log_std"] = old_log_std[:, None].expand(N, T, E, -1)
-        batch["returns"] = agents.return_norm(returns.view(N, T * E, 1)).view_as(returns)
+        batch["returns"] = agents.rescale(returns) if args.value_norm else returns
         batch["advantages"] = standardize(advantages)[0]
         rollout_s = time.perf_counter() - start
         parts = [{name: x[group].flatten(1, 2) for name, x in batch.items()} for group in groups]

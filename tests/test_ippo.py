@@ -342,6 +342,7 @@ def test_saved_run_evaluates_to_the_numbers_of_its_end(reference):
     ("script", "task", "env_id"),
     [
         (dpo_mamujoco, ["--task=Hopper-3x1"], "mamujoco/Hopper-3x1"),
+        (dpo_mamujoco, ["--task=Hopper-3x1", "--no-value-norm"], "mamujoco/Hopper-3x1"),
         (dpo_mpe, ["--task=simple_spread"], "mpe/simple_spread"),
         (dpo_smac, ["--map=3m", "--backend=embedded"], "smac/3m"),
     ],
@@ -350,9 +351,9 @@ def test_saved_run_evaluates_to_the_numbers_of_its_end(reference):
 def test_run_with_the_kl_penalty_is_a_run_of_the_dpo_script(tmp_path, script, task, env_id):
     """From the first observation to the updated policy: same seeds, rollout, advantages, numbers."""
     flags = ["--num-envs=4", "--num-steps=50", "--total-timesteps=400", "--eval-every=100000"]
-    backend = ["--env-options=backend=embedded"] if script is dpo_smac else []
+    same = ["--env-options=backend=embedded"] if script is dpo_smac else [x for x in task if "--no" in x]
     for result in (
-        run(tmp_path / "ours", f"--env-id={env_id}", *backend, "--kl-penalty", *flags),
+        run(tmp_path / "ours", f"--env-id={env_id}", *same, "--kl-penalty", *flags),
         run(tmp_path / "theirs", *task, "--no-sqrt-kl-term", *flags, script=script),
     ):
         assert result.returncode == 0, result.stderr
