@@ -194,7 +194,7 @@ def test_the_command_submits_an_array_and_says_what_slurm_refuses(cluster, tmp_p
     done = subprocess.run([*argv, "partition=nowhere"], capture_output=True, text=True)
     assert done.returncode == 1 and done.stderr.splitlines()[-1].startswith("run: SLURM takes no such jobs")
     done = subprocess.run([*argv, "partition=low"], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0 and "3 finished, 0 running, 0 waiting, 0 failed" in done.stdout
+    assert done.returncode == 0 and "4 finished, 0 running, 0 waiting, 0 failed" in done.stdout
     assert len(list((tmp_path / "smoke").glob("*/slurm_job"))) == 3
     done = subprocess.run([*argv, "partition=low"], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0 and "started" not in done.stdout
