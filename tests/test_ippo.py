@@ -438,3 +438,24 @@ def test_ippo_learns_the_stochastic_game(tmp_path):
 
     best = StochasticGame(1, 0, 6, 3, 4).optimum().value
     assert returns[-1] > returns[0] + 0.5 * (best - returns[0])
+
+
+def test_ippo_learns_to_do_what_it_sees(tmp_path):
+    """Random play earns 2 of 8: who ends near 8 has learned from observations, and not which action is good."""
+    flags = ["--env-id=pettingzoo:tests.standin.identity", "--num-envs=16", "--num-steps=16"]
+    flags += ["--total-timesteps=8000", "--eval-every=4000", "--learning-rate=0.003"]
+    assert run(tmp_path, *flags).returncode == 0
+    assert json.loads((only(tmp_path) / "done").read_text())["eval/episodic_return"] > 7
+
+
+def test_ippo_finds_the_better_actions_of_a_matrix_game(tmp_path):
+    """Where each agent's better action is better whatever the other does, exact return and optimum nearly agree."""
+    flags = [
+        "--env-id=matrix/1",
+        "--num-envs=64",
+        "--num-steps=1",
+        "--total-timesteps=6400",
+        "--eval-every=6400",
+    ]
+    assert run(tmp_path, *flags, "--learning-rate=0.01", "--ent-coef=0").returncode == 0
+    assert json.loads((only(tmp_path) / "done").read_text())["eval/episodic_return"] > 9.5

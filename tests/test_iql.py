@@ -207,3 +207,11 @@ def test_iql_learns_the_best_joint_action(tmp_path):
     flags = ["--env-id=matrix/1", "--total-timesteps=2000", "--epsilon-steps=1000", "--eval-every=1000"]
     assert run(tmp_path, *flags, "--learning-rate=0.002").returncode == 0
     assert json.loads((only(tmp_path) / "done").read_text())["eval/episodic_return"] == 10.0
+
+
+def test_iql_learns_to_do_what_it_sees(tmp_path):
+    """Random play earns 2 of 8; the last actions, which are inputs too, are noise here."""
+    flags = ["--env-id=pettingzoo:tests.standin.identity", "--env-options", "episode_limit=8", "--num-envs=4"]
+    flags += ["--total-timesteps=4000", "--epsilon-steps=2000", "--eval-every=2000", "--learning-rate=0.002"]
+    assert run(tmp_path, *flags, "--target-every=50").returncode == 0
+    assert json.loads((only(tmp_path) / "done").read_text())["eval/episodic_return"] > 7
