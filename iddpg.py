@@ -234,7 +234,10 @@ def to_batch(steps: dict[str, np.ndarray], device: str) -> dict[str, torch.Tenso
 # --- same in: dpo_mamujoco, dpo_matrix, dpo_mpe, dpo_smac, iddpg, ippo, iql ---
 def to_agents(x: np.ndarray, device: str) -> torch.Tensor:
     """(E, N, ...) array of the environment's side -> (N, E, ...) tensor of the learner's."""
-    return torch.from_numpy(x).transpose(0, 1).to(device)
+    tensor = torch.from_numpy(x)
+    if device != "cpu":  # from pinned memory the copy to a GPU need not be waited for
+        tensor = tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.transpose(0, 1)
 
 
 def to_envs(actions: np.ndarray, space) -> np.ndarray:

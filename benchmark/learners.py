@@ -90,7 +90,8 @@ def learner_gflops(learner: Learner, threads: int, compiled: bool) -> Callable[[
     optimizers = [torch.optim.Adam(one.parameters(), 5e-4, eps=1e-5, fused=True) for one in learners]
     parts = [{name: x[group] for name, x in batch.items()} for group in groups]
     pool = ThreadPoolExecutor(len(groups), initializer=torch.set_num_threads, initargs=(1,))
-    loss_fn = torch.compile(script.dpo_loss) if compiled else script.dpo_loss
+    options: dict[str, Any] = {"triton.cudagraphs": True} if cuda else {"cpp_wrapper": True}
+    loss_fn = torch.compile(script.dpo_loss, options=options) if compiled else script.dpo_loss
 
     def learn(one: Any, optimizer: Any, part: Any) -> None:
         script.update(one, optimizer, part, args, num_agents, loss_fn)
@@ -106,12 +107,12 @@ def learner_gflops(learner: Learner, threads: int, compiled: bool) -> Callable[[
     return measure
 
 
-def script_rates(command: list[str], updates: int) -> dict[str, float]:
-    """charts/SPS and time/* of a script: medians over its first `updates` updates but the very first."""
+def script_rates(command: list[str]) -> dict[str, float]:
+    """charts/SPS and time/* of a script: medians over its updates from the fourth, after all compilation."""
     with tempfile.TemporaryDirectory() as folder:
         run = [sys.executable, str(ROOT / command[0]), *command[1:], "--runs-dir", folder]
         subprocess.run(run, check=True, stdout=subprocess.DEVNULL)
         with open(next(Path(folder).glob("*/metrics.csv"))) as file:
-            rows = [row for row in csv.DictReader(file) if row["charts/SPS"]][1:updates]
+            rows = [row for row in csv.DictReader(file) if row["charts/SPS"]][3:]
     keys = ("charts/SPS", "time/env", "time/act", "time/update")
     return {key: float(np.median([float(row[key]) for row in rows])) for key in keys}

@@ -86,7 +86,7 @@ class Args:
     threads: tuple[int, ...] = ()
     """values of --torch-threads, and threads of MuJoCo's physics; by default 1 and all cores"""
     compile: bool = False
-    """learner: also with the loss compiled"""
+    """learner and e2e: also with the loss compiled"""
     device: str = "cpu"
     """learner and e2e: cpu | cuda"""
     seconds: float = 0.5
@@ -358,7 +358,7 @@ def time_learner(args: Args) -> dict[str, Any]:
 
 
 def time_e2e(args: Args) -> dict[str, Any]:
-    """The DPO script of a family with its defaults: medians of its own log over updates 2 to 8.
+    """The DPO script of a family with its defaults: medians of its own log over updates 4 to 10.
 
     Where the released code was timed, also with that code's batches, one episode of one environment.
     """
@@ -373,14 +373,16 @@ def time_e2e(args: Args) -> dict[str, Any]:
         command = [*script, f"--{flag}", task, "--device", args.device]
         command += ["--num-agents", num_agents] if num_agents else []
         plans = {
-            f"{n} threads": ["--torch-threads", str(n), "--total-timesteps", str(8 * batch)]
+            f"{n} threads": ["--torch-threads", str(n), "--total-timesteps", str(10 * batch)]
             for n in args.threads or sorted({1, usable_cores()})
         }
         if args.family in RELEASED:
             few = ["--num-envs", "1", "--total-timesteps", str(40 * episode)]
             plans["1 thread, batches of one episode"] = few
+        if args.compile and args.family != "matrix":  # whose script has nothing to compile
+            plans |= {f"{label}, compiled": [*flags, "--compile"] for label, flags in plans.items()}
         for label, flags in plans.items():
-            rates = script_rates([*command, *flags, "--eval-every", "1000000000"], 40)
+            rates = script_rates([*command, *flags, "--eval-every", "1000000000"])
             steps, *shares = rates.values()
             cells = [name, label, f"{steps:,.0f}", *(f"{share:.1%}" for share in shares)]
             low, high = RELEASED.get(args.family, (0, 0))

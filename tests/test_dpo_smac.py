@@ -703,7 +703,7 @@ def test_compiled_loss_agrees_with_eager():
     agents = make_agents()
     batch = make_batch(agents, rows=64, drift=0.2)
     results = []
-    for loss_fn in (dpo_loss, torch.compile(dpo_loss)):
+    for loss_fn in (dpo_loss, torch.compile(dpo_loss, options={"cpp_wrapper": True})):
         agents.zero_grad()
         loss, parts = loss_fn(agents, **batch, ent_coef=0.01, num_agents=N)
         loss.backward()
