@@ -19,6 +19,7 @@ import importlib.util
 import itertools
 import json
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -93,6 +94,8 @@ class Args:
     """length of one repeat"""
     repeats: int = 5
     """repeats of each figure"""
+    peer_python: str = ""
+    """e2e mpe: a Python that has BenchMARL and VMAS, whose IPPO is then timed beside ippo.py"""
     json: str = ""
     """file for the raw numbers"""
 
@@ -391,7 +394,61 @@ def time_e2e(args: Args) -> dict[str, Any]:
             result[f"{name}, {label}"] = rates
     header = [script[0], "", "environment steps/s", "env", "act", "update", "released code, measured earlier"]
     print("\n" + markdown(header, rows), flush=True)
-    return result
+    return result | (beside_benchmarl(args) if args.family == "mpe" else {})
+
+
+def beside_benchmarl(args: Args) -> dict[str, Any]:
+    """ippo.py and BenchMARL's IPPO on VMAS, both on simple_spread with one thread, in turns."""
+    from benchmark.learners import script_rates
+
+    ippo: Any = importlib.import_module("ippo")
+
+    probe = [args.peer_python, "-c", "import benchmarl, vmas"]
+    if not args.peer_python or subprocess.run(probe, capture_output=True).returncode:
+        print(
+            "\nBenchMARL and VMAS: not in --peer-python, so not timed in this run (benchmark/peer_vmas.py)."
+        )
+        return {}
+    settings: dict[str, Any] = vars(ippo.Args()) | ippo.PRESETS["mpe"]
+    command = [args.peer_python, str(ROOT / "benchmark" / "peer_vmas.py"), json.dumps(settings)]
+    steps = str(12 * settings["num_envs"] * settings["num_steps"])
+    ours = [
+        "ippo.py",
+        "--env-id",
+        "mpe/simple_spread",
+        "--total-timesteps",
+        steps,
+        "--eval-every",
+        "1000000000",
+    ]
+
+    def peer() -> dict[str, float]:
+        done = subprocess.run(
+            command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        )
+        return json.loads(done.stdout.splitlines()[-1])
+
+    sides = {"ippo.py": lambda: script_rates(ours), "BenchMARL on VMAS": peer}
+    if args.compile:
+        sides["ippo.py, compiled"] = lambda: script_rates([*ours, "--compile"])
+    found: dict[str, list[dict[str, float]]] = {label: [] for label in sides}
+    for _ in range(args.repeats):
+        for label, measure in sides.items():
+            found[label].append(measure())
+    speeds = {label: np.array([one["charts/SPS"] for one in runs]) for label, runs in found.items()}
+    rows = []
+    for label, runs in found.items():
+        ratio = np.median(speeds[label] / speeds["BenchMARL on VMAS"])
+        share = np.median([one["time/update"] for one in runs])
+        rows.append([label, f"{np.median(speeds[label]):,.0f}", f"{share:.1%}", f"{ratio:.2f}"])
+    header = [
+        "IPPO, simple_spread, 1 thread",
+        "environment steps/s",
+        "update",
+        "x BenchMARL, median of turns",
+    ]
+    print("\n" + markdown(header, rows), flush=True)
+    return {"beside BenchMARL": found}
 
 
 def time_all(args: Args) -> dict[str, Any]:
