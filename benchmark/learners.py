@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import types
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -90,8 +91,11 @@ def learner_gflops(learner: Learner, threads: int, compiled: bool) -> Callable[[
     optimizers = [torch.optim.Adam(one.parameters(), 5e-4, eps=1e-5, fused=True) for one in learners]
     parts = [{name: x[group] for name, x in batch.items()} for group in groups]
     pool = ThreadPoolExecutor(len(groups), initializer=torch.set_num_threads, initargs=(1,))
-    options: dict[str, Any] = {"triton.cudagraphs": True} if cuda else {"cpp_wrapper": True}
-    loss_fn = torch.compile(script.dpo_loss, options=options) if compiled else script.dpo_loss
+    loss_fn = script.dpo_loss
+    if compiled:
+        code = loss_fn.__code__.replace()  # with a cache of its own, for a script compiles for few sizes
+        options: dict[str, Any] = {"triton.cudagraphs": True} if cuda else {"cpp_wrapper": True}
+        loss_fn = torch.compile(types.FunctionType(code, loss_fn.__globals__), options=options)
 
     def learn(one: Any, optimizer: Any, part: Any) -> None:
         script.update(one, optimizer, part, args, num_agents, loss_fn)
