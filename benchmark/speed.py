@@ -379,7 +379,7 @@ def time_e2e(args: Args) -> dict[str, Any]:
             f"{n} threads": ["--torch-threads", str(n), "--total-timesteps", str(10 * batch)]
             for n in args.threads or sorted({1, usable_cores()})
         }
-        if args.family in RELEASED:
+        if args.family in RELEASED and not num_agents:  # it was timed with 5
             few = ["--num-envs", "1", "--total-timesteps", str(40 * episode)]
             plans["1 thread, batches of one episode"] = few
         if args.compile and args.family != "matrix":  # whose script has nothing to compile
