@@ -15,6 +15,7 @@ import io
 import itertools
 import json
 import os
+import shutil
 import signal
 import sys
 import time
@@ -382,6 +383,8 @@ def parse_args(argv: list[str] | None = None) -> tuple[Args, dict, Path]:
         sys.exit(f"{SCRIPT}: eq. (21) needs d_target > 0, delta > 1, omega > 1, 0 <= beta_min <= beta_max.")
     if args.device != "cpu" and not torch.cuda.is_available():
         sys.exit(f"{SCRIPT}: --device {args.device}, but PyTorch sees no GPU here; use --device cpu.")
+    if args.compile and not shutil.which(os.environ.get("CXX", "g++")):
+        sys.exit(f"{SCRIPT}: --compile needs a C++ compiler; install g++ (or set CXX), or drop the flag.")
     return args, state, run_dir
 
 

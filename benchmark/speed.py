@@ -19,6 +19,7 @@ import importlib.util
 import itertools
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -404,7 +405,7 @@ def beside_benchmarl(args: Args) -> dict[str, Any]:
     ippo: Any = importlib.import_module("ippo")
 
     probe = [args.peer_python, "-c", "import benchmarl, vmas"]
-    if not args.peer_python or subprocess.run(probe, capture_output=True).returncode:
+    if not shutil.which(args.peer_python) or subprocess.run(probe, capture_output=True).returncode:
         print(
             "\nBenchMARL and VMAS: not in --peer-python, so not timed in this run (benchmark/peer_vmas.py)."
         )

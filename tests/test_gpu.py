@@ -5,6 +5,7 @@ a GPU and cannot be part of a CUDA graph, raises an error there.
 """
 
 import csv
+import importlib
 import shutil
 import subprocess
 import sys
@@ -125,6 +126,13 @@ def test_compiled_training_on_two_threads_repeats_and_agrees_with_eager(tmp_path
     once, again = (train(tmp_path / name, *flags) for name in ("once", "again"))
     assert once == again
     close(train(tmp_path / "eager", "--torch-threads=2"), once)
+
+
+@pytest.mark.parametrize("script", ["dpo_mamujoco", "dpo_mpe", "dpo_smac", "ippo"])
+def test_without_a_compiler_one_sentence_says_what_to_do(script, monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(SystemExit, match=r"--compile needs a C\+\+ compiler; install g\+\+"):
+        importlib.import_module(script).parse_args(["--compile"])
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
