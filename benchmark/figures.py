@@ -180,7 +180,7 @@ FIGURES = {
         "d_target matters, and one value serves all tasks of a family (our reading of tasks and values).",
         (
             Panel((GAME,), (DPO, *d_targets(0.001, 0.1, 1.0)), "stochastic game"),
-            Panel(MPE, (DPO, *d_targets(0.001, 0.1, 1.0)), "particle worlds", small=2),
+            Panel(MPE, (DPO, *d_targets(0.001, 0.1, 1.0)), "particle worlds"),
         ),
     ),
     "fig9": Figure(
@@ -189,7 +189,7 @@ FIGURES = {
         "on which tasks, is our reading).",
         (
             Panel((GAME,), (DPO, *PAIRS), "stochastic game"),
-            Panel(MPE, (DPO, *PAIRS), "particle worlds", small=1),
+            Panel(MPE, (DPO, *PAIRS), "particle worlds"),
         ),
     ),
     "fig10": Figure(
