@@ -145,17 +145,24 @@ def engine(run: Run) -> str:
 
 def provenance(groups: Sequence[Group]) -> str:
     """Seeds, budget, engine and commits behind a figure."""
-    told: dict[str, list[str]] = {}
+    told: dict[str, list[Group]] = {}
     for group in groups:
         seeds = ", ".join(str(run.info["seed"]) for run in group.runs)
         budgets = sorted({float(run.info.get("total_timesteps", run.steps[-1])) for run in group.runs})
         story = [f"seed{'s' if len(group.runs) > 1 else ''} {seeds}"]
         story += [f"budget {' or '.join(map(million, budgets))} environment steps", *unfinished(group)]
-        told.setdefault("; ".join(story), []).append(group.method)
-    parts = [
-        f"{', '.join(dict.fromkeys(who))}: {story}" if len(told) > 1 else story for story, who in told.items()
-    ]
+        told.setdefault("; ".join(story), []).append(group)
+    parts = [f"{whose(who, groups)}: {story}" if len(told) > 1 else story for story, who in told.items()]
     return "; ".join(parts + origins(groups)) + "."
+
+
+def whose(some: Sequence[Group], groups: Sequence[Group]) -> str:
+    """Names some of these groups: by environment, and by method where it is not all of that environment."""
+    envs = list(dict.fromkeys(group.runs[0].env for group in some))
+    there = {(group.runs[0].env, group.method) for group in groups if group.runs[0].env in envs}
+    if there == {(group.runs[0].env, group.method) for group in some}:
+        return ", ".join(envs)
+    return f"{' / '.join(dict.fromkeys(group.method for group in some))} on {', '.join(envs)}"
 
 
 def origins(groups: Sequence[Group]) -> list[str]:

@@ -5,7 +5,8 @@ fig2.png       evaluations against environment steps, one set of axes per task; 
 fig2-time.png  the same against wall-clock hours
 fig2.md        the claim, the tables, and what is missing
 fig2.json      finished runs in the schema that marl-eval reads
-runs/          the collected runs, from which all of this can be drawn again
+
+beside ../runs, the collected runs of all figures and scales, from which everything can be drawn again.
 """
 
 from __future__ import annotations
@@ -59,6 +60,10 @@ class Cell:
         env = self.groups[0].runs[0].env
         return read_references(RESULTS / self.task.family, env, self.groups)
 
+    def style(self, method: str) -> tuple[str, str]:
+        """Colour and dashes of a method: the same in all tasks of the panel, whatever is missing there."""
+        return STYLES[[other.name for other in self.panel.methods].index(method) % len(STYLES)]
+
     def normalised(self, values: Array) -> Array:
         """Scores on a scale that tasks share; `scale_words` says which."""
         low, high = self.ends()
@@ -99,7 +104,7 @@ def gather(name: str, scale: str, seeds: Sequence[int], runs_dir: Path, into: Pa
     cells: dict[tuple[int, str], Cell] = {}
     step = ITERATION if figure.exact else STEP
     for panel, task, method, run in panel_runs(figure, scale, seeds):
-        directory, target = run_directory(runs_dir / scale / run.key), into / "runs" / f"{run.key}.csv"
+        directory, target = run_directory(runs_dir / run.key), into / "runs" / f"{run.key}.csv"
         if directory is not None:
             try:
                 collect(directory, target.parent, max(run.steps // POINTS, 1), run.label, run.key, step)
@@ -124,22 +129,23 @@ def gather(name: str, scale: str, seeds: Sequence[int], runs_dir: Path, into: Pa
 
 
 def plot_figure(name: str, scale: str, seeds: Sequence[int], runs_dir: Path, into: Path) -> str:
-    """Draws one figure and writes its table and data into `into`; returns the table."""
+    """Draws one figure and writes its table and data into `into` / `scale`; returns the table."""
     cells, missing = gather(name, scale, seeds, runs_dir, into)
-    figure = FIGURES[name]
+    figure, folder = FIGURES[name], into / scale
+    folder.mkdir(exist_ok=True)
     title = f"{name}: {figure.title}; scale {scale}"
     text = f"# {name}: {figure.title}\n\nThe paper's claim: {figure.claim}\n\n"
     if missing:
         text += f"Not complete: {missing} of the runs at scale {scale} are missing.\n\n"
     if figure.exact:
-        draw_exact(cells, title, into / f"{name}.png")
+        draw_exact(cells, title, folder / f"{name}.png")
         text += exact_table(cells)
     else:
-        draw_cells(cells, title, into / f"{name}.png", timed=False)
-        draw_cells(cells, title, into / f"{name}-time.png", timed=True)
+        draw_cells(cells, title, folder / f"{name}.png", timed=False)
+        draw_cells(cells, title, folder / f"{name}-time.png", timed=True)
         text += aggregate_table(cells) + make_table({cell.title: cell.groups for cell in cells})
-        (into / f"{name}.json").write_text(json.dumps(marl_eval(cells), indent=1) + "\n")
-    (into / f"{name}.md").write_text(text)
+        (folder / f"{name}.json").write_text(json.dumps(marl_eval(cells), indent=1) + "\n")
+    (folder / f"{name}.md").write_text(text)
     return text
 
 
@@ -166,8 +172,13 @@ def draw_cells(cells: Sequence[Cell], title: str, path: Path, timed: bool) -> No
         axes = list(figure.subplots(rows, columns, squeeze=False).flat)
         for ax in axes[count:]:
             ax.remove()
+        told: set[tuple[int, str]] = set()  # every method once per panel, not once per task
         for ax, cell in zip(axes, cells, strict=False):
             draw_cell(ax, cell, timed)
+            names = {(id(cell.panel), group.method) for group in cell.groups}
+            if not names <= told:
+                ax.legend(fontsize=9, frameon=True, framealpha=0.85, edgecolor="none")
+            told |= names
         for ax, (members, words) in zip(axes[len(cells) :], several, strict=False):
             draw_aggregate(ax, members, words)
         groups = [group for cell in cells for group in cell.groups]
@@ -178,7 +189,8 @@ def draw_cells(cells: Sequence[Cell], title: str, path: Path, timed: bool) -> No
 
 def draw_cell(ax: Axes, cell: Cell, timed: bool) -> None:
     """The curves of one task."""
-    for group, style in styled(cell.groups):
+    for group in cell.groups:
+        style = cell.style(group.method)
         if group.has(cell.metric):
             if not timed:
                 draw_curve(ax, group, cell.metric, style)
@@ -191,7 +203,6 @@ def draw_cell(ax: Axes, cell: Cell, timed: bool) -> None:
     else:
         draw_return_limits(ax, cell.groups, cell.references)
     ax.set_title(cell.title, loc="left")
-    ax.legend(fontsize=9)
 
 
 # --- aggregates over tasks --------------------------------------------------------------------------------
@@ -228,8 +239,8 @@ def interquartile_means(cells: Sequence[Cell]) -> dict[str, tuple[float, float, 
 def draw_aggregate(ax: Axes, cells: Sequence[Cell], words: str) -> None:
     """Point and interval per method, in the order and with the colours of the curves."""
     means = interquartile_means(cells)
-    for i, (value, low, high) in enumerate(means.values()):
-        colour, _ = STYLES[i % len(STYLES)]
+    for i, (method, (value, low, high)) in enumerate(means.items()):
+        colour, _ = cells[0].style(method)
         ax.plot([low, high], [i, i], color=colour, lw=3.0)
         ax.plot([value], [i], "o", color=colour, markeredgecolor="white", ms=9)
     ax.set_ylim(-0.6, len(means) - 0.4)

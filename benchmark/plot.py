@@ -151,7 +151,7 @@ class Args:
     runs_dir: Path = Path("runs/benchmark")
     """of a figure: where benchmark/run.py kept its runs"""
     into: Path = Path("benchmark/results")
-    """of a figure: collected runs, pictures and tables go into a folder SCALE in here"""
+    """of a figure: collected runs go into the folder runs in here, pictures and tables into SCALE"""
 
 
 def plot_folder(folder: Path) -> str:
@@ -183,7 +183,7 @@ def main() -> None:
         for what in args.what:
             if what in FIGURES:
                 seeds = range(1, (args.seeds or SEEDS[args.scale]) + 1)
-                print(plot_figure(what, args.scale, seeds, args.runs_dir, args.into / args.scale))
+                print(plot_figure(what, args.scale, seeds, args.runs_dir, args.into))
             else:
                 print(plot_folder(Path(what)))
     except (CollectError, OSError) as error:

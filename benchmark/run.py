@@ -211,7 +211,7 @@ def usable_gpus() -> list[str]:
 
 def choose_executor(args: Args) -> Local | Slurm:
     """Who executes the runs; exits with a sentence where it is not there."""
-    runs_dir = args.runs_dir.resolve() / args.scale
+    runs_dir = args.runs_dir.resolve()
     if args.cluster == "slurm":
         if not shutil.which("srun"):
             sys.exit("run: --cluster slurm, but this machine has no srun; call from a node of the cluster.")

@@ -26,7 +26,7 @@ def made(folder, name, seeds=(1, 2, 3), scale="small", done=True):
     for _, task, method, run in panel_runs(FIGURES[name], scale, seeds):
         env = ENVS[task.family].format(task.name)
         script = run.script.removesuffix(".py")
-        place = folder / scale / run.key / f"{env}__{script}__{run.seed}__100"
+        place = folder / run.key / f"{env}__{script}__{run.seed}__100"
         if place.exists():
             continue
         place.mkdir(parents=True)
@@ -57,15 +57,23 @@ def test_a_figure_is_drawn_tabulated_and_exported(tmp_path):
     """One command from runs to what is published: nothing may be left out or made up on the way."""
     made(tmp_path / "runs", "fig2")
     text = paper.plot_figure("fig2", "small", (1, 2, 3), tmp_path / "runs", tmp_path / "into")
-    assert text == (tmp_path / "into" / "fig2.md").read_text() and "missing" not in text
+    assert text == (tmp_path / "into" / "small" / "fig2.md").read_text() and "missing" not in text
     assert FIGURES["fig2"].claim in text
     for name in ("fig2.png", "fig2-time.png"):
-        assert imread(tmp_path / "into" / name).std() > 0.05
+        assert imread(tmp_path / "into" / "small" / name).std() > 0.05
     assert len(list((tmp_path / "into" / "runs").glob("*.csv"))) == 27
     values = [final("IQL", "mpe-line_control", seed) for seed in (1, 2, 3)]
     (row,) = (line for line in text.splitlines() if line.startswith("| mpe-line_control | IQL |"))
     assert f"| 3 | 300 k | {np.mean(values):.1f} ± " in row
     assert "seeds 1, 2, 3; budget 300 k environment steps; engine: embedded; git commit c0ffee7." in text
+
+
+def test_scales_share_equal_runs(tmp_path):
+    """The game has one budget: neither running nor drawing a larger scale may ask for its runs again."""
+    made(tmp_path / "runs", "fig9", scale="small")
+    cells, missing = paper.gather("fig9", "paper", (1, 2, 3), tmp_path / "runs", tmp_path / "into")
+    assert [(cell.task.family, len(cell.groups)) for cell in cells] == [("matrix", 7)]
+    assert missing == 7 * 3 * 3  # the particle worlds have other budgets
 
 
 def test_aggregates_are_interquartile_means_of_normalised_scores(tmp_path):
@@ -101,7 +109,7 @@ def test_exported_data_has_marl_evals_schema(tmp_path):
     """environment, task, algorithm, run, step_k: as many evaluations everywhere, else it refuses."""
     made(tmp_path / "runs", "fig1")
     paper.plot_figure("fig1", "small", (1, 2, 3), tmp_path / "runs", tmp_path / "into")
-    data = json.loads((tmp_path / "into" / "fig1.json").read_text())
+    data = json.loads((tmp_path / "into" / "small" / "fig1.json").read_text())
     assert list(data) == ["matrix a", "matrix b", "matrix b, number of agents"]
     for tasks in data.values():
         assert len({tuple(algorithms) for algorithms in tasks.values()}) == 1
@@ -121,15 +129,15 @@ def test_missing_runs_are_counted_and_collected_ones_suffice(tmp_path):
     made(tmp_path / "runs", "fig2", seeds=(1, 2))
     text = paper.plot_figure("fig2", "small", (1, 2, 3), tmp_path / "runs", tmp_path / "into")
     assert "9 of the runs at scale small are missing" in text
-    pictures = imread(tmp_path / "into" / "fig2.png")
+    pictures = imread(tmp_path / "into" / "small" / "fig2.png")
     again = paper.plot_figure("fig2", "small", (1, 2, 3), tmp_path / "nowhere", tmp_path / "into")
-    assert again == text and (imread(tmp_path / "into" / "fig2.png") == pictures).all()
+    assert again == text and (imread(tmp_path / "into" / "small" / "fig2.png") == pictures).all()
 
 
 def test_the_exact_iteration_has_a_figure_and_table_of_its_own(tmp_path):
     """It has iterations in the place of steps, and what matters is whether J ever fell."""
     for _, task, method, run in panel_runs(FIGURES["fig11"], "small", [1]):
-        folder = tmp_path / "runs" / "small" / run.key / f"{task.name}__dpo_matrix__1__100"
+        folder = tmp_path / "runs" / run.key / f"{task.name}__dpo_matrix__1__100"
         folder.mkdir(parents=True)
         last = 7.5 if method.name == "M̂ = 0.1" else 9.25
         (folder / "metrics.csv").write_text(
@@ -140,7 +148,7 @@ def test_the_exact_iteration_has_a_figure_and_table_of_its_own(tmp_path):
     text = paper.plot_figure("fig11", "small", (1, 2, 3), tmp_path / "runs", tmp_path / "into")
     assert "| matrix-2 | M̂ = 0.3 | 5.0000 | 9.2500 | 10.0000 | never | 0.8000, 0.7000 |" in text
     assert "| matrix-2 | M̂ = 0.1 | 5.0000 | 7.5000 | 10.0000 | yes | 0.8000, 0.7000 |" in text
-    assert imread(tmp_path / "into" / "fig11.png").std() > 0.05
+    assert imread(tmp_path / "into" / "small" / "fig11.png").std() > 0.05
 
 
 def test_a_benchmark_that_goes_on_can_be_drawn(tmp_path):

@@ -106,7 +106,7 @@ class Bench:
 
     def place(self, seed):
         (found,) = (run for run in self.runs if run.seed == seed)
-        return self.folder / "runs" / "smoke" / found.key
+        return self.folder / "runs" / found.key
 
     def steps(self):
         """Steps done, per run."""
@@ -221,7 +221,7 @@ def test_remains_without_a_checkpoint_are_started_over(tmp_path, reference):
 def test_every_run_has_a_gpu_and_gpus_take_turns(tmp_path):
     """Else all runs would crowd the first GPU."""
     bench = Bench(tmp_path, steps=5, seeds=(1, 2, 3, 4))
-    executor = jobs.Local(tmp_path / "runs" / "smoke", 4, "cuda", ["5", "7"])
+    executor = jobs.Local(tmp_path / "runs", 4, "cuda", ["5", "7"])
     benchmark = run.Benchmark(bench.runs, executor, 0, lambda line: None)
     wait_for(lambda: not benchmark.step())
     assert benchmark.summary().startswith("4 finished")

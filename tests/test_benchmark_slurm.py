@@ -195,6 +195,6 @@ def test_the_command_submits_an_array_and_says_what_slurm_refuses(cluster, tmp_p
     assert done.returncode == 1 and done.stderr.splitlines()[-1].startswith("run: SLURM takes no such jobs")
     done = subprocess.run([*argv, "partition=low"], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0 and "4 finished, 0 running, 0 waiting, 0 failed" in done.stdout
-    assert len(list((tmp_path / "smoke").glob("*/slurm_job"))) == 3
+    assert len(list(tmp_path.glob("*/slurm_job"))) == 4
     done = subprocess.run([*argv, "partition=low"], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0 and "started" not in done.stdout
