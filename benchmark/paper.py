@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from benchmark.draw import RC, STYLES, draw_curve, draw_return_limits, finish, r
 from benchmark.figures import FIGURES, Panel, Task, panel_runs
 from benchmark.groups import Group, Run, origins, read_run
 from benchmark.jobs import finished, run_directory
-from benchmark.stats import Array, bootstrap_iqm, final_means, hours
+from benchmark.stats import Array, bootstrap_iqm, final_means, hours, run_means
 from benchmark.tables import make_table
 
 RESULTS = Path(__file__).resolve().parent / "results"  # references of some tasks are there
@@ -79,7 +79,8 @@ class Cell:
         if {"random", "greedy"} <= references.keys():
             return references["random"], references["greedy"]
         untrained = np.concatenate([group.values(RETURN)[:, 0] for group in self.groups])
-        return float(untrained.mean()), max(float(score(group, RETURN).mean()) for group in self.groups)
+        best = max(float(final_means(group.values(RETURN)).mean()) for group in self.groups)
+        return float(untrained.mean()), best
 
     def scale_words(self) -> str:
         """How scores are normalised."""
@@ -91,11 +92,6 @@ class Cell:
         if {"random", "greedy"} <= references.keys():
             return "0: random play, 1: a script that sees everything"
         return "0: untrained, 1: the best method's mean, for want of a reference"
-
-
-def score(group: Group, metric: str) -> Array:
-    """Each seed's mean over the last tenth of its evaluations."""
-    return final_means(group.values(metric))
 
 
 def gather(name: str, scale: str, seeds: Sequence[int], runs_dir: Path, into: Path) -> tuple[list[Cell], int]:
@@ -217,15 +213,18 @@ def aggregates(cells: Sequence[Cell]) -> list[tuple[list[Cell], str]]:
     return [(cells, "; ".join(dict.fromkeys(cell.scale_words() for cell in cells))) for cells in several]
 
 
-def interquartile_means(cells: Sequence[Cell]) -> dict[str, tuple[float, float, float]]:
-    """IQM of normalised final scores over tasks and its interval, per method that all tasks have.
+def interquartile_means(
+    cells: Sequence[Cell], summary: Callable[[Array], Array] = final_means
+) -> dict[str, tuple[float, float, float]]:
+    """IQM of normalised scores over tasks and its interval, per method that all tasks have.
 
-    Every task counts as many seeds as the one with the fewest has.
+    `summary` makes of evaluations (seeds, points) the scores (seeds,). Every task counts as many seeds as the
+    one with the fewest has.
     """
     found = {}
     for method in (group.method for group in cells[0].groups):
         columns = [
-            cell.normalised(score(group, cell.metric))
+            cell.normalised(summary(group.values(cell.metric)))
             for cell in cells
             for group in cell.groups
             if group.method == method and group.has(cell.metric)
@@ -257,13 +256,15 @@ def aggregate_table(cells: Sequence[Cell]) -> str:
     text = ""
     for members, words in aggregates(cells):
         tasks = ", ".join(cell.task.name for cell in members)
-        text += "| method | IQM over tasks | 95 % interval |\n| --- | --- | --- |\n"
-        for method, (value, low, high) in interquartile_means(members).items():
-            text += f"| {method} | {value:.3f} | {low:.3f} to {high:.3f} |\n"
-        text += (
-            f"\nInterquartile mean of final scores over {tasks}, with a stratified bootstrap interval over "
+        text += "| method | final | over the run |\n| --- | --- | --- |\n"
+        columns = (interquartile_means(members, summary) for summary in (final_means, run_means))
+        final, whole = (
+            {method: f"{value:.3f} ({low:.3f} to {high:.3f})" for method, (value, low, high) in means.items()}
+            for means in columns
         )
-        text += f"seeds. Scores are normalised per task ({words}).\n\n"
+        text += "".join(f"| {method} | {final[method]} | {whole[method]} |\n" for method in final)
+        text += f"\nInterquartile mean over {tasks}, and its 95 % stratified bootstrap interval over seeds. "
+        text += f"Scores are normalised per task ({words}).\n\n"
     return text
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from benchmark.groups import Group, band_shares, million, provenance
-from benchmark.stats import final_means, first_reached, mean_ci
+from benchmark.stats import final_means, first_reached, mean_ci, run_means
 
 THRESHOLDS = (0.5, 0.75, 0.9)
 
@@ -53,7 +53,8 @@ def table_row(env: str, group: Group) -> list[str]:
     reached = million(steps[-1]) + (f" of {million(budget)}" if steps[-1] < budget else "")
     cells = [env, group.method, str(len(group.runs)), reached]
     for column, digits in (("eval/win_rate", 2), ("eval/episodic_return", 1)):
-        cells.append(plus_minus(final_means(group.values(column)), digits) if group.has(column) else "–")
+        for summary in (final_means, run_means):
+            cells.append(plus_minus(summary(group.values(column)), digits) if group.has(column) else "–")
     cells += [absolute_cell(group, "eval/win_rate", 2), absolute_cell(group, "eval/episodic_return", 1)]
     won = group.values("eval/win_rate").mean(axis=0) if group.has("eval/win_rate") else np.zeros_like(steps)
     firsts = [first_reached(steps, won, threshold) for threshold in THRESHOLDS]
@@ -63,8 +64,9 @@ def table_row(env: str, group: Group) -> list[str]:
 
 def make_table(groups: dict[str, list[Group]]) -> str:
     """The Markdown table of all groups, and the lines that explain it."""
-    head = ["environment", "method", "seeds", "steps", "final win rate", "final return", "absolute win rate"]
-    head += ["absolute return", f"win rate {' / '.join(map(str, THRESHOLDS))} at"]
+    head = ["environment", "method", "seeds", "steps", "final win rate", "win rate over the run"]
+    head += ["final return", "return over the run", "absolute win rate", "absolute return"]
+    head += [f"win rate {' / '.join(map(str, THRESHOLDS))} at"]
     head += ["steps/s (env / act / update)", "KL below / in / above band"]
     rows = [head, ["---"] * len(head)]
     rows += [table_row(env, group) for env, members in groups.items() for group in members]
@@ -77,7 +79,8 @@ def make_table(groups: dict[str, list[Group]]) -> str:
         else "the parameters that evaluated\nbest, on 320 greedy episodes"
     )
     notes = f"""Mean over seeds ± half the 95 % confidence interval (Student t; none for one seed).
-Final: the last 10 % of the evaluations that all seeds reached. Absolute: {absolute}.
+Final: the last 10 % of the evaluations that all seeds reached. Over the run: all but the first, of the
+untrained policies. Absolute: {absolute}.
 Steps/s: median; how fast depends on the machine and what else it ran."""
     notes += "" if exact else "\nThe win rate's thresholds are of its mean over seeds."
     lines = ["| " + " | ".join(row) + " |" for row in rows] + ["", notes, ""]

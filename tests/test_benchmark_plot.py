@@ -223,7 +223,7 @@ def test_interpolation_is_exact_where_known_and_empty_outside():
     assert np.isnan(stats.interpolate(at, x, np.full(4, nan))).all()
 
 
-def test_first_reached_and_final_means():
+def test_first_reached_final_and_run_means():
     """'0.9 at 205 k' and 'final' of the table: the first step at or above, the last tenth rounded up."""
     steps, values = np.array([0.0, 10, 20, 30]), np.array([0.1, 0.5, 0.4, 0.9])
     assert [stats.first_reached(steps, values, at) for at in (0.1, 0.5, 0.6, 0.91)] == [0, 10, 30, None]
@@ -231,6 +231,8 @@ def test_first_reached_and_final_means():
     expected = [(18**2 + 19**2 + 20**2) / 3, (39**2 + 40**2 + 41**2) / 3]
     np.testing.assert_allclose(stats.final_means(scores), expected)
     np.testing.assert_allclose(stats.final_means(scores[:, :4]), scores[:, 3])
+    np.testing.assert_allclose(stats.run_means(scores[:, :3]), (scores[:, 1] + scores[:, 2]) / 2)
+    np.testing.assert_allclose(stats.run_means(scores[:, :1]), scores[:, 0])
 
 
 def interval(values, t, digits):
@@ -256,16 +258,21 @@ def test_table_is_computed_from_the_runs(tmp_path):
     below, above = (statistics.mean(row[i] for block in updates for row in block) for i in (-2, -1))
     assert dpo == [
         *(ENV, "dpo_smac", "3", "410 k"),
-        *(finals(1, (18, 19, 20), 2), finals(0, (18, 19, 20), 1)),
+        *(finals(1, (18, 19, 20), 2), finals(1, range(1, 21), 2)),
+        *(finals(0, (18, 19, 20), 1), finals(0, range(1, 21), 1)),
         *(interval([0.91, 0.92, 0.93], T2, 2), interval([19.5, 20.0, 20.5], T2, 1)),
         "164 k / 266 k / 328 k",  # (k + 2.3) / 20 first reaches 0.5, 0.75, 0.9 at k = 8, 13, 16
         f"{sps:,.0f} (10 / 20 / 70 %)",
         f"{100 * below:.0f} / {100 * (1 - below - above):.0f} / {100 * above:.0f} %",
     ]
     absolute = interval([0.91, 0.92], T1, 2), interval([19.5, 20.0], T1, 1)
-    assert ippo[1:6] == ["ippo", "3", "205 k of 410 k", finals(1, (9, 10), 2), finals(0, (9, 10), 1)]
-    assert ippo[6:9] == [*(f"{cell} (2 of 3 seeds)" for cell in absolute), "164 k / – / –"]
-    assert ippo[10] == "–"
+    assert ippo[1:4] == ["ippo", "3", "205 k of 410 k"]
+    assert ippo[4:8] == [
+        *(finals(1, (9, 10), 2), finals(1, range(1, 11), 2)),
+        *(finals(0, (9, 10), 1), finals(0, range(1, 11), 1)),
+    ]
+    assert ippo[8:11] == [*(f"{cell} (2 of 3 seeds)" for cell in absolute), "164 k / – / –"]
+    assert ippo[12] == "–"
     assert "embedded engine, not StarCraft II; git commit c0ffeec." in table
     assert "seed 3 stopped at 205 k; mean and band end where the shortest run does, at 205 k" in table
 
