@@ -76,13 +76,14 @@ def make_table(groups: dict[str, list[Group]]) -> str:
     absolute = (
         "the last parameters, exact"
         if exact
-        else "the parameters that evaluated\nbest, on 320 greedy episodes"
+        else "the parameters that\nevaluated best, on 320 greedy episodes"
     )
     notes = f"""Mean over seeds ± half the 95 % confidence interval (Student t; none for one seed).
 Final: the last 10 % of the evaluations that all seeds reached. Over the run: all but the first, of the
 untrained policies. Absolute: {absolute}.
 Steps/s: median; how fast depends on the machine and what else it ran."""
-    notes += "" if exact else "\nThe win rate's thresholds are of its mean over seeds."
+    if any(group.has("eval/win_rate") for members in groups.values() for group in members):
+        notes += "\nThe win rate's thresholds are of its mean over seeds."
     lines = ["| " + " | ".join(row) + " |" for row in rows] + ["", notes, ""]
     lines += [f"- {env}: {provenance(members)}" for env, members in groups.items()]
     return "\n".join(lines) + "\n"
