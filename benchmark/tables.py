@@ -23,6 +23,12 @@ def plus_minus(values: ArrayLike, digits: int) -> str:
     return f"{mean[0]:.{digits}f}{spread}"
 
 
+def return_digits(group: Group) -> int:
+    """Decimals of returns: hundredths where they are below 100 and differ by little, else tenths."""
+    large = group.has(name := "eval/episodic_return") and np.abs(final_means(group.values(name))).max() >= 100
+    return 1 if large else 2
+
+
 def absolute_cell(group: Group, name: str, digits: int) -> str:
     """A metric of the best checkpoints over the seeds that finished, and how many did if not all."""
     finished = [run.info["absolute"][name] for run in group.runs if name in (run.info.get("absolute") or {})]
@@ -52,10 +58,11 @@ def table_row(env: str, group: Group) -> list[str]:
     budget = max(float(run.info.get("total_timesteps", 0)) for run in group.runs)
     reached = million(steps[-1]) + (f" of {million(budget)}" if steps[-1] < budget else "")
     cells = [env, group.method, str(len(group.runs)), reached]
-    for column, digits in (("eval/win_rate", 2), ("eval/episodic_return", 1)):
+    digits = return_digits(group)
+    for column, decimals in (("eval/win_rate", 2), ("eval/episodic_return", digits)):
         for summary in (final_means, run_means):
-            cells.append(plus_minus(summary(group.values(column)), digits) if group.has(column) else "–")
-    cells += [absolute_cell(group, "eval/win_rate", 2), absolute_cell(group, "eval/episodic_return", 1)]
+            cells.append(plus_minus(summary(group.values(column)), decimals) if group.has(column) else "–")
+    cells += [absolute_cell(group, "eval/win_rate", 2), absolute_cell(group, "eval/episodic_return", digits)]
     won = group.values("eval/win_rate").mean(axis=0) if group.has("eval/win_rate") else np.zeros_like(steps)
     firsts = [first_reached(steps, won, threshold) for threshold in THRESHOLDS]
     cells.append(" / ".join("–" if first is None else million(first) for first in firsts))

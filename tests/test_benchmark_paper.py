@@ -69,7 +69,7 @@ def test_a_figure_is_drawn_tabulated_and_exported(tmp_path):
     assert len(list((tmp_path / "into" / "runs").glob("*.csv"))) == 27
     values = [final("IQL", "mpe-line_control", seed) for seed in (1, 2, 3)]
     (row,) = (line for line in text.splitlines() if line.startswith("| mpe-line_control | IQL |"))
-    assert f"| 3 | 300 k | {np.mean(values):.1f} ± " in row
+    assert f"| 3 | 300 k | {np.mean(values):.2f} ± " in row
     assert "seeds 1, 2, 3; budget 300 k environment steps; engine: embedded; git commit c0ffee7." in text
 
 

@@ -259,17 +259,17 @@ def test_table_is_computed_from_the_runs(tmp_path):
     assert dpo == [
         *(ENV, "dpo_smac", "3", "410 k"),
         *(finals(1, (18, 19, 20), 2), finals(1, range(1, 21), 2)),
-        *(finals(0, (18, 19, 20), 1), finals(0, range(1, 21), 1)),
-        *(interval([0.91, 0.92, 0.93], T2, 2), interval([19.5, 20.0, 20.5], T2, 1)),
+        *(finals(0, (18, 19, 20), 2), finals(0, range(1, 21), 2)),
+        *(interval([0.91, 0.92, 0.93], T2, 2), interval([19.5, 20.0, 20.5], T2, 2)),
         "164 k / 266 k / 328 k",  # (k + 2.3) / 20 first reaches 0.5, 0.75, 0.9 at k = 8, 13, 16
         f"{sps:,.0f} (10 / 20 / 70 %)",
         f"{100 * below:.0f} / {100 * (1 - below - above):.0f} / {100 * above:.0f} %",
     ]
-    absolute = interval([0.91, 0.92], T1, 2), interval([19.5, 20.0], T1, 1)
+    absolute = interval([0.91, 0.92], T1, 2), interval([19.5, 20.0], T1, 2)
     assert ippo[1:4] == ["ippo", "3", "205 k of 410 k"]
     assert ippo[4:8] == [
         *(finals(1, (9, 10), 2), finals(1, range(1, 11), 2)),
-        *(finals(0, (9, 10), 1), finals(0, range(1, 11), 1)),
+        *(finals(0, (9, 10), 2), finals(0, range(1, 11), 2)),
     ]
     assert ippo[8:11] == [*(f"{cell} (2 of 3 seeds)" for cell in absolute), "164 k / – / –"]
     assert ippo[12] == "–"
