@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib import rc_context
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -168,19 +169,35 @@ def draw_cells(cells: Sequence[Cell], title: str, path: Path, timed: bool) -> No
         axes = list(figure.subplots(rows, columns, squeeze=False).flat)
         for ax in axes[count:]:
             ax.remove()
-        told: set[tuple[int, str]] = set()  # every method once per panel, not once per task
         for ax, cell in zip(axes, cells, strict=False):
             draw_cell(ax, cell, timed)
-            names = {(id(cell.panel), group.method) for group in cell.groups}
-            if not names <= told:
-                ax.legend(fontsize=9, frameon=True, framealpha=0.85, edgecolor="none")
-            told |= names
+        draw_legends(figure, axes, cells)
         for ax, (members, words) in zip(axes[len(cells) :], several, strict=False):
             draw_aggregate(ax, members, words)
         groups = [group for cell in cells for group in cell.groups]
         note = "Hours are integrated from the steps per second of updates; evaluations do not count. "
         x = "wall-clock hours" if timed else "environment steps (millions)"
+        if len({id(cell.panel) for cell in cells}) == 1:  # room for the legend
+            title += "\n " * math.ceil(max(len(cell.groups) for cell in cells) / 4)
         finish(figure, axes[: len(cells)], title, groups, path, x, note if timed else "")
+
+
+def draw_legends(figure: Figure, axes: Sequence[Axes], cells: Sequence[Cell]) -> None:
+    """Above all axes where they are of one panel; else in each panel's first, as styles mean others there."""
+    told: dict[tuple[int, str], Artist] = {}
+    panels = len({id(cell.panel) for cell in cells})
+    for ax, cell in zip(axes, cells, strict=False):
+        handles, labels = ax.get_legend_handles_labels()
+        new = {(id(cell.panel), label): line for line, label in zip(handles, labels, strict=True)}
+        if panels > 1 and not new.keys() <= told.keys():
+            ax.legend(fontsize=9, frameon=True, framealpha=0.85, edgecolor="none")
+        told |= new
+    if panels == 1:  # into the blank lines below the title
+        top = 1 - 0.27 / figure.get_figheight()
+        names = [label for _, label in told]
+        figure.legend(
+            told.values(), names, loc="upper left", bbox_to_anchor=(0.005, top), ncols=4, borderpad=0
+        )
 
 
 def draw_cell(ax: Axes, cell: Cell, timed: bool) -> None:
@@ -243,7 +260,8 @@ def draw_aggregate(ax: Axes, cells: Sequence[Cell], words: str) -> None:
         ax.plot([low, high], [i, i], color=colour, lw=3.0)
         ax.plot([value], [i], "o", color=colour, markeredgecolor="white", ms=9)
     ax.set_ylim(-0.6, len(means) - 0.4)
-    ax.set_yticks(range(len(means)), list(means), fontsize=9)
+    ax.locator_params(axis="x", nbins=5)
+    ax.set_yticks(range(len(means)), [textwrap.fill(method, 18) for method in means], fontsize=9)
     ax.invert_yaxis()
     ax.grid(axis="x", color="#dddddd", lw=0.6)
     panel = cells[0].panel.name
