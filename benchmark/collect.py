@@ -50,6 +50,10 @@ class CollectError(ValueError):
     """A run that cannot be collected, or a file that cannot be read; says which, and what to do."""
 
 
+class NoEvaluationError(CollectError):
+    """A run that was not evaluated yet."""
+
+
 def read_table(path: Path, step: str = STEP) -> Columns:
     """Columns of a CSV file of numbers by name, nan where a field is empty; column `step` never falls.
 
@@ -151,7 +155,8 @@ def count_agents(env: str, args: dict[str, Any]) -> int | None:
 def collect(run: Path, into: Path, every: int, label: str = "", key: str = "", step: str = STEP) -> str:
     """Thins one run into `into`; returns a line that says what was collected. Raises CollectError.
 
-    The files are named by `key`, if there is one. A log by ITERATION, not by STEP, is kept as it is.
+    The files are named by `key`, if there is one; a run of the same key takes the place of one that was
+    collected before, since its command is the same. A log by ITERATION, not by STEP, is kept as it is.
     """
     parts = run.resolve().name.rsplit("__", 3)
     if len(parts) != 4 or not all(parts) or not parts[2].isdecimal():
@@ -162,7 +167,7 @@ def collect(run: Path, into: Path, every: int, label: str = "", key: str = "", s
     columns = read_table(run / "metrics.csv", step)
     rows = thin(columns, every) if step == STEP else columns
     if not rows[step]:
-        raise CollectError(f"{run}/metrics.csv holds no evaluation yet; collect the run later.")
+        raise NoEvaluationError(f"{run}/metrics.csv holds no evaluation yet; collect the run later.")
     args = read_json(run / "args.json")
     absolute = read_json(run / "done") if (run / "done").exists() else None
     last_step = int(columns[step][-1])
@@ -174,10 +179,17 @@ def collect(run: Path, into: Path, every: int, label: str = "", key: str = "", s
         info["key"] = key
     name = key or "__".join([env, f"{script}-{label}" if label else script, seed])
     target = into / f"{name}.csv"
-    if target.exists() and read_json(target.with_suffix(".json")).get("started") != started:
-        raise CollectError(
-            f"{run}: {target} is of another run; delete it, or tell this one apart with --label."
-        )
+    before = read_json(target.with_suffix(".json")) if target.exists() else {}
+    if before and before.get("started") != started:
+        if not key:
+            raise CollectError(
+                f"{run}: {target} is of another run; delete it, or tell this one apart with --label."
+            )
+        if before.get("absolute") and not absolute:
+            raise CollectError(
+                f"{run} goes on, and {target} is of a finished run of the same command; wait, or collect "
+                "into another folder (--into)."
+            )
     into.mkdir(parents=True, exist_ok=True)
     lines = [",".join(rows)]
     for at, *values in zip(*rows.values(), strict=True):

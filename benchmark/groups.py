@@ -112,18 +112,21 @@ def group_runs(runs: Sequence[Run]) -> dict[str, list[Group]]:
     groups: dict[str, dict[str, Group]] = {}
     for run in sorted(runs, key=lambda run: (run.env, run.method, int(run.info["seed"]))):
         groups.setdefault(run.env, {}).setdefault(run.method, Group([])).runs.append(run)
-    for first, *others in (group.runs for members in groups.values() for group in members.values()):
-        for other in others:
-            settings = (first.info.keys() | other.info.keys()) - MAY_DIFFER
-            differ = sorted(name for name in settings if first.info.get(name) != other.info.get(name))
-            if differ:
-                which = (
-                    f"seeds {first.info['seed']} and {other.info['seed']} of {first.method} in {first.env}"
-                )
-                raise CollectError(
-                    f"{which} differ in {', '.join(differ)}; collect one of them with another --label."
-                )
+    for members in groups.values():
+        for group in members.values():
+            check_alike(group, "collect one of them with another --label")
     return {env: list(members.values()) for env, members in groups.items()}
+
+
+def check_alike(group: Group, remedy: str) -> None:
+    """CollectError, with what to do, where seeds differ in settings."""
+    first, *others = group.runs
+    for other in others:
+        settings = (first.info.keys() | other.info.keys()) - MAY_DIFFER
+        differ = sorted(name for name in settings if first.info.get(name) != other.info.get(name))
+        if differ:
+            which = f"seeds {first.info['seed']} and {other.info['seed']} of {first.method} in {first.env}"
+            raise CollectError(f"{which} differ in {', '.join(differ)}; {remedy}.")
 
 
 # --- words ------------------------------------------------------------------------------------------------

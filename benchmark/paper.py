@@ -25,10 +25,10 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmark.collect import ITERATION, STEP, CollectError, collect
-from benchmark.draw import RC, STYLES, draw_curve, draw_return_limits, finish, read_references, styled
+from benchmark.collect import ITERATION, STEP, CollectError, NoEvaluationError, collect
+from benchmark.draw import RC, STYLES, draw_curve, draw_return_limits, finish, read_references
 from benchmark.figures import FIGURES, Panel, Task, panel_runs
-from benchmark.groups import Group, Run, origins, read_run
+from benchmark.groups import Group, Run, check_alike, origins, read_run
 from benchmark.jobs import finished, run_directory
 from benchmark.stats import Array, bootstrap_iqm, final_means, hours, run_means
 from benchmark.tables import make_table
@@ -60,6 +60,12 @@ class Cell:
         """Returns to compare with, by name."""
         env = self.groups[0].runs[0].env
         return read_references(RESULTS / self.task.family, env, self.groups)
+
+    @property
+    def has_hours(self) -> bool:
+        """Whether time tells methods apart: dpo_matrix.py sums the samples of a state, baselines do not."""
+        scripts = {run.info["script"] for group in self.groups for run in group.runs}
+        return self.task.family != "matrix" or len(scripts) == 1
 
     def style(self, method: str) -> tuple[str, str]:
         """Colour and dashes of a method: the same in all tasks of the panel, whatever is missing there."""
@@ -95,9 +101,15 @@ class Cell:
         return "0: untrained, 1: the best method's mean, for want of a reference"
 
 
-def gather(name: str, scale: str, seeds: Sequence[int], runs_dir: Path, into: Path) -> tuple[list[Cell], int]:
-    """Collects what there is of a figure's runs; its cells, and how many runs are missing."""
-    figure, missing = FIGURES[name], 0
+def gather(
+    name: str, scale: str, seeds: Sequence[int], runs_dir: Path, into: Path
+) -> tuple[list[Cell], int, int]:
+    """Collects what there is of a figure's runs; its cells, and how many runs are missing or left out.
+
+    A run that goes on is left out where other seeds of its method are finished: curves and scores would
+    else end where it stands.
+    """
+    figure, missing = FIGURES[name], set()
     cells: dict[tuple[int, str], Cell] = {}
     step = ITERATION if figure.exact else STEP
     for panel, task, method, run in panel_runs(figure, scale, seeds):
@@ -105,11 +117,11 @@ def gather(name: str, scale: str, seeds: Sequence[int], runs_dir: Path, into: Pa
         if directory is not None:
             try:
                 collect(directory, target.parent, max(run.steps // POINTS, 1), run.label, run.key, step)
-            except CollectError:
+            except NoEvaluationError:
                 if finished(directory):
-                    raise  # while one that goes on may not have been evaluated yet
+                    raise
         if not target.exists():
-            missing += 1
+            missing.add(run.key)
             continue
         found = read_run(target, step)
         found.info |= {"method": method.name}
@@ -122,18 +134,26 @@ def gather(name: str, scale: str, seeds: Sequence[int], runs_dir: Path, into: Pa
             f"no run of {name} at scale {scale} in {runs_dir} or {into}; "
             f"make them with benchmark/run.py {name} --scale {scale}."
         )
-    return list(cells.values()), missing
+    unfinished = set()
+    for group in (group for cell in cells.values() for group in cell.groups):
+        check_alike(group, f"delete the collected files of one of them in {into / 'runs'}, and run it again")
+        done = [run for run in group.runs if run.info.get("absolute")]
+        if done:
+            unfinished |= {run.info.get("key") for run in group.runs if not run.info.get("absolute")}
+            group.runs = done
+    return list(cells.values()), len(missing), len(unfinished)
 
 
 def plot_figure(name: str, scale: str, seeds: Sequence[int], runs_dir: Path, into: Path) -> str:
     """Draws one figure and writes its table and data into `into` / `scale`; returns the table."""
-    cells, missing = gather(name, scale, seeds, runs_dir, into)
+    cells, missing, unfinished = gather(name, scale, seeds, runs_dir, into)
     figure, folder = FIGURES[name], into / scale
     folder.mkdir(exist_ok=True)
     title = f"{name}: {figure.title}; scale {scale}"
     text = f"# {name}: {figure.title}\n\nThe paper's claim: {figure.claim}\n\n"
-    if missing:
-        text += f"Not complete: {missing} of the runs at scale {scale} are missing.\n\n"
+    if missing or unfinished:
+        text += f"Not complete: of the runs at scale {scale} {missing} are missing, and {unfinished} "
+        text += "that are not finished are left out.\n\n"
     if figure.exact:
         draw_exact(cells, title, folder / f"{name}.png")
         text += exact_table(cells)
@@ -159,7 +179,13 @@ def on_the_clock(group: Group) -> Group:
 
 
 def draw_cells(cells: Sequence[Cell], title: str, path: Path, timed: bool) -> None:
-    """A set of axes per cell, and one per panel that several tasks can be aggregated over."""
+    """A set of axes per cell, and one per panel that several tasks can be aggregated over.
+
+    Nothing is drawn if no cell has hours that can be compared.
+    """
+    cells = [cell for cell in cells if cell.has_hours or not timed]
+    if not cells:
+        return path.unlink(missing_ok=True)
     several = [] if timed else aggregates(cells)
     count = len(cells) + len(several)
     columns = 2 if count == 4 else min(count, 3)
@@ -175,7 +201,8 @@ def draw_cells(cells: Sequence[Cell], title: str, path: Path, timed: bool) -> No
         for ax, (members, words) in zip(axes[len(cells) :], several, strict=False):
             draw_aggregate(ax, members, words)
         groups = [group for cell in cells for group in cell.groups]
-        note = "Hours are integrated from the steps per second of updates; evaluations do not count. "
+        note = "Hours are integrated from the steps per second of updates, evaluations do not count; means "
+        note += "end with the fastest seed; compare only what was run side by side. "
         x = "wall-clock hours" if timed else "environment steps (millions)"
         if len({id(cell.panel) for cell in cells}) == 1:  # room for the legend
             title += "\n " * math.ceil(max(len(cell.groups) for cell in cells) / 4)
@@ -274,14 +301,18 @@ def aggregate_table(cells: Sequence[Cell]) -> str:
     text = ""
     for members, words in aggregates(cells):
         tasks = ", ".join(cell.task.name for cell in members)
-        text += "| method | final | over the run |\n| --- | --- | --- |\n"
+        text += "| method | seeds | final | over the run |\n| --- | --- | --- | --- |\n"
         columns = (interquartile_means(members, summary) for summary in (final_means, run_means))
         final, whole = (
             {method: f"{value:.3f} ({low:.3f} to {high:.3f})" for method, (value, low, high) in means.items()}
             for means in columns
         )
-        text += "".join(f"| {method} | {final[method]} | {whole[method]} |\n" for method in final)
-        text += f"\nInterquartile mean over {tasks}, and its 95 % stratified bootstrap interval over seeds. "
+        for method in final:
+            groups = (group for cell in members for group in cell.groups if group.method == method)
+            seeds = min(len(group.runs) for group in groups)
+            text += f"| {method} | {seeds} | {final[method]} | {whole[method]} |\n"
+        text += f"\nInterquartile mean over {tasks}, and its 95 % stratified bootstrap interval over seeds, "
+        text += "which is too narrow for few of them. "
         text += f"Scores are normalised per task ({words}).\n\n"
     return text
 
@@ -295,27 +326,30 @@ def draw_exact(cells: Sequence[Cell], title: str, path: Path) -> None:
         figure = Figure(figsize=(max(3.4 * len(cells), 7.5), 6.4), layout="constrained")
         axes = figure.subplots(2, len(cells), squeeze=False, sharex=True)
         for column, cell in zip(axes.T, cells, strict=True):
-            for group, (colour, dashes) in styled(cell.groups):
-                data = group.runs[0].columns
+            for group in cell.groups:
+                (colour, dashes), data = cell.style(group.method), group.runs[0].columns
                 column[0].plot(data[ITERATION], data["J"], dashes, color=colour, lw=2.0, label=group.method)
                 for name, marker in (("p", "o"), ("q", "x")):
                     every = max(len(data[name]) // 6, 1)
                     style = {"color": colour, "marker": marker, "markevery": every, "ms": 6, "mfc": "none"}
-                    column[1].plot(
-                        data[ITERATION], data[name], dashes, label=f"{name}, {group.method}", **style
-                    )
+                    column[1].plot(data[ITERATION], data[name], dashes, **style)
             column[0].axhline(float(optimum(cell.groups[0].runs[0])), color="#555555", lw=1.0, ls=":")
             column[0].set_title(cell.title, loc="left")
             column[1].set_ylim(-0.05, 1.05)
             column[1].set_xlabel("iteration")
         axes[0, 0].set_ylabel("J (dotted: optimum)")
         axes[1, 0].set_ylabel("p (o) and q (x)")
-        axes[0, 0].legend(fontsize=9)
+        axes[0, np.argmax([len(cell.groups) for cell in cells])].legend(fontsize=9)
         figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
-        told = [group for cell in cells for group in cell.groups]
-        caption = f"Exact: no samples, no seeds. {'; '.join(origins(told))}."
-        figure.supxlabel(caption, x=0.01, ha="left", fontsize=10)
+        figure.supxlabel(exact_origin(cells), x=0.01, ha="left", fontsize=10)
         figure.savefig(path, metadata={"Software": None})
+
+
+def exact_origin(cells: Sequence[Cell]) -> str:
+    """Budget, engine and commit of the iterations."""
+    groups = [group for cell in cells for group in cell.groups]
+    most = max(int(group.runs[0].columns[ITERATION][-1]) for group in groups)
+    return f"Exact: no samples, no seeds; at most {most} iterations; {'; '.join(origins(groups))}."
 
 
 def optimum(run: Run) -> float:
@@ -333,7 +367,7 @@ def exact_table(cells: Sequence[Cell]) -> str:
             cells_ = [cell.title, group.method, f"{data['J'][0]:.4f}", f"{data['J'][-1]:.4f}"]
             cells_ += [f"{optimum(group.runs[0]):.4f}", fell, f"{data['p'][-1]:.4f}, {data['q'][-1]:.4f}"]
             lines.append(f"| {' | '.join(cells_)} |")
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, "", exact_origin(cells)]) + "\n"
 
 
 # --- for other tools --------------------------------------------------------------------------------------
@@ -342,18 +376,24 @@ def exact_table(cells: Sequence[Cell]) -> str:
 def marl_eval(cells: Sequence[Cell]) -> dict[str, Any]:
     """Finished runs as marl-eval reads them: environment, task, algorithm, run, step_k.
 
-    A panel of the figure is an environment of its own, since within one all tasks must have the same
-    algorithms. All its runs have as many evaluations as the one with the fewest, evenly chosen.
+    It refuses an environment whose tasks do not have the same algorithms, so each panel of the figure is one;
+    whose algorithms do not have the same seeds, so only common ones are exported; whose runs do not have
+    equally many evaluations, so as many as the shortest run has are chosen, evenly; and names with commas.
     """
     data: dict[str, Any] = {}
     for cell in cells:
         environment = " ".join(filter(None, [cell.task.family, cell.panel.name]))
         algorithms = data.setdefault(environment, {}).setdefault(cell.task.name, {})
         for group in cell.groups:
-            done = [run for run in group.runs if run.info.get("absolute")]
+            done = {f"seed_{run.info['seed']}": run for run in group.runs if run.info.get("absolute")}
             if done:
-                algorithms[group.method] = {f"seed_{run.info['seed']}": run for run in done}
+                algorithms[group.method.replace(",", "")] = done
     for tasks in data.values():
+        named = [runs.keys() for methods in tasks.values() for runs in methods.values()]
+        common = set.intersection(*map(set, named)) if named else set()
+        for methods in tasks.values():
+            for method, runs in methods.items():
+                methods[method] = {seed: run for seed, run in runs.items() if seed in common}
         members = [run for methods in tasks.values() for runs in methods.values() for run in runs.values()]
         count = min((len(run.steps) for run in members), default=0)
         for methods in tasks.values():

@@ -150,8 +150,9 @@ class Args:
     """of a figure: seeds 1 to this; 0: as many as benchmark/run.py makes by default"""
     runs_dir: Path = Path("runs/benchmark")
     """of a figure: where benchmark/run.py kept its runs"""
-    into: Path = Path("benchmark/results")
-    """of a figure: collected runs go into the folder runs in here, pictures and tables into SCALE"""
+    into: Path = Path("runs/figures")
+    """of a figure: collected runs go into the folder runs in here, pictures and tables into SCALE; with
+    benchmark/results the published runs are drawn anew"""
 
 
 def plot_folder(folder: Path) -> str:

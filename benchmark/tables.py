@@ -79,12 +79,10 @@ def make_table(groups: dict[str, list[Group]]) -> str:
     rows += [table_row(env, group) for env, members in groups.items() for group in members]
     kept = [set(column) - {"–", "– / – / –"} != set(column[:2]) for column in zip(*rows, strict=True)]
     rows = [list(itertools.compress(row, kept)) for row in rows]
-    exact = all(env.startswith("matrix") for env in groups)
-    absolute = (
-        "the last parameters, exact"
-        if exact
-        else "the parameters that\nevaluated best, on 320 greedy episodes"
-    )
+    exact = [env.startswith("matrix") for env in groups]
+    absolute = "the parameters that\nevaluated best, on 320 greedy episodes"
+    if any(exact):
+        absolute = "the last\nparameters, exact" if all(exact) else f"{absolute} (of games the last, exact)"
     notes = f"""Mean over seeds ± half the 95 % confidence interval (Student t; none for one seed).
 Final: the last 10 % of the evaluations that all seeds reached. Over the run: all but the first, of the
 untrained policies. Absolute: {absolute}.

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import sys
 
 import numpy as np
@@ -76,7 +77,7 @@ def test_a_figure_is_drawn_tabulated_and_exported(tmp_path):
 def test_scales_share_equal_runs(tmp_path):
     """The game has one budget: neither running nor drawing a larger scale may ask for its runs again."""
     made(tmp_path / "runs", "fig9", scale="small")
-    cells, missing = paper.gather("fig9", "paper", (1, 2, 3), tmp_path / "runs", tmp_path / "into")
+    cells, missing, _ = paper.gather("fig9", "paper", (1, 2, 3), tmp_path / "runs", tmp_path / "into")
     assert [(cell.task.family, len(cell.groups)) for cell in cells] == [("matrix", 7)]
     assert missing == 7 * 3 * 3  # the particle worlds have other budgets
 
@@ -84,8 +85,8 @@ def test_scales_share_equal_runs(tmp_path):
 def test_aggregates_are_interquartile_means_of_normalised_scores(tmp_path):
     """What a figure says of several tasks at once must follow from their scores and their references."""
     made(tmp_path / "runs", "fig2")
-    cells, missing = paper.gather("fig2", "small", (1, 2, 3), tmp_path / "runs", tmp_path / "into")
-    assert missing == 0 and len(cells) == 3
+    cells, *incomplete = paper.gather("fig2", "small", (1, 2, 3), tmp_path / "runs", tmp_path / "into")
+    assert incomplete == [0, 0] and len(cells) == 3
     references = {  # benchmark/results/mpe/references.csv
         "mpe-simple_spread": (-18.8163, -3.8744),
         "mpe-line_control": (-22.4540, -4.8088),
@@ -93,7 +94,7 @@ def test_aggregates_are_interquartile_means_of_normalised_scores(tmp_path):
     }
     table = paper.aggregate_table(cells)
     for method in ("DPO", "IPPO", "IQL"):
-        row = f"| {method} |"
+        row = f"| {method} | 3 |"
         for expected, summary in ((final, stats.final_means), (whole, stats.run_means)):
             scores = [
                 [
@@ -113,6 +114,25 @@ def test_wall_clock_is_integrated_from_the_speed():
     steps, speeds = np.array([0.0, 3600, 7200, 10800]), np.array([np.nan, 1.0, 0.5, np.nan])
     np.testing.assert_allclose(stats.hours(steps, speeds), [0, 1, 3, 3 + 1 / 0.75])
     assert np.isnan(stats.hours(steps, np.full(4, np.nan))).all()
+
+
+def test_exported_data_follows_marl_evals_rules(tmp_path):
+    """It refuses commas in names, which figures have, and algorithms with different seeds."""
+    made(tmp_path / "runs", "fig9")
+    (place,) = (tmp_path / "runs").glob("matrix*omega-4.0__3*")
+    shutil.rmtree(place)
+    paper.plot_figure("fig9", "small", (1, 2, 3), tmp_path / "runs", tmp_path / "into")
+    data = json.loads((tmp_path / "into" / "small" / "fig9.json").read_text())
+    runs = {
+        environment: {tuple(runs) for algorithms in tasks.values() for runs in algorithms.values()}
+        for environment, tasks in data.items()
+    }
+    assert runs == {
+        "matrix stochastic game": {("seed_1", "seed_2")},
+        "mpe particle worlds": {("seed_1", "seed_2", "seed_3")},
+    }
+    names = {name for tasks in data.values() for algorithms in tasks.values() for name in algorithms}
+    assert len(names) == 7 and not any("," in name for name in names)
 
 
 def test_exported_data_has_marl_evals_schema(tmp_path):
@@ -138,7 +158,7 @@ def test_missing_runs_are_counted_and_collected_ones_suffice(tmp_path):
     """A figure of half the runs must say so; a fresh clone redraws it from what is committed."""
     made(tmp_path / "runs", "fig2", seeds=(1, 2))
     text = paper.plot_figure("fig2", "small", (1, 2, 3), tmp_path / "runs", tmp_path / "into")
-    assert "9 of the runs at scale small are missing" in text
+    assert "of the runs at scale small 9 are missing, and 0 that" in text
     pictures = imread(tmp_path / "into" / "small" / "fig2.png")
     again = paper.plot_figure("fig2", "small", (1, 2, 3), tmp_path / "nowhere", tmp_path / "into")
     assert again == text and (imread(tmp_path / "into" / "small" / "fig2.png") == pictures).all()
@@ -161,6 +181,32 @@ def test_the_exact_iteration_has_a_figure_and_table_of_its_own(tmp_path):
     assert imread(tmp_path / "into" / "small" / "fig11.png").std() > 0.05
 
 
+def test_runs_take_the_place_of_published_ones_of_the_same_command(tmp_path):
+    """A user who reruns a figure must see their own runs, never a mixture with half-made ones unannounced."""
+    made(tmp_path / "published", "fig9")
+    paper.plot_figure("fig9", "small", (1, 2, 3), tmp_path / "published", tmp_path / "into")
+    made(tmp_path / "runs", "fig9")
+    (run,) = (tmp_path / "runs").glob("matrix*omega-4.0__1*/*")
+    again = run.rename(run.with_name(run.name.replace("__100", "__200")))
+    (again / "metrics.csv").write_text((again / "metrics.csv").read_text().replace("300000,-", "300000,-9"))
+    paper.plot_figure("fig9", "small", (1, 2, 3), tmp_path / "runs", tmp_path / "into")
+    collected = tmp_path / "into" / "runs" / f"{again.parent.name}.csv"
+    assert "300000,-9" in collected.read_text()
+    (again / "done").rename(again / "checkpoint.pt")
+    again.rename(again.with_name(again.name.replace("__200", "__300")))
+    with pytest.raises(CollectError, match=r"goes on, and .* is of a finished run of the same command"):
+        paper.plot_figure("fig9", "small", (1, 2, 3), tmp_path / "runs", tmp_path / "into")
+
+
+def test_seeds_of_other_settings_are_refused(tmp_path):
+    """Their mean would be of no method."""
+    made(tmp_path / "runs", "fig2")
+    path = next((tmp_path / "runs").glob("*iql__2*/*/args.json"))
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"learning_rate": 0.1}))
+    with pytest.raises(CollectError, match="differ in learning_rate; delete"):
+        paper.plot_figure("fig2", "small", (1, 2, 3), tmp_path / "runs", tmp_path / "into")
+
+
 def test_a_benchmark_that_goes_on_can_be_drawn(tmp_path):
     """A look at half-made results: a run that was not evaluated yet is missing, a damaged one is an error."""
     made(tmp_path / "runs", "fig2")
@@ -168,7 +214,10 @@ def test_a_benchmark_that_goes_on_can_be_drawn(tmp_path):
     logs[0].write_text("global_step,eval/episodic_return\n")
     (logs[0].parent / "done").unlink()
     text = paper.plot_figure("fig2", "small", (1, 2, 3), tmp_path / "runs", tmp_path / "into")
-    assert "1 of the runs at scale small are missing" in text
+    assert "of the runs at scale small 1 are missing, and 0 that" in text
+    (logs[2].parent / "done").rename(logs[2].parent / "checkpoint.pt")
+    text = paper.plot_figure("fig2", "small", (1, 2, 3), tmp_path / "runs", tmp_path / "into")
+    assert "1 are missing, and 1 that are not finished are left out" in text
     logs[1].write_text("global_step,eval/episodic_return\n7,\n")
     with pytest.raises(CollectError, match=logs[1].parent.name):
         paper.plot_figure("fig2", "small", (1, 2, 3), tmp_path / "runs", tmp_path / "into")
