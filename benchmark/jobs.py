@@ -32,7 +32,9 @@ ONE_THREAD = {
 # glibc gives memory back to the system and fetches it again, page by page, for every activation; if it keeps
 # it, an update takes a tenth to a fifth less (docs/performance.md). Elsewhere this says nothing to anyone.
 KEEP_MEMORY = {"MALLOC_TRIM_THRESHOLD_": "4000000000", "MALLOC_MMAP_THRESHOLD_": "33554432"}
-ARRAY_SIZE = 500  # jobs in a SLURM array; clusters allow 1,001 unless configured otherwise
+# Jobs in a SLURM array; clusters allow 1,001 unless configured otherwise. All figures fit into one, and the
+# limit of jobs at a time is one of an array.
+ARRAY_SIZE = 1000
 SLURM_POLL = 2.0  # seconds between questions to the controller
 # Seconds that a job waits for SLURM to end it, after something else than this program stopped its script.
 PREEMPTION_WAIT = 120.0
@@ -246,7 +248,9 @@ class Slurm:
 
     def start(self, runs: Sequence[Run]) -> list[Run]:
         """Submits these as one array, save those of which an earlier call's job is still in the queue."""
-        queued, fresh = self.queue() or set(), []
+        queued, fresh = self.queue(), []
+        if queued is None:  # then nobody knows what would be submitted twice
+            raise SlurmError("SLURM's controller does not answer (squeue fails); call again when it does")
         for run in runs:
             path = self.runs_dir / run.key / "slurm_job"
             job = path.read_text().strip() if path.exists() else ""

@@ -38,6 +38,10 @@ POINTS = 200  # evaluations that are kept of a run
 WIN_RATE, RETURN = "eval/win_rate", "eval/episodic_return"
 
 
+class NoRunError(CollectError):
+    """A figure of which there is no run."""
+
+
 @dataclass
 class Cell:
     """One task of a panel: a set of axes, with a group of runs per method."""
@@ -130,7 +134,7 @@ def gather(
             cell.groups.append(Group([]))
         cell.groups[-1].runs.append(found)
     if not cells:
-        raise CollectError(
+        raise NoRunError(
             f"no run of {name} at scale {scale} in {runs_dir} or {into}; "
             f"make them with benchmark/run.py {name} --scale {scale}."
         )

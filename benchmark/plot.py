@@ -33,7 +33,7 @@ from benchmark.collect import CollectError, read_json
 from benchmark.draw import RC, draw_curve, draw_return_limits, finish, read_references, styled
 from benchmark.figures import FIGURES, SEEDS
 from benchmark.groups import Group, band, band_shares, group_runs, read_runs
-from benchmark.paper import plot_figure
+from benchmark.paper import NoRunError, plot_figure
 from benchmark.tables import make_table
 
 BEGIN = "<!-- table: begin (written by benchmark/plot.py) -->"
@@ -143,7 +143,7 @@ def update_readme(path: Path, table: str) -> None:
 @dataclass
 class Args:
     what: tyro.conf.Positional[tuple[str, ...]]
-    """fig1 ... fig12, or a folder with collected runs, e.g. benchmark/results/smac"""
+    """fig1 ... fig12, all, or a folder with collected runs, e.g. benchmark/results/smac"""
     scale: Literal["smoke", "small", "paper"] = "small"
     """of a figure: the scale at which benchmark/run.py made its runs"""
     seeds: int = 0
@@ -178,15 +178,25 @@ def plot_folder(folder: Path) -> str:
 
 def main() -> None:
     args = tyro.cli(Args, description=__doc__)
-    if not args.what or args.seeds < 0:
-        sys.exit("plot: give fig1 ... fig12 or a folder of collected runs; --seeds is not negative.")
+    figures = list(FIGURES) if "all" in args.what else []
+    wrong = [what for what in args.what if what not in (*FIGURES, "all") and not Path(what).is_dir()]
+    if not args.what or wrong or args.seeds < 0:
+        what = f"there is no {' '.join(wrong)}; " if wrong else ""
+        sys.exit(
+            f"plot: {what}give fig1 ... fig12, all, or a folder of collected runs; --seeds is not negative."
+        )
     try:
-        for what in args.what:
-            if what in FIGURES:
-                seeds = range(1, (args.seeds or SEEDS[args.scale]) + 1)
-                print(plot_figure(what, args.scale, seeds, args.runs_dir, args.into))
-            else:
+        for what in (*figures, *(what for what in args.what if what not in (*figures, "all"))):
+            if what not in FIGURES:
                 print(plot_folder(Path(what)))
+                continue
+            seeds = range(1, (args.seeds or SEEDS[args.scale]) + 1)
+            try:
+                print(plot_figure(what, args.scale, seeds, args.runs_dir, args.into))
+            except NoRunError as error:
+                if what not in figures:
+                    raise
+                print(f"plot: {error}", file=sys.stderr)
     except (CollectError, OSError) as error:
         sys.exit(f"plot: {error}")
 

@@ -4,7 +4,7 @@
     python benchmark/run.py fig1 --scale paper --seeds 5    # then benchmark/plot.py fig1 --scale paper
     python benchmark/run.py fig3 --cluster slurm --slurm partition=cpu timeout_min=240
 
-Every run has a folder of its own in --runs-dir/SCALE. Finished runs are skipped, interrupted ones resumed
+Every run has a folder of its own in --runs-dir. Finished runs are skipped, interrupted ones resumed
 from their checkpoints, failed ones tried again and listed. Ctrl-C and SIGTERM let every run write a
 checkpoint; the same command then goes on. Exit status: 0 all finished, 1 some failed, 75 stopped by a signal.
 """
@@ -175,15 +175,22 @@ class Display:
     def __init__(self) -> None:
         self.live, self.height, self.due = sys.stdout.isatty(), 0, 0.0
 
+    def write(self, text: str) -> None:
+        """To standard output, as long as somebody reads it: Ctrl-C ends the other end of a pipe first."""
+        try:
+            print(text, end="", flush=True)
+        except BrokenPipeError:
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+
     def say(self, line: str) -> None:
         """One event. On a terminal it stays above the table."""
         self.clear()
-        print(time.strftime("%H:%M:%S"), line, flush=True)
+        self.write(f"{time.strftime('%H:%M:%S')} {line}\n")
 
     def clear(self) -> None:
         """Takes the table away."""
         if self.height:
-            print(f"\x1b[{self.height}A\x1b[J", end="")
+            self.write(f"\x1b[{self.height}A\x1b[J")
         self.height = 0
 
     def show(self, benchmark: Benchmark) -> None:
@@ -197,7 +204,7 @@ class Display:
         self.clear()
         columns, rows = shutil.get_terminal_size()
         lines = [line[: columns - 1] for line in benchmark.table()[: rows - 2]]
-        print("\n".join(lines), flush=True)
+        self.write("\n".join([*lines, ""]))
         self.height = len(lines)
 
 
@@ -225,7 +232,8 @@ def choose_executor(args: Args) -> Local | Slurm:
     gpus = usable_gpus() if args.device == "cuda" else []
     if args.device == "cuda" and not gpus:
         sys.exit("run: --device cuda, but PyTorch sees no GPU here; use --device cpu.")
-    return Local(runs_dir, args.jobs or len(gpus) or len(os.sched_getaffinity(0)), args.device, gpus)
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return Local(runs_dir, args.jobs or len(gpus) or usable, args.device, gpus)
 
 
 def choose_runs(args: Args) -> list[Run]:
@@ -233,9 +241,12 @@ def choose_runs(args: Args) -> list[Run]:
     names = list(FIGURES) if "all" in args.figures else list(args.figures)
     unknown = [name for name in names if name not in FIGURES]
     if unknown or not names:
-        sys.exit(f"run: no figure {' '.join(unknown)}; give some of {' '.join(FIGURES)}, or all.")
+        wrong = f"there is no figure {' '.join(unknown)}" if unknown else "no figure is named"
+        sys.exit(f"run: {wrong}; give some of {' '.join(FIGURES)}, or all.")
     if args.seeds < 0 or args.jobs < 0 or args.retries < 0:
         sys.exit("run: --seeds, --jobs and --retries are not negative.")
+    if args.slurm and args.cluster != "slurm":
+        sys.exit("run: --slurm says how jobs are submitted; add --cluster slurm.")
     if not all("=" in pair for pair in args.slurm):
         sys.exit("run: --slurm takes name=value pairs, e.g. partition=cpu timeout_min=240.")
     runs = manifest(names, args.scale, range(1, (args.seeds or SEEDS[args.scale]) + 1))
@@ -270,21 +281,28 @@ def main() -> int:
         stops.append(number)
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, stop)
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup's
+            signal.signal(number, stop)
     benchmark = Benchmark(runs, executor, args.retries, display.say)
-    display.say(f"{len(runs)} runs in {executor.runs_dir}, {executor.slots} at a time")
-    while not stops and benchmark.step():
-        display.show(benchmark)
-        time.sleep(TICK)
-    if stops:
-        going = benchmark.keys("running")
-        where = "go on in the cluster" if args.cluster == "slurm" else "write their checkpoints"
-        display.say(f"stopped: {len(going)} runs {where}; the same command goes on with them")
+    try:
+        display.say(f"{len(runs)} runs in {executor.runs_dir}, {executor.slots} at a time")
+        while not stops and benchmark.step():
+            display.show(benchmark)
+            time.sleep(TICK)
+        if stops:
+            going = benchmark.keys("running")
+            where = "go on in the cluster" if args.cluster == "slurm" else "write their checkpoints"
+            display.say(f"stopped: {len(going)} runs {where}; the same command goes on with them")
+    finally:
         executor.stop()
+    for key, code in executor.ended().items():
+        benchmark.judge(key, code)
     display.say(benchmark.summary())
     failed = benchmark.keys("failed")
     for key in failed:
-        print(f"failed: {key}, {benchmark.status[key].note}\n        {benchmark.place(key) / 'log.txt'}")
+        display.write(
+            f"failed: {key}, {benchmark.status[key].note}\n        {benchmark.place(key) / 'log.txt'}\n"
+        )
     return EXIT_REQUEUE if stops else int(bool(failed))
 
 

@@ -225,9 +225,25 @@ def test_a_benchmark_that_goes_on_can_be_drawn(tmp_path):
 
 def test_no_runs_and_bad_input_get_a_sentence(tmp_path, monkeypatch):
     """The command that would make the runs is what a user needs to read."""
-    argv = ["plot.py", "fig3", "--runs-dir", str(tmp_path), "--into", str(tmp_path)]
-    for extra, words in (([], "benchmark/run.py fig3 --scale small"), (["--seeds", "-1"], "--seeds")):
+    argv = ["plot.py", "--runs-dir", str(tmp_path / "runs"), "--into", str(tmp_path)]
+    for extra, words in (
+        (["fig3"], "benchmark/run.py fig3 --scale small"),
+        (["fig3", "--seeds", "-1"], "--seeds"),
+        (["fig13"], "there is no fig13; give fig1 ... fig12"),
+        ([], "give fig1 ... fig12"),
+    ):
         monkeypatch.setattr(sys, "argv", argv + extra)
         with pytest.raises(SystemExit) as stop:
             plot.main()
         assert str(stop.value.code).startswith("plot: ") and words in str(stop.value.code)
+
+
+def test_all_draws_the_figures_that_have_runs(tmp_path, monkeypatch, capsys):
+    """As run.py takes it; a figure without a run is named and no reason to stop."""
+    made(tmp_path / "runs", "fig2")
+    argv = ["plot.py", "all", "--runs-dir", str(tmp_path / "runs"), "--into", str(tmp_path / "into")]
+    monkeypatch.setattr(sys, "argv", argv)
+    plot.main()
+    drawn = {path.name for path in (tmp_path / "into" / "small").glob("fig*.md")}
+    assert drawn == {"fig2.md", "fig5.md", "fig8.md", "fig9.md", "fig10.md"}  # which share runs with Figure 2
+    assert capsys.readouterr().err.count("plot: no run of fig") == 7

@@ -89,13 +89,13 @@ class Bench:
         self.runs = [Run(*entry) for entry in entries]
         (folder / "command.py").write_text(COMMAND.format(entries=entries))
 
-    def start(self, *flags):
+    def start(self, *flags, **options):
         """The runner, going on."""
         argv = [sys.executable, str(self.folder / "command.py"), "fig1", "--scale", "smoke"]
         argv += ["--runs-dir", str(self.folder / "runs"), "--jobs", "2", *flags]
         environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
         return subprocess.Popen(
-            argv, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            argv, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options
         )
 
     def finish(self, *flags):
@@ -166,6 +166,32 @@ def test_a_stopped_benchmark_goes_on_where_it_was(number, tmp_path, reference):
     assert code == 0 and f"at step {stopped[0]}" in output
     assert bench.results() == reference
     assert bench.starts()[:2] == [["0", str(stopped[0])], ["0", str(stopped[1])]]
+
+
+def test_ctrl_c_stops_the_runs_when_nobody_reads_the_output_any_more(tmp_path, reference):
+    """In `run.py fig1 | tee log` Ctrl-C ends tee first; the scripts must still be stopped, not left alone."""
+    bench = Bench(tmp_path)
+    process = bench.start()
+    wait_for(lambda: bench.steps()[0] > 13 and bench.steps()[1] > 13)
+    process.stdout.close()
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=30) == 75
+    stopped = bench.steps()
+    assert 0 < stopped[0] < 40
+    code, output = bench.finish()
+    assert code == 0 and f"at step {stopped[0]}" in output
+    assert bench.results() == reference
+
+
+def test_nohup_keeps_a_benchmark_alive(tmp_path, reference):
+    """It is started over ssh, and the connection is closed."""
+    bench = Bench(tmp_path)
+    process = bench.start(preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
+    wait_for(lambda: bench.steps()[0] > 3)
+    process.send_signal(signal.SIGHUP)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0 and "3 finished" in output
+    assert bench.results() == reference
 
 
 def test_a_killed_runner_loses_nothing_and_nothing_runs_twice(tmp_path, reference):
@@ -262,7 +288,9 @@ def test_dry_run_prints_commands_and_does_nothing(tmp_path):
         (["fig99"], "fig99"),
         (["fig1", "--only", "nowhere"], "nowhere"),
         (["fig1", "--seeds", "-1"], "--seeds"),
-        (["fig1", "--slurm", "partition"], "--slurm"),
+        (["fig1", "--slurm", "partition=cpu"], "add --cluster slurm"),
+        (["fig1", "--cluster", "slurm", "--slurm", "partition"], "name=value"),
+        ([], "no figure is named"),
     ],
 )
 def test_bad_input_gets_a_sentence(flags, word, monkeypatch):
