@@ -392,7 +392,7 @@ def train(args: Args, envs, eval_envs, agents: Agents, state: dict, run_dir: Pat
             next_eval += args.eval_every
             result = evaluate(agents, eval_envs, EVAL_EPISODES, [args.seed, 0, global_step], device)
             log(result)
-            if result["eval/episodic_return"] > best_return:
+            if result["eval/episodic_return"] >= best_return:  # of equals the one that learned longer
                 best_return, best = result["eval/episodic_return"], copy.deepcopy(agents.state_dict())
         finished = global_step >= args.total_timesteps
         if global_step >= next_checkpoint or finished or signals:

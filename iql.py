@@ -425,7 +425,7 @@ def train(args: Args, envs, eval_envs, online: QNetworks, state: dict, run_dir: 
             next_eval += args.eval_every
             result = evaluate(online, eval_envs, EVAL_EPISODES, [args.seed, 0, global_step], device)
             log(result)
-            if result["eval/episodic_return"] > best_return:
+            if result["eval/episodic_return"] >= best_return:  # of equals the one that learned longer
                 best_return, best = result["eval/episodic_return"], copy.deepcopy(online.state_dict())
         finished = global_step >= args.total_timesteps
         if global_step >= next_checkpoint or finished or signals:

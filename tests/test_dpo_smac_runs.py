@@ -520,6 +520,16 @@ def test_parameters_that_are_not_finite_are_never_saved(tmp_path, monkeypatch, h
     assert all(x.isfinite().all() for x in saved.values())
 
 
+def test_of_parameters_that_evaluate_alike_the_last_are_kept(tmp_path, monkeypatch, handlers):
+    """The first 32 battles that are all won are luck; what was trained on since should not be thrown away."""
+    perfect = {"eval/episodic_return": 20.0, "eval/win_rate": 1.0}
+    monkeypatch.setattr(dpo_smac, "evaluate", lambda *args, **options: dict(perfect))
+    args = dpo_smac.Args(num_envs=4, num_steps=16, total_timesteps=256, eval_every=64)
+    agents = dpo_smac.Agents(3, 7, 5)
+    best = dpo_smac.train(args, Replay(False), Replay(False), agents, {}, tmp_path / "run")
+    assert all(torch.equal(best[name], x) for name, x in agents.state_dict().items())
+
+
 def test_whole_training_of_an_agent_ignores_what_another_agent_sees(tmp_path, monkeypatch, handlers):
     """Strictly decentralized, from rollout to Adam: only the reward and the end of the episode are common."""
     monkeypatch.setattr(dpo_smac, "CHUNK", 16)
