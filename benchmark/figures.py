@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 SCALES = ("smoke", "small", "paper")
-"""smoke: seconds a run, tiny settings, to see that everything works. small: about an hour a figure on four
+"""smoke: seconds a run, tiny settings, to see that everything works. small: an hour or two a figure on four
 cores, fewer tasks and steps. paper: everything, at the scripts' own settings."""
 SEEDS = {"smoke": 1, "small": 3, "paper": 5}
 
