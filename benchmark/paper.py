@@ -308,7 +308,10 @@ def aggregate_table(cells: Sequence[Cell]) -> str:
         text += "| method | seeds | final | over the run |\n| --- | --- | --- | --- |\n"
         columns = (interquartile_means(members, summary) for summary in (final_means, run_means))
         final, whole = (
-            {method: f"{value:.3f} ({low:.3f} to {high:.3f})" for method, (value, low, high) in means.items()}
+            {
+                method: f"{value:.3f}" + (f" ({low:.3f} to {high:.3f})" if high > low else "")
+                for method, (value, low, high) in means.items()
+            }
             for means in columns
         )
         for method in final:
