@@ -280,9 +280,10 @@ def main() -> int:
     def stop(number: int, _: FrameType | None) -> None:
         stops.append(number)
 
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup's
-            signal.signal(number, stop)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup's
+        signal.signal(signal.SIGHUP, stop)
     benchmark = Benchmark(runs, executor, args.retries, display.say)
     try:
         display.say(f"{len(runs)} runs in {executor.runs_dir}, {executor.slots} at a time")
