@@ -183,7 +183,7 @@ def main() -> None:
     if not args.what or wrong or args.seeds < 0:
         what = f"there is no {' '.join(wrong)}; " if wrong else ""
         sys.exit(
-            f"plot: {what}give fig1 ... fig12, all, or a folder of collected runs; --seeds is not negative."
+            f"plot: {what}give fig1 ... fig12, all, or a folder of collect.py's; --seeds is not negative."
         )
     try:
         for what in (*figures, *(what for what in args.what if what not in (*figures, "all"))):
