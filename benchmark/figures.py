@@ -209,7 +209,7 @@ FIGURES = {
         "What the paper shows here could not be established. Our reading: d_target on the larger tasks, "
         "where one value again serves a family.",
         (
-            Panel(MUJOCO[:2], (DPO, *d_targets(0.0001, 0.01, 0.1)), "multi-agent MuJoCo"),
+            Panel(MUJOCO[:2], (DPO, *d_targets(0.0001, 0.01, 0.1)), "MuJoCo"),
             Panel(SMAC[:2], (DPO, *d_targets(0.002, 0.1, 1.0)), "SMAC"),
         ),
     ),

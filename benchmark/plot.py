@@ -3,7 +3,7 @@
     python benchmark/plot.py fig1 --scale small           # runs made by benchmark/run.py fig1 --scale small
     python benchmark/plot.py benchmark/results/smac       # runs thinned by benchmark/collect.py
 
-A figure is collected into benchmark/results/SCALE and drawn there (benchmark/paper.py says what). Of a
+A figure's runs are collected into --into, and it is drawn there (benchmark/paper.py says what). Of a
 folder there are, per environment, {env}.png (evaluations) and {env}-diagnostics.png (what eq. (21) does with
 KL and the betas), and the table, printed and written into its README.md between two marker comments.
 Where figures.json in the folder says which methods belong together, as {"figure": ["script label", ...]},
