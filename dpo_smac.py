@@ -14,6 +14,7 @@ import functools
 import io
 import itertools
 import json
+import operator
 import os
 import shutil
 import signal
@@ -290,13 +291,43 @@ def update(agents, optimizer, batch, args, num_agents, loss_fn=dpo_loss) -> torc
     return torch.cat([losses, grad_norm[None], kls])
 
 
+# --- same in: dpo_mamujoco, dpo_matrix, dpo_mpe, dpo_smac, iddpg, ippo, iql ---
+class CudaGraph:
+    """`update(batch)` as one launch of a CUDA graph; small networks would wait for thousands of launches.
+
+    PyTorch wants real calls before it records one: the first two run as they are. What is recorded reads and
+    writes the same memory at each replay, so every batch, on any device, is copied to where the first was.
+    """
+
+    def __init__(self, update):
+        self.update, self.calls, self.batch = update, 0, {}
+        self.graph, self.stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+
+    def __call__(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        self.batch = self.batch or {name: torch.empty_like(x, device="cuda") for name, x in batch.items()}
+        for name, x in batch.items():
+            self.batch[name].copy_(x if x.is_cuda else x.pin_memory(), non_blocking=True)
+        self.calls += 1
+        if self.calls < 3:
+            self.stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(self.stream):
+                self.stats = self.update(self.batch)
+            torch.cuda.current_stream().wait_stream(self.stream)
+        elif self.calls == 3:
+            with torch.cuda.graph(self.graph, stream=self.stream):
+                self.stats = self.update(self.batch)
+        if self.calls >= 3:
+            self.graph.replay()
+        return self.stats.clone()
+
+
 # --- same in: dpo_mamujoco, dpo_matrix, dpo_mpe, dpo_smac ---
 def adapt_betas(betas: torch.Tensor, kl: torch.Tensor, args: Args, num_agents: int) -> torch.Tensor:
     """eq. (21), per agent: betas (2, n) times omega where kl (n,) is above the band, divided where below."""
     up, down = kl > args.d_target * args.delta, kl < args.d_target / args.delta
     betas = betas * torch.where(up, args.omega, torch.where(down, 1 / args.omega, 1.0))
-    ablated = betas.new_tensor([[args.sqrt_kl_term], [args.kl_term]])
-    return betas.clamp(args.beta_min / num_agents, args.beta_max / num_agents) * ablated
+    beta1, beta2 = betas.clamp(args.beta_min / num_agents, args.beta_max / num_agents)
+    return torch.stack([beta1 * args.sqrt_kl_term, beta2 * args.kl_term])
 
 
 # --- same in: dpo_mamujoco, dpo_matrix, dpo_mpe, dpo_smac, iddpg, ippo, iql ---
@@ -392,16 +423,18 @@ def train(args: Args, envs, eval_envs, agents: Agents, state: dict, run_dir: Pat
     """Rollout, GAE, update and adaptive betas, over and over; returns the parameters that evaluated best."""
     device, N, T, E = args.device, envs.num_agents, args.num_steps, args.num_envs
     # Agents share nothing, so a group of them is a learner of its own, and threads need no synchronisation.
-    cuts = np.linspace(0, N, min(args.torch_threads, N) + 1).astype(int).tolist()
+    cuts = np.linspace(0, N, min(args.torch_threads if device == "cpu" else 1, N) + 1).astype(int).tolist()
     groups = [slice(first, last) for first, last in itertools.pairwise(cuts)]
     learners = [agents.group(group) for group in groups]
-    adam = functools.partial(torch.optim.Adam, lr=args.learning_rate, eps=1e-5, fused=True)
+    settings = dict(lr=args.learning_rate, eps=1e-5, fused=True, capturable=device != "cpu")
+    adam = functools.partial(torch.optim.Adam, **settings)
     optimizers = [adam(learner.parameters()) for learner in learners]
     pool = ThreadPoolExecutor(len(groups), initializer=torch.set_num_threads, initargs=(1,))
-    # Compiled for a CPU it runs without Python's lock, for a GPU as CUDA graphs.
-    options = {"cpp_wrapper": True} if device == "cpu" else {"triton.cudagraphs": True}
+    options = {"cpp_wrapper": True} if device == "cpu" else {}  # on a CPU it runs without Python's lock
     loss_fn = torch.compile(dpo_loss, options=options) if args.compile else dpo_loss
     learn = functools.partial(update, args=args, num_agents=N, loss_fn=loss_fn)
+    updates = [functools.partial(learn, *pair) for pair in zip(learners, optimizers, strict=True)]
+    updates = updates if device == "cpu" else [CudaGraph(learn) for learn in updates]
     generator = torch.Generator(device).manual_seed(args.seed + 2**32)  # not the initial parameters' stream
     global_step, next_eval, best_return, best = 0, 0, -float("inf"), agents.state_dict()
     metrics = run_dir / "metrics.csv"
@@ -445,8 +478,8 @@ def train(args: Args, envs, eval_envs, agents: Agents, state: dict, run_dir: Pat
     obs, old_logp = zeros(N, T, E, envs.obs_dim), zeros(N, T, E, envs.num_actions)
     action_mask, alive = torch.zeros_like(old_logp, dtype=torch.bool), zeros(N, T, E, dtype=torch.bool)
     actions, noise = zeros(N, T, E, dtype=torch.int64), zeros(N, E, envs.num_actions)
-    rewards, values, final_values = zeros(T, E), zeros(N, T, E), zeros(N, T, E)
-    terminations, truncations = zeros(2, T, E, dtype=torch.bool)
+    values, final_values, rewards = zeros(N, T, E), zeros(N, T, E), torch.zeros(T, E)
+    terminations, truncations = torch.zeros(2, T, E, dtype=torch.bool)
     bar = tqdm(total=args.total_timesteps, initial=global_step, unit="step", disable=not sys.stderr.isatty())
     next_checkpoint, next_line = global_step, 0.0
     while True:
@@ -501,8 +534,10 @@ def train(args: Args, envs, eval_envs, agents: Agents, state: dict, run_dir: Pat
 
         with torch.no_grad():
             next_value = agents.value(agents.obs_norm(to_agents(next_obs, device)))
-        ends = terminations, truncations, alive, to_agents(next_alive, device), args.gamma, args.gae_lambda
-        advantages, returns, valid = gae(rewards, values, next_value, final_values, *ends)
+        ends = terminations.to(device), truncations.to(device), alive, to_agents(next_alive, device)
+        advantages, returns, valid = gae(
+            rewards.to(device), values, next_value, final_values, *ends, args.gamma, args.gae_lambda
+        )
         weight = valid / valid.sum((1, 2), keepdim=True).clamp(min=1)
         batch = dict(obs=obs, action_mask=action_mask, actions=actions, old_logp=old_logp, returns=returns)
         batch |= dict(advantages=standardize(advantages, weight)[0], weight=weight)
@@ -515,7 +550,7 @@ def train(args: Args, envs, eval_envs, agents: Agents, state: dict, run_dir: Pat
         which = torch.arange(N, device=device)[:, None], rows
         batch = {name: x.flatten(1, 2)[which] for name, x in batch.items()}
         parts = [{name: x[group] for name, x in batch.items()} for group in groups]
-        stats = torch.cat(list(pool.map(learn, learners, optimizers, parts)), dim=1)
+        stats = torch.cat(list(pool.map(operator.call, updates, parts)), dim=1)
         error, spread = standardize(returns - values, weight)[1], standardize(returns, weight)[1]
         explained = 1 - (error / (spread + 1e-8)).square()
         below, above = stats[4] < args.d_target / args.delta, stats[4] > args.d_target * args.delta

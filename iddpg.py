@@ -3,7 +3,7 @@
 Paper: Continuous control with deep reinforcement learning (Lillicrap et al., 2016, arXiv 1509.02971), by
 every agent on its own: the critic sees its agent's observation and action only.
 Details: docs/iddpg.md
-Run: python iddpg.py --env-id mamujoco/HalfCheetah-3x2  (no result is published yet)
+Run: python iddpg.py --env-id mamujoco/HalfCheetah-3x2  (results: benchmark/results/baselines/README.md)
 
 Axis order: the environment's arrays are (num_envs E, num_agents N, ...), the learner's tensors
 (N, batch, ...). Agents share nothing; stacking their networks only batches the arithmetic.
@@ -225,9 +225,39 @@ def update(agents, target, optimizers, batch, args) -> torch.Tensor:
     return torch.stack([policy_loss, value_loss, q, grad_norm])
 
 
-def to_batch(steps: dict[str, np.ndarray], device: str) -> dict[str, torch.Tensor]:
+# --- same in: dpo_mamujoco, dpo_matrix, dpo_mpe, dpo_smac, iddpg, ippo, iql ---
+class CudaGraph:
+    """`update(batch)` as one launch of a CUDA graph; small networks would wait for thousands of launches.
+
+    PyTorch wants real calls before it records one: the first two run as they are. What is recorded reads and
+    writes the same memory at each replay, so every batch, on any device, is copied to where the first was.
+    """
+
+    def __init__(self, update):
+        self.update, self.calls, self.batch = update, 0, {}
+        self.graph, self.stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+
+    def __call__(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        self.batch = self.batch or {name: torch.empty_like(x, device="cuda") for name, x in batch.items()}
+        for name, x in batch.items():
+            self.batch[name].copy_(x if x.is_cuda else x.pin_memory(), non_blocking=True)
+        self.calls += 1
+        if self.calls < 3:
+            self.stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(self.stream):
+                self.stats = self.update(self.batch)
+            torch.cuda.current_stream().wait_stream(self.stream)
+        elif self.calls == 3:
+            with torch.cuda.graph(self.graph, stream=self.stream):
+                self.stats = self.update(self.batch)
+        if self.calls >= 3:
+            self.graph.replay()
+        return self.stats.clone()
+
+
+def to_batch(steps: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
     """A sample of Replay, (rows[, N, ...]) -> the tensors of `critic_loss`."""
-    batch = {name: torch.from_numpy(x).to(device) for name, x in steps.items()}
+    batch = {name: torch.from_numpy(x) for name, x in steps.items()}
     return {name: x.transpose(0, 1).contiguous() if x.dim() > 1 else x for name, x in batch.items()}
 
 
@@ -339,8 +369,11 @@ def train(args: Args, envs, eval_envs, agents: Agents, state: dict, run_dir: Pat
     device, N, E, D = args.device, envs.num_agents, args.num_envs, envs.act_dim
     replay = Replay(args.buffer_steps, N, envs.obs_dim, D, args.memory_share)
     target = copy.deepcopy(agents)
-    adam = functools.partial(torch.optim.Adam, lr=args.learning_rate, fused=True)
+    settings = dict(lr=args.learning_rate, fused=True, capturable=device != "cpu")
+    adam = functools.partial(torch.optim.Adam, **settings)
     optimizers = adam(agents.actor.parameters()), adam(agents.critic.parameters())
+    learn = functools.partial(update, agents, target, optimizers, args=args)
+    learn = learn if device == "cpu" else CudaGraph(learn)
     random = np.random.default_rng([args.seed, 2])  # exploration and replay
     global_step, next_eval, best_return, best = 0, 0, -float("inf"), agents.state_dict()
     metrics = run_dir / "metrics.csv"
@@ -386,7 +419,7 @@ def train(args: Args, envs, eval_envs, agents: Agents, state: dict, run_dir: Pat
     bar = tqdm(total=args.total_timesteps, initial=global_step, unit="step", disable=not sys.stderr.isatty())
     next_checkpoint, next_line, env_s, update_s, start = global_step, 0.0, 0.0, 0.0, time.perf_counter()
     next_log, logged, episodes, stats = state["log"] if state else (LOG_EVERY, 0, [], [])
-    stats = list(stats[1:])
+    stats = list(stats[1:].to(device)) if state else []
     while True:
         if global_step >= next_eval:
             next_eval += args.eval_every
@@ -405,7 +438,8 @@ def train(args: Args, envs, eval_envs, agents: Agents, state: dict, run_dir: Pat
             checkpoint["replay"] = {name: torch.from_numpy(x[:held]) for name, x in replay.data.items()}
             checkpoint["envs"] = {name: torch.from_numpy(x) for name, x in envs.get_state().items()}
             checkpoint["next"] = torch.from_numpy(next_obs)
-            checkpoint["log"] = next_log, logged, episodes, torch.stack([torch.zeros(len(STATS), N), *stats])
+            stacked = torch.stack([torch.zeros(len(STATS), N, device=device), *stats])
+            checkpoint["log"] = next_log, logged, episodes, stacked.cpu()
             checkpoint["metrics_bytes"] = metrics.stat().st_size
             save(run_dir / "checkpoint.pt", checkpoint)
         if finished:
@@ -434,8 +468,8 @@ def train(args: Args, envs, eval_envs, agents: Agents, state: dict, run_dir: Pat
         due = int((global_step + E) * args.updates_per_step) - int(global_step * args.updates_per_step)
         global_step += E
         for _ in range(due if global_step > args.warmup_steps else 0):
-            batch = to_batch(replay.sample(args.batch_size, random), device)
-            stats.append(update(agents, target, optimizers, batch, args))
+            batch = to_batch(replay.sample(args.batch_size, random))
+            stats.append(learn(batch))
         update_s += time.perf_counter() - update_start
         if global_step < next_log or not stats:
             continue

@@ -3,7 +3,7 @@
 Paper: Multi-Agent Reinforcement Learning: Independent vs. Cooperative Agents (Tan, 1993); networks, targets
 and schedule as in PyMARL (arXiv 1902.04043), but agents share no parameters.
 Details: docs/iql.md
-Run: python iql.py --env-id smac/8m  (no result is published yet)
+Run: python iql.py --env-id smac/8m  (results: benchmark/results/baselines/README.md)
 
 Axis order: the environment's arrays are (num_envs E, num_agents N, ...), the learner's tensors
 (N, episodes B, steps T, ...). Agents share nothing; stacking their networks only batches the arithmetic.
@@ -15,6 +15,7 @@ import functools
 import io
 import json
 import os
+import shutil
 import signal
 import sys
 import time
@@ -98,6 +99,8 @@ class Args:
     """cpu | cuda"""
     torch_threads: int = 1
     """CPU threads of single operators"""
+    compile: bool = False
+    """torch.compile the GRU cell: faster updates after some seconds; a CPU needs g++"""
 
 
 RESUME_MAY_CHANGE = {"total_timesteps", "eval_only", "checkpoint", "resume", "capture_video", "runs_dir"}
@@ -106,6 +109,14 @@ PRESETS = {
     "smac/8m": dict(total_timesteps=1_000_000),
     "matrix/stochastic": dict(total_timesteps=1_000_000),
 }
+
+
+def gru_cell(inputs: torch.Tensor, memories: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+    """The next hidden state (N, B, HIDDEN); inputs, memories: the gates' products, (N, B, 3 HIDDEN)."""
+    reset_x, update_x, new_x = inputs.chunk(3, dim=-1)
+    reset_h, update_h, new_h = memories.chunk(3, dim=-1)
+    new = torch.tanh(new_x + torch.sigmoid(reset_x + reset_h) * new_h)
+    return new + torch.sigmoid(update_x + update_h) * (hidden - new)
 
 
 class QNetworks(nn.Module):
@@ -123,7 +134,7 @@ class QNetworks(nn.Module):
             )
             self.biases.append(nn.Parameter(torch.empty(num_agents, 1, fan_out).uniform_(-bound, bound)))
 
-    def forward(self, x: torch.Tensor, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, x: torch.Tensor, hidden: torch.Tensor, cell=gru_cell) -> tuple[torch.Tensor, ...]:
         """Q of all actions after each step of a sequence, and the last hidden state.
 
         x: (N, T, B, in), hidden: (N, B, HIDDEN) before it -> (N, T, B, A), (N, B, HIDDEN).
@@ -134,10 +145,7 @@ class QNetworks(nn.Module):
         gates = layer(inner, F.relu(layer(first, x.reshape(N, T * B, -1)))).view(N, T, B, -1)
         states = []
         for gate in gates.unbind(1):  # indexing would make backward fill a gradient of all steps at each
-            reset_x, update_x, new_x = gate.chunk(3, dim=-1)
-            reset_h, update_h, new_h = layer(recurrent, hidden).chunk(3, dim=-1)
-            new = torch.tanh(new_x + torch.sigmoid(reset_x + reset_h) * new_h)
-            hidden = new + torch.sigmoid(update_x + update_h) * (hidden - new)
+            hidden = cell(gate, layer(recurrent, hidden), hidden)
             states.append(hidden)
         q = layer(last, torch.stack(states, dim=1).view(N, T * B, -1))
         return q.view(N, T, B, -1), hidden
@@ -175,10 +183,10 @@ class Replay:
             array[self.added % self.capacity] = episode[name]
         self.added += 1
 
-    def sample(self, episodes: int, random: np.random.Generator) -> dict[str, np.ndarray]:
-        """Different episodes, uniformly, (episodes, T + 1, ...) with T the longest of their lengths."""
+    def sample(self, episodes: int, random: np.random.Generator, whole=False) -> dict[str, np.ndarray]:
+        """Different episodes, uniformly, (episodes, T + 1, ...); T is the longest's or, whole, the limit."""
         which = random.choice(min(self.added, self.capacity), episodes, replace=False)
-        steps = int(self.data["lengths"][which].max())
+        steps = self.data["rewards"].shape[1] - 1 if whole else int(self.data["lengths"][which].max())
         return {name: x[which, : steps + 1] if x.ndim > 1 else x[which] for name, x in self.data.items()}
 
 
@@ -187,7 +195,7 @@ def own_actions(actions: torch.Tensor, num_actions: int) -> torch.Tensor:
     return F.pad(F.one_hot(actions[:, :-1], num_actions).float(), (0, 0, 0, 0, 1, 0))
 
 
-def td_loss(online, target, batch, gamma: float):
+def td_loss(online, target, batch, gamma: float, cell=gru_cell):
     """Double Q-learning on whole episodes: loss, summed over agents whose parameters are disjoint, and parts.
 
     batch: obs (N, T + 1, B, obs_dim), action_mask (N, T + 1, B, A), actions (N, T + 1, B), and the team's
@@ -197,10 +205,10 @@ def td_loss(online, target, batch, gamma: float):
     """
     inputs = torch.cat([batch["obs"], own_actions(batch["actions"], batch["action_mask"].shape[-1])], dim=-1)
     hidden = inputs.new_zeros(inputs.shape[0], inputs.shape[2], HIDDEN)
-    q, _ = online(inputs, hidden)
+    q, _ = online(inputs, hidden, cell)
     chosen = q.gather(-1, batch["actions"].unsqueeze(-1)).squeeze(-1)[:, :-1]
     with torch.no_grad():
-        q_target, _ = target(inputs, hidden)
+        q_target, _ = target(inputs, hidden, cell)
         best = q.masked_fill(~batch["action_mask"], -torch.inf).argmax(-1, keepdim=True)
         following = q_target.gather(-1, best).squeeze(-1)[:, 1:]
         targets = batch["rewards"][:-1] + gamma * ~batch["terminations"][:-1] * following
@@ -220,17 +228,47 @@ def clip_grad_norm_per_agent(network: nn.Module, max_norm: float) -> torch.Tenso
     return norm
 
 
-def update(online, target, optimizer, batch, args) -> torch.Tensor:
+def update(online, target, optimizer, batch, args, cell=gru_cell) -> torch.Tensor:
     """A gradient step of all agents; returns STATS, (4, N)."""
     optimizer.zero_grad()
-    loss, parts = td_loss(online, target, batch, args.gamma)
+    loss, parts = td_loss(online, target, batch, args.gamma, cell)
     loss.backward()
     grad_norm = clip_grad_norm_per_agent(online, args.max_grad_norm)
     optimizer.step()
     return torch.cat([parts, grad_norm[None]])
 
 
-def to_batch(episodes: dict[str, np.ndarray], device: str) -> dict[str, torch.Tensor]:
+# --- same in: dpo_mamujoco, dpo_matrix, dpo_mpe, dpo_smac, iddpg, ippo, iql ---
+class CudaGraph:
+    """`update(batch)` as one launch of a CUDA graph; small networks would wait for thousands of launches.
+
+    PyTorch wants real calls before it records one: the first two run as they are. What is recorded reads and
+    writes the same memory at each replay, so every batch, on any device, is copied to where the first was.
+    """
+
+    def __init__(self, update):
+        self.update, self.calls, self.batch = update, 0, {}
+        self.graph, self.stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+
+    def __call__(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        self.batch = self.batch or {name: torch.empty_like(x, device="cuda") for name, x in batch.items()}
+        for name, x in batch.items():
+            self.batch[name].copy_(x if x.is_cuda else x.pin_memory(), non_blocking=True)
+        self.calls += 1
+        if self.calls < 3:
+            self.stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(self.stream):
+                self.stats = self.update(self.batch)
+            torch.cuda.current_stream().wait_stream(self.stream)
+        elif self.calls == 3:
+            with torch.cuda.graph(self.graph, stream=self.stream):
+                self.stats = self.update(self.batch)
+        if self.calls >= 3:
+            self.graph.replay()
+        return self.stats.clone()
+
+
+def to_batch(episodes: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
     """A sample of Replay, (B, T + 1[, N, ...]) -> the tensors of `td_loss`."""
     batch = {}
     for name in ("obs", "action_mask", "actions"):
@@ -240,7 +278,7 @@ def to_batch(episodes: dict[str, np.ndarray], device: str) -> dict[str, torch.Te
         batch[name] = torch.from_numpy(np.ascontiguousarray(episodes[name].T))
     steps = np.arange(episodes["rewards"].shape[1])[:, None]
     batch["filled"] = torch.from_numpy((steps < episodes["lengths"]).astype(np.float32))
-    return {name: x.to(device) for name, x in batch.items()}
+    return batch
 
 
 # --- same in: dpo_mamujoco, dpo_matrix, dpo_mpe, dpo_smac, iddpg, ippo, iql ---
@@ -360,6 +398,8 @@ def parse_args(argv: list[str] | None = None) -> tuple[Args, dict, Path]:
         )
     if args.device != "cpu" and not torch.cuda.is_available():
         sys.exit(f"{SCRIPT}: --device {args.device}, but PyTorch sees no GPU here; use --device cpu.")
+    if args.compile and not shutil.which(os.environ.get("CXX", "g++")):
+        sys.exit(f"{SCRIPT}: --compile needs a C++ compiler; install g++ (or set CXX), or drop the flag.")
     return args, state, run_dir
 
 
@@ -368,7 +408,12 @@ def train(args: Args, envs, eval_envs, online: QNetworks, state: dict, run_dir: 
     device, N, E, A, T = args.device, envs.num_agents, args.num_envs, envs.num_actions, envs.episode_limit
     replay = Replay(args.buffer_episodes, T, N, envs.obs_dim, A, args.memory_share)
     target = copy.deepcopy(online)
-    optimizer = torch.optim.Adam(online.parameters(), lr=args.learning_rate, fused=True)
+    settings = dict(lr=args.learning_rate, fused=True, capturable=device != "cpu")
+    optimizer = torch.optim.Adam(online.parameters(), **settings)
+    options = {"cpp_wrapper": True} if device == "cpu" else {}
+    cell = torch.compile(gru_cell, options=options) if args.compile else gru_cell
+    learn = functools.partial(update, online, target, optimizer, args=args, cell=cell)
+    learn = learn if device == "cpu" else CudaGraph(learn)
     random = np.random.default_rng([args.seed, 2])  # exploration and replay
     global_step, next_eval, best_return, best = 0, 0, -float("inf"), online.state_dict()
     metrics = run_dir / "metrics.csv"
@@ -419,7 +464,7 @@ def train(args: Args, envs, eval_envs, online: QNetworks, state: dict, run_dir: 
     bar = tqdm(total=args.total_timesteps, initial=global_step, unit="step", disable=not sys.stderr.isatty())
     next_checkpoint, next_line, env_s, update_s, start = global_step, 0.0, 0.0, 0.0, time.perf_counter()
     next_log, logged, episodes, stats = state["log"] if state else (LOG_EVERY, 0, [], [])
-    stats = list(stats[1:])
+    stats = list(stats[1:].to(device)) if state else []
     while True:
         if global_step >= next_eval:
             next_eval += args.eval_every
@@ -440,7 +485,8 @@ def train(args: Args, envs, eval_envs, online: QNetworks, state: dict, run_dir: 
             checkpoint["envs"] = {name: torch.from_numpy(x) for name, x in envs.get_state().items()}
             checkpoint["next"] = [torch.from_numpy(x) for x in (next_obs, next_mask)]
             checkpoint["memory"] = hidden.cpu(), last
-            checkpoint["log"] = next_log, logged, episodes, torch.stack([torch.zeros(len(STATS), N), *stats])
+            stacked = torch.stack([torch.zeros(len(STATS), N, device=device), *stats])
+            checkpoint["log"] = next_log, logged, episodes, stacked.cpu()
             checkpoint["metrics_bytes"] = metrics.stat().st_size
             save(run_dir / "checkpoint.pt", checkpoint)
         if finished:
@@ -476,12 +522,13 @@ def train(args: Args, envs, eval_envs, online: QNetworks, state: dict, run_dir: 
                 episodes.append([float(infos["episode"][name][e]) for name in "rl"] + [float(won)])
             update_start = time.perf_counter()
             for _ in range(args.updates_per_episode if replay.added >= args.batch_episodes else 0):
-                batch = to_batch(replay.sample(args.batch_episodes, random), device)
-                stats.append(update(online, target, optimizer, batch, args))
+                batch = to_batch(replay.sample(args.batch_episodes, random, whole=device != "cpu"))
+                stats.append(learn(batch))
             if replay.added % args.target_every == 0:
                 target.load_state_dict(online.state_dict())
             update_s += time.perf_counter() - update_start
-        hidden[:, over], last = 0.0, torch.where(torch.from_numpy(over)[:, None], -1, last)
+        if over.any():
+            hidden[:, over], last[over] = 0.0, -1
         for x in begun.values():
             x[over] = 0
         if global_step < next_log or not episodes or not stats:

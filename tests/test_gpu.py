@@ -5,6 +5,7 @@ a GPU and cannot be part of a CUDA graph, raises an error there.
 """
 
 import csv
+import functools
 import importlib
 import shutil
 import subprocess
@@ -135,7 +136,10 @@ def test_without_a_compiler_one_sentence_says_what_to_do(script, monkeypatch):
         importlib.import_module(script).parse_args(["--compile"])
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+
+@GPU
 @pytest.mark.parametrize("flags", [(), ("--compile",)])
 def test_training_on_a_gpu_agrees_with_the_cpu(tmp_path, flags):
     """The first rollout's actions differ, the GPU's random numbers being others; its losses hardly do."""
@@ -143,3 +147,57 @@ def test_training_on_a_gpu_agrees_with_the_cpu(tmp_path, flags):
     cpu = train(tmp_path / "cpu")
     assert np.isfinite([list(row.values()) for row in cuda]).all() and len(cuda) == len(cpu) == 3
     assert cuda[0]["losses/entropy"] == pytest.approx(cpu[0]["losses/entropy"], abs=0.02)
+
+
+@GPU
+@FAMILIES
+def test_cuda_graph_replays_what_the_update_does(family, name):
+    """Five updates, the last three replayed, on batches that differ."""
+    results = []
+    for replayed in (False, True):
+        torch.manual_seed(1)
+        learner = made_up(family, name, 256, "cuda")
+        script, agents, num_agents = learner.script, learner.agents, len(learner.batch["obs"])
+        settings = dict(lr=5e-4, eps=1e-5, fused=True, capturable=True)
+        optimizer = torch.optim.Adam(agents.parameters(), **settings)
+        update = functools.partial(
+            script.update, agents, optimizer, args=script.Args(update_epochs=3), num_agents=num_agents
+        )
+        update, seen = script.CudaGraph(update) if replayed else update, []
+        for scale in (1.0, 0.5, 2.0, -1.0, 0.1):
+            seen.append(update(learner.batch | {"advantages": scale * learner.batch["advantages"]}))
+        results.append([*seen, *agents.state_dict().values()])
+    for eager, graph in zip(*results, strict=True):
+        assert torch.allclose(graph, eager, rtol=1e-4, atol=1e-5)
+
+
+TINY = {
+    "dpo_mpe": "--num-envs=8 --total-timesteps={steps}",
+    "dpo_smac": "--map=3m --backend=embedded --num-envs=8 --num-steps=25 --total-timesteps={steps}",
+    "dpo_mamujoco": "--task=Hopper-3x1 --num-envs=8 --num-steps=25 --total-timesteps={steps}",
+    "dpo_matrix": "--num-states=25 --num-agents=2 --num-actions=3 --num-envs=8 --total-timesteps={steps}",
+    "ippo": "--env-id=smac/3m --num-envs=8 --num-steps=25 --total-timesteps={steps}",
+    "iql": "--env-id=mpe/simple_spread --batch-episodes=4 --total-timesteps={steps}",
+    "iddpg": "--env-id=mamujoco/Hopper-3x1 --warmup-steps=64 --buffer-steps=2000 --total-timesteps={steps}",
+}
+
+
+@GPU
+@pytest.mark.parametrize("script", TINY)
+def test_a_resumed_run_on_a_gpu_ends_as_one_that_never_stopped(tmp_path, script):
+    """On a GPU as on a CPU: the same seed, the same parameters, to the last bit."""
+
+    def run(*flags: str) -> None:
+        path = Path(dpo_mpe.__file__).with_name(f"{script}.py")
+        subprocess.run([sys.executable, path, *flags], check=True, capture_output=True)
+
+    def agents(name: str) -> dict[str, torch.Tensor]:
+        [path] = (tmp_path / name).glob("*/checkpoint.pt")
+        return torch.load(path, weights_only=True, map_location="cpu")["agents"]
+
+    for name, steps in (("stopped", 1000), ("whole", 2000)):
+        run(*TINY[script].format(steps=steps).split(), "--device=cuda", f"--runs-dir={tmp_path / name}")
+    [directory] = (tmp_path / "stopped").iterdir()
+    run("--resume", str(directory), "--total-timesteps=2000")
+    stopped, whole = agents("stopped"), agents("whole")
+    assert all(torch.equal(stopped[name], x) for name, x in whole.items())
