@@ -113,10 +113,9 @@ PRESETS = {
 
 def gru_cell(inputs: torch.Tensor, memories: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
     """The next hidden state (N, B, HIDDEN); inputs, memories: the gates' products, (N, B, 3 HIDDEN)."""
-    reset_x, update_x, new_x = inputs.chunk(3, dim=-1)
-    reset_h, update_h, new_h = memories.chunk(3, dim=-1)
-    new = torch.tanh(new_x + torch.sigmoid(reset_x + reset_h) * new_h)
-    return new + torch.sigmoid(update_x + update_h) * (hidden - new)
+    (gates_x, new_x), (gates_h, new_h) = (x.split((2 * HIDDEN, HIDDEN), dim=-1) for x in (inputs, memories))
+    reset, keep = torch.sigmoid(gates_x + gates_h).chunk(2, dim=-1)
+    return torch.lerp(torch.tanh(torch.addcmul(new_x, reset, new_h)), hidden, keep)
 
 
 class QNetworks(nn.Module):
