@@ -169,11 +169,13 @@ def whose(some: Sequence[Group], groups: Sequence[Group]) -> str:
 
 
 def origins(groups: Sequence[Group]) -> list[str]:
-    """Engines and commits that runs were made with."""
+    """Engines, devices and commits that runs were made with."""
     runs = [run for group in groups for run in group.runs]
+    on_gpu = sum(run.info.get("device", "cpu") != "cpu" for run in runs)
+    devices = [f"{on_gpu} of {len(runs)} runs on a GPU"] if on_gpu else []
     commits = sorted({str(run.info.get("git_commit", "unknown"))[:7] for run in runs})
     engines = sorted({engine(run) for run in runs})
-    return [*engines, f"git commit{'s' if len(commits) > 1 else ''} {', '.join(commits)}"]
+    return [*engines, *devices, f"git commit{'s' if len(commits) > 1 else ''} {', '.join(commits)}"]
 
 
 def unfinished(group: Group) -> list[str]:

@@ -67,9 +67,11 @@ class Cell:
 
     @property
     def has_hours(self) -> bool:
-        """Whether time tells methods apart: dpo_matrix.py sums the samples of a state, baselines do not."""
-        scripts = {run.info["script"] for group in self.groups for run in group.runs}
-        return self.task.family != "matrix" or len(scripts) == 1
+        """Whether time tells methods apart: not where some ran on a GPU and others did not, nor on the game,
+        where dpo_matrix.py sums the samples of a state and baselines do not."""
+        runs = [run for group in self.groups for run in group.runs]
+        scripts = {run.info["script"] for run in runs} if self.task.family == "matrix" else {""}
+        return len(scripts) == len({run.info.get("device", "cpu") for run in runs}) == 1
 
     def style(self, method: str) -> tuple[str, str]:
         """Colour and dashes of a method: the same in all tasks of the panel, whatever is missing there."""

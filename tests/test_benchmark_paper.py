@@ -22,7 +22,7 @@ def level(method, task, seed):
     return -6.0 - len(method) - 0.1 * len(task) + 0.3 * seed
 
 
-def made(folder, name, seeds=(1, 2, 3), scale="small", done=True):
+def made(folder, name, seeds=(1, 2, 3), scale="small", done=True, device="cpu"):
     """Run directories of a figure as benchmark/run.py leaves them, with curves that rise to `level`."""
     for _, task, method, run in panel_runs(FIGURES[name], scale, seeds):
         env = ENVS[task.family].format(task.name)
@@ -42,6 +42,7 @@ def made(folder, name, seeds=(1, 2, 3), scale="small", done=True):
             "seed": run.seed,
             "backend": "embedded",
             "git_commit": "c0ffee7",
+            "device": device,
         }
         (place / "args.json").write_text(json.dumps(args))
         if done:
@@ -162,6 +163,18 @@ def test_missing_runs_are_counted_and_collected_ones_suffice(tmp_path):
     pictures = imread(tmp_path / "into" / "small" / "fig2.png")
     again = paper.plot_figure("fig2", "small", (1, 2, 3), tmp_path / "nowhere", tmp_path / "into")
     assert again == text and (imread(tmp_path / "into" / "small" / "fig2.png") == pictures).all()
+
+
+def test_runs_on_a_gpu_are_told_and_not_timed_beside_others(tmp_path):
+    """Seeds of a method may come from a GPU; hours that mix both would compare machines, not methods."""
+    made(tmp_path / "runs", "fig2", seeds=(1,), device="cuda")
+    paper.plot_figure("fig2", "small", (1,), tmp_path / "runs", tmp_path / "into")
+    timed = tmp_path / "into" / "small" / "fig2-time.png"
+    assert timed.exists()
+    made(tmp_path / "runs", "fig2", seeds=(1, 2, 3))
+    text = paper.plot_figure("fig2", "small", (1, 2, 3), tmp_path / "runs", tmp_path / "into")
+    assert not timed.exists()
+    assert text.count("engine: embedded; 3 of 9 runs on a GPU; git commit c0ffee7.") == 3
 
 
 def test_the_exact_iteration_has_a_figure_and_table_of_its_own(tmp_path):
