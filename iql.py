@@ -100,7 +100,7 @@ class Args:
     torch_threads: int = 1
     """CPU threads of single operators"""
     compile: bool = False
-    """torch.compile the GRU cell: faster updates after some seconds; a CPU needs g++"""
+    """torch.compile the GRU cell, for GPUs; on a CPU, which needs g++, it gains nothing"""
 
 
 RESUME_MAY_CHANGE = {"total_timesteps", "eval_only", "checkpoint", "resume", "capture_video", "runs_dir"}
