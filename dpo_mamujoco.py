@@ -25,6 +25,7 @@ import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Literal
 
 import imageio
 import numpy as np
@@ -113,8 +114,8 @@ class Args:
     """evaluate --checkpoint on 320 greedy episodes and stop"""
     capture_video: bool = False
     """record greedy episodes as video.mp4 in the run directory, at the end or with --eval-only"""
-    device: str = "cpu"
-    """cpu | cuda"""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """cuda: the first GPU that CUDA_VISIBLE_DEVICES names"""
     torch_threads: int = 1
     """CPU threads of the physics, and of the learner, where each has a group of agents to itself"""
     compile: bool = False

@@ -26,6 +26,7 @@ import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Literal
 
 import matplotlib.figure
 import numpy as np
@@ -119,8 +120,8 @@ class Args:
     """where run directories are made"""
     resume: str = ""
     """run directory to go on with, under its own arguments"""
-    device: str = "cpu"
-    """cpu | cuda"""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """cuda: the first GPU that CUDA_VISIBLE_DEVICES names"""
     torch_threads: int = 1
     """CPU threads of the learner; each has a group of agents to itself"""
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import functools
 import importlib
 import itertools
+import operator
 import subprocess
 import sys
 import tempfile
@@ -81,33 +83,35 @@ def made_up(family: str, name: str, rows: int, device: str) -> Learner:
 
 
 def learner_gflops(learner: Learner, threads: int, compiled: bool) -> Callable[[], float]:
-    """A measurement of the GFLOP/s of `update` as the scripts call it with --torch-threads `threads`."""
+    """A measurement of the GFLOP/s of `update` as the scripts call it on `threads`; on a GPU its graph."""
     script, agents, batch = learner.script, learner.agents, learner.batch
     num_agents, cuda = len(batch["obs"]), batch["obs"].is_cuda
     args = script.Args(update_epochs=EPOCHS)
-    cuts = np.linspace(0, num_agents, min(threads, num_agents) + 1).astype(int)
+    cuts = np.linspace(0, num_agents, min(1 if cuda else threads, num_agents) + 1).astype(int)
     groups = [slice(int(first), int(last)) for first, last in itertools.pairwise(cuts)]
     learners = [agents.group(group) for group in groups]
-    optimizers = [torch.optim.Adam(one.parameters(), 5e-4, eps=1e-5, fused=True) for one in learners]
+    adam = functools.partial(torch.optim.Adam, lr=5e-4, eps=1e-5, fused=True, capturable=cuda)
     parts = [{name: x[group] for name, x in batch.items()} for group in groups]
     pool = ThreadPoolExecutor(len(groups), initializer=torch.set_num_threads, initargs=(1,))
     loss_fn = script.dpo_loss
     if compiled:
         code = loss_fn.__code__.replace()  # with a cache of its own, for a script compiles for few sizes
-        options: dict[str, Any] = {"triton.cudagraphs": True} if cuda else {"cpp_wrapper": True}
+        options: dict[str, Any] = {} if cuda else {"cpp_wrapper": True}
         loss_fn = torch.compile(types.FunctionType(code, loss_fn.__globals__), options=options)
 
-    def learn(one: Any, optimizer: Any, part: Any) -> None:
-        script.update(one, optimizer, part, args, num_agents, loss_fn)
+    learn = functools.partial(script.update, args=args, num_agents=num_agents, loss_fn=loss_fn)
+    updates = [functools.partial(learn, one, adam(one.parameters())) for one in learners]
+    updates = [script.CudaGraph(update) for update in updates] if cuda else updates
 
     def measure() -> float:
         start = time.perf_counter()
-        list(pool.map(learn, learners, optimizers, parts))
+        list(pool.map(operator.call, updates, parts))
         if cuda:
             torch.cuda.synchronize()
         return learner.flops / (time.perf_counter() - start) / 1e9
 
-    measure()
+    for _ in range(3 if cuda else 1):
+        measure()
     return measure
 
 

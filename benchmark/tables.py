@@ -37,12 +37,17 @@ def absolute_cell(group: Group, name: str, digits: int) -> str:
 
 
 def speed_cell(group: Group) -> str:
-    """Median environment steps per second, and the shares of env, act and update in the time."""
+    """Median environment steps per second, and the shares of env, act and update in the time.
+
+    Nothing where some seeds ran on a GPU and others did not.
+    """
     names = ("charts/SPS", "time/env", "time/act", "time/update")
-    if not group.has(*names):
+    devices = {run.info.get("device", "cpu") for run in group.runs}
+    if not group.has(*names) or len(devices) > 1:
         return "–"
     sps, *split = (np.nanmedian(np.concatenate([run.columns[name] for run in group.runs])) for name in names)
-    return f"{sps:,.0f} ({' / '.join(f'{100 * share:.0f}' for share in split)} %)"
+    gpu = "" if devices == {"cpu"} else ", GPU"
+    return f"{sps:,.0f} ({' / '.join(f'{100 * share:.0f}' for share in split)} %{gpu})"
 
 
 def shares_cell(group: Group) -> str:

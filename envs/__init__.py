@@ -90,9 +90,13 @@ def _make_mpe(env_id: str, num_envs: int, seed: int, options: dict[str, Any]) ->
 def _make_mamujoco(env_id: str, num_envs: int, seed: int, options: dict[str, Any]) -> VectorEnv:
     try:
         from envs.mamujoco import MaMujocoVectorEnv
-    except (AttributeError, ImportError) as error:  # PyOpenGL's, where MUJOCO_GL names what is not there
-        wish = os.environ.get("MUJOCO_GL", "")
-        raise ValueError(f"MuJoCo cannot start with MUJOCO_GL={wish!r}; unset it or set another.") from error
+    except (AttributeError, ImportError) as error:
+        if wish := os.environ.get("MUJOCO_GL"):  # names what is not there: PyOpenGL's errors tell nothing
+            sentence = f"MuJoCo cannot start with MUJOCO_GL={wish!r}; unset it or set another."
+        else:
+            reason = str(error).partition("\n")[0].rstrip(".")
+            sentence = f"MuJoCo cannot be loaded ({reason}); pip install -r requirements.txt."
+        raise ValueError(sentence) from error
     if env_id not in env_ids() and "partition" not in options:
         raise _unknown(env_id)
     return _build(env_id, MaMujocoVectorEnv, num_envs, seed, options)

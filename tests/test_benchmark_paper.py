@@ -170,11 +170,13 @@ def test_runs_on_a_gpu_are_told_and_not_timed_beside_others(tmp_path):
     made(tmp_path / "runs", "fig2", seeds=(1,), device="cuda")
     paper.plot_figure("fig2", "small", (1,), tmp_path / "runs", tmp_path / "into")
     timed = tmp_path / "into" / "small" / "fig2-time.png"
+    assert (tmp_path / "into" / "small" / "fig2.md").read_text().count("2,000 (10 / 20 / 70 %, GPU)") == 9
     assert timed.exists()
     made(tmp_path / "runs", "fig2", seeds=(1, 2, 3))
     text = paper.plot_figure("fig2", "small", (1, 2, 3), tmp_path / "runs", tmp_path / "into")
     assert not timed.exists()
     assert text.count("engine: embedded; 3 of 9 runs on a GPU; git commit c0ffee7.") == 3
+    assert "2,000 (10" not in text  # a median over both is nobody's speed
 
 
 def test_the_exact_iteration_has_a_figure_and_table_of_its_own(tmp_path):

@@ -295,3 +295,14 @@ def test_a_wish_for_a_missing_library_is_one_sentence():
     env.pop("PYOPENGL_PLATFORM", None)  # mujoco.egl, imported by another test, leaves it behind
     result = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
     assert result.returncode and "ValueError: MuJoCo cannot start with MUJOCO_GL='osmesa'" in result.stderr
+
+
+def test_a_missing_mujoco_is_one_sentence():
+    """Whoever has not installed it must not be sent to look at MUJOCO_GL."""
+    code = (
+        'import sys; sys.modules["mujoco"] = None; import envs; envs.make("mamujoco/Hopper-3x1", num_envs=1)'
+    )
+    env = {name: value for name, value in os.environ.items() if name != "MUJOCO_GL"}
+    result = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    assert result.returncode and "ValueError: MuJoCo cannot be loaded (import of mujoco" in result.stderr
+    assert "pip install -r requirements.txt." in result.stderr
