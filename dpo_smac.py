@@ -24,7 +24,6 @@ import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Literal
 
 import imageio
 import numpy as np
@@ -110,8 +109,8 @@ class Args:
     """evaluate --checkpoint on 320 greedy episodes and stop"""
     capture_video: bool = False
     """record greedy episodes as video.mp4 in the run directory, at the end or with --eval-only"""
-    device: Literal["cpu", "cuda"] = "cpu"
-    """cuda: the first GPU that CUDA_VISIBLE_DEVICES names"""
+    device: str = "cpu"
+    """cpu | cuda, the first GPU that CUDA_VISIBLE_DEVICES names"""
     torch_threads: int = 1
     """CPU threads of the learner; each has a group of agents to itself"""
     compile: bool = False
@@ -413,6 +412,8 @@ def parse_args(argv: list[str] | None = None) -> tuple[Args, dict, Path]:
         sys.exit(f"{SCRIPT}: --gamma and --gae-lambda must be 0 to 1, --ent-coef finite and not negative.")
     if not (args.d_target > 0 and args.delta > 1 and args.omega > 1 and 0 <= args.beta_min <= args.beta_max):
         sys.exit(f"{SCRIPT}: eq. (21) needs d_target > 0, delta > 1, omega > 1, 0 <= beta_min <= beta_max.")
+    if args.device not in ("cpu", "cuda"):
+        sys.exit(f"{SCRIPT}: --device is cpu or cuda, got {args.device}; CUDA_VISIBLE_DEVICES names the GPU.")
     if args.device != "cpu" and not torch.cuda.is_available():
         sys.exit(f"{SCRIPT}: --device {args.device}, but PyTorch sees no GPU here; use --device cpu.")
     if args.compile and not shutil.which(os.environ.get("CXX", "g++")):

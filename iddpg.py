@@ -22,7 +22,6 @@ import time
 import warnings
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Literal
 
 import imageio
 import numpy as np
@@ -92,8 +91,8 @@ class Args:
     """evaluate --checkpoint on 320 greedy episodes and stop"""
     capture_video: bool = False
     """record greedy episodes as video.mp4 in the run directory, at the end or with --eval-only"""
-    device: Literal["cpu", "cuda"] = "cpu"
-    """cuda: the first GPU that CUDA_VISIBLE_DEVICES names"""
+    device: str = "cpu"
+    """cpu | cuda, the first GPU that CUDA_VISIBLE_DEVICES names"""
     torch_threads: int = 1
     """CPU threads of single operators"""
 
@@ -360,6 +359,8 @@ def parse_args(argv: list[str] | None = None) -> tuple[Args, dict, Path]:
         sys.exit(
             f"{SCRIPT}: --tau must be in (0, 1], --updates-per-step and --exploration-noise not negative."
         )
+    if args.device not in ("cpu", "cuda"):
+        sys.exit(f"{SCRIPT}: --device is cpu or cuda, got {args.device}; CUDA_VISIBLE_DEVICES names the GPU.")
     if args.device != "cpu" and not torch.cuda.is_available():
         sys.exit(f"{SCRIPT}: --device {args.device}, but PyTorch sees no GPU here; use --device cpu.")
     return args, state, run_dir

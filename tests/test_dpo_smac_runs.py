@@ -388,7 +388,8 @@ REFUSED = {
     "unknown map": (["--map", "3x"], "3s"),
     "unknown backend": (["--map", "3m", "--backend", "sc3"], "embedded"),
     "no GPU": (["--map", "3m", "--device", "cuda"], "--device cpu"),
-    "unknown device": (["--map", "3m", "--device", "abacus"], "--device cpu"),
+    "unknown device": (["--map", "3m", "--device", "abacus"], "--device is cpu or cuda"),
+    "GPU by number": (["--map", "3m", "--device", "cuda:1"], "CUDA_VISIBLE_DEVICES"),
     "runs directory in a file": ([*TINY, "--runs-dir", "TMP/file/runs"], "TMP/file"),
 }
 
