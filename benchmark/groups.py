@@ -161,11 +161,18 @@ def provenance(groups: Sequence[Group]) -> str:
 
 def whose(some: Sequence[Group], groups: Sequence[Group]) -> str:
     """Names some of these groups: by environment, and by method where it is not all of that environment."""
-    envs = list(dict.fromkeys(group.runs[0].env for group in some))
-    there = {(group.runs[0].env, group.method) for group in groups if group.runs[0].env in envs}
-    if there == {(group.runs[0].env, group.method) for group in some}:
-        return ", ".join(envs)
-    return f"{' / '.join(dict.fromkeys(group.method for group in some))} on {', '.join(envs)}"
+    chosen, methods = methods_by_env(some), methods_by_env(groups)
+    envs: dict[str, list[str]] = {}
+    for env, names in chosen.items():
+        envs.setdefault("" if names == methods[env] else f"{' / '.join(names)} on ", []).append(env)
+    return " and ".join(names + ", ".join(where) for names, where in envs.items())
+
+
+def methods_by_env(groups: Sequence[Group]) -> dict[str, list[str]]:
+    methods: dict[str, list[str]] = {}
+    for group in groups:
+        methods.setdefault(group.runs[0].env, []).append(group.method)
+    return methods
 
 
 def origins(groups: Sequence[Group]) -> list[str]:

@@ -15,7 +15,7 @@ import scipy.stats
 from matplotlib.image import imread
 
 from benchmark import collect, plot, stats
-from benchmark.groups import group_runs, read_runs
+from benchmark.groups import group_runs, provenance, read_runs
 from benchmark.tables import make_table
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -388,3 +388,15 @@ def test_runs_of_other_settings_are_not_averaged(tmp_path, errors):
         collect.collect(run, tmp_path / "mixed", 20_000)
     (sentence,) = errors(plot.main, tmp_path / "mixed")
     assert "seeds 1 and 2" in sentence and "d_target" in sentence and "--label" in sentence
+
+
+def test_captions_say_which_method_has_which_seeds_where(tmp_path):
+    """A method with a missing seed in one environment of two is named for each of the two by itself."""
+    names = {("smac-8m-embedded", "dpo_smac"): (1, 2), ("smac-8m-embedded", "ippo"): (1, 2)}
+    names |= {("smac-3m-embedded", "dpo_smac"): (1, 2), ("smac-3m-embedded", "ippo"): (1,)}
+    runs = [write_run(tmp_path, env, script, s) for (env, script), seeds in names.items() for s in seeds]
+    groups = [group for members in collected(tmp_path / "runs", *runs).values() for group in members]
+    caption = provenance(groups)
+    assert caption.startswith("dpo_smac on smac-3m-embedded and smac-8m-embedded: seeds 1, 2; budget")
+    assert "; ippo on smac-3m-embedded: seed 1; budget" in caption
+    assert provenance([x for x in groups if x.runs[0].env == "smac-8m-embedded"]).startswith("seeds 1, 2; ")
