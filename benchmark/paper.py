@@ -30,11 +30,12 @@ from benchmark.draw import RC, STYLES, draw_curve, draw_return_limits, finish, r
 from benchmark.figures import FIGURES, Panel, Task, panel_runs
 from benchmark.groups import Group, Run, check_alike, origins, read_run
 from benchmark.jobs import finished, run_directory
-from benchmark.stats import Array, bootstrap_iqm, final_means, hours, run_means
+from benchmark.stats import Array, bootstrap_iqm, final_means, hours, run_means, welch
 from benchmark.tables import make_table
 
 RESULTS = Path(__file__).resolve().parent / "results"  # references of some tasks are there
 POINTS = 200  # evaluations that are kept of a run
+SUMMARIES = {"final": final_means, "over the run": run_means}
 WIN_RATE, RETURN = "eval/win_rate", "eval/episodic_return"
 
 
@@ -72,6 +73,14 @@ class Cell:
         runs = [run for group in self.groups for run in group.runs]
         scripts = {run.info["script"] for run in runs} if self.task.family == "matrix" else {""}
         return len(scripts) == len({run.info.get("device", "cpu") for run in runs}) == 1
+
+    def scores(self, method: str, summary: Callable[[Array], Array] = final_means) -> dict[int, float]:
+        """Normalised scores of a method by seed; `summary` makes them of evaluations (seeds, points)."""
+        for group in self.groups:
+            if group.method == method and group.has(self.metric):
+                scores = self.normalised(summary(group.values(self.metric))).tolist()
+                return {int(run.info["seed"]): x for run, x in zip(group.runs, scores, strict=True)}
+        return {}
 
     def style(self, method: str) -> tuple[str, str]:
         """Colour and dashes of a method: the same in all tasks of the panel, whatever is missing there."""
@@ -166,7 +175,8 @@ def plot_figure(name: str, scale: str, seeds: Sequence[int], runs_dir: Path, int
     else:
         draw_cells(cells, title, folder / f"{name}.png", timed=False)
         draw_cells(cells, title, folder / f"{name}-time.png", timed=True)
-        text += aggregate_table(cells) + make_table({cell.title: cell.groups for cell in cells})
+        text += aggregate_table(cells) + comparison_table(cells)
+        text += make_table({cell.title: cell.groups for cell in cells})
         (folder / f"{name}.json").write_text(json.dumps(marl_eval(cells), indent=1) + "\n")
     (folder / f"{name}.md").write_text(text)
     return text
@@ -254,12 +264,17 @@ def draw_cell(ax: Axes, cell: Cell, timed: bool) -> None:
 # --- aggregates over tasks --------------------------------------------------------------------------------
 
 
-def aggregates(cells: Sequence[Cell]) -> list[tuple[list[Cell], str]]:
-    """Panels of which at least two tasks are there, each with the words for how scores are normalised."""
+def by_panel(cells: Sequence[Cell]) -> list[list[Cell]]:
+    """The cells of each panel."""
     panels: dict[int, list[Cell]] = {}
     for cell in cells:
         panels.setdefault(id(cell.panel), []).append(cell)
-    several = [members for members in panels.values() if len(members) > 1]
+    return list(panels.values())
+
+
+def aggregates(cells: Sequence[Cell]) -> list[tuple[list[Cell], str]]:
+    """Panels of which at least two tasks are there, each with the words for how scores are normalised."""
+    several = [members for members in by_panel(cells) if len(members) > 1]
     return [(cells, "; ".join(dict.fromkeys(cell.scale_words() for cell in cells))) for cells in several]
 
 
@@ -268,20 +283,14 @@ def interquartile_means(
 ) -> dict[str, tuple[float, float, float]]:
     """IQM of normalised scores over tasks and its interval, per method that all tasks have.
 
-    `summary` makes of evaluations (seeds, points) the scores (seeds,). Every task counts as many seeds as the
-    one with the fewest has.
+    Every task counts as many seeds as the one with the fewest has.
     """
     found = {}
     for method in (group.method for group in cells[0].groups):
-        columns = [
-            cell.normalised(summary(group.values(cell.metric)))
-            for cell in cells
-            for group in cell.groups
-            if group.method == method and group.has(cell.metric)
-        ]
-        if len(columns) == len(cells):
+        columns = [list(cell.scores(method, summary).values()) for cell in cells]
+        if all(columns):
             seeds = min(map(len, columns))
-            found[method] = bootstrap_iqm(np.stack([column[:seeds] for column in columns], axis=1))
+            found[method] = bootstrap_iqm(np.array([column[:seeds] for column in columns]).T)
     return found
 
 
@@ -308,7 +317,7 @@ def aggregate_table(cells: Sequence[Cell]) -> str:
     for members, words in aggregates(cells):
         tasks = ", ".join(cell.task.name for cell in members)
         text += "| method | seeds | final | over the run |\n| --- | --- | --- | --- |\n"
-        columns = (interquartile_means(members, summary) for summary in (final_means, run_means))
+        columns = (interquartile_means(members, summary) for summary in SUMMARIES.values())
         final, whole = (
             {
                 method: f"{value:.3f}" + (f" ({low:.3f} to {high:.3f})" if high > low else "")
@@ -324,6 +333,44 @@ def aggregate_table(cells: Sequence[Cell]) -> str:
         text += "which is too narrow for few of them. "
         text += f"Scores are normalised per task ({words}).\n\n"
     return text
+
+
+def comparison_table(cells: Sequence[Cell]) -> str:
+    """Markdown tables of Welch's p of each method against its panel's first, by task and over the tasks.
+
+    Over the tasks it is the test of the seeds' means of normalised scores, of seeds that all tasks have.
+    """
+    text = ""
+    for members in by_panel(cells):
+        first, *others = (method.name for method in members[0].panel.methods)
+        head = [f"p against {first}", *(cell.task.name for cell in members), "all tasks"]
+        rows = []
+        for method in others:
+            for words, summary in SUMMARIES.items():
+                pairs = [(cell.scores(first, summary), cell.scores(method, summary)) for cell in members]
+                over_tasks = [
+                    [
+                        np.mean([score[seed] for score in scores])
+                        for seed in set.intersection(*map(set, scores))
+                    ]
+                    for scores in zip(*pairs, strict=True)
+                ]
+                ps = [welch([*a.values()], [*b.values()]) for a, b in pairs] + [welch(*over_tasks)]
+                if not np.isnan(ps).all():
+                    rows.append([f"{method}, {words}", *map(p_words, ps)])
+        if rows:
+            width = len(head) if len(members) > 1 else 2
+            lines = [head, ["---"] * len(head), *rows]
+            text += "".join(f"| {' | '.join(line[:width])} |\n" for line in lines) + "\n"
+    if text:
+        text += "Welch's test of the seeds' scores, not corrected for the number of comparisons"
+        text += "; of several tasks, of their means over tasks.\n\n" if aggregates(cells) else ".\n\n"
+    return text
+
+
+def p_words(p: float) -> str:
+    """p to one digit."""
+    return "–" if math.isnan(p) else "< 0.001" if p < 0.001 else f"{p:.1g}"
 
 
 # --- the exact iteration ----------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 
 import numpy as np
 import scipy.stats
@@ -33,6 +34,18 @@ def mean_ci(values: ArrayLike, confidence: float = 0.95) -> tuple[Array, Array, 
     standard_error = np.std(values, axis=0, ddof=1) / math.sqrt(seeds)
     half = scipy.stats.t.ppf((1 + confidence) / 2, seeds - 1) * standard_error
     return mean, mean - half, mean + half
+
+
+def welch(first: ArrayLike, second: ArrayLike) -> float:
+    """p of Welch's two-sided t test that two methods' scores, (seeds,) each, have the same mean.
+
+    It is nan where one has a single seed, or neither has any spread.
+    """
+    first, second = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
+    if min(len(first), len(second)) < 2 or all(np.allclose(x, x[0], atol=1e-12) for x in (first, second)):
+        return math.nan
+    with warnings.catch_warnings(action="ignore"):  # of one without spread, which is no reason not to test
+        return float(scipy.stats.ttest_ind(first, second, equal_var=False).pvalue)
 
 
 def iqm(scores: ArrayLike) -> float:

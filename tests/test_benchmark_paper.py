@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import pytest
+import scipy.stats
 from matplotlib.image import imread
 
 from benchmark import paper, plot, stats
@@ -108,6 +109,42 @@ def test_aggregates_are_interquartile_means_of_normalised_scores(tmp_path):
             assert found == pytest.approx(stats.bootstrap_iqm(scores), rel=1e-4) and low < value < high
             row += f" {value:.3f} ({low:.3f} to {high:.3f}) |"
         assert row in table.splitlines()
+
+
+def test_methods_are_compared_with_the_first_of_their_panel(tmp_path):
+    """p of Welch's test from its definition, per task and of the seeds' means over tasks."""
+    made(tmp_path / "runs", "fig2", seeds=(1, 2, 3))
+    (place,) = (tmp_path / "runs").glob("mpe-line_control__ippo__2*")
+    shutil.rmtree(place)
+    cells, *_ = paper.gather("fig2", "small", (1, 2, 3), tmp_path / "runs", tmp_path / "into")
+    rows = {line.split(" | ")[0]: line for line in paper.comparison_table(cells).splitlines()}
+    dpo, ippo = (
+        [[final(name, cell.task.name, seed) for seed in (1, 2, 3)] for cell in cells]
+        for name in ("DPO", "IPPO")
+    )
+    spans = [high - low for low, high in (cell.ends() for cell in cells)]
+    ps = [welch(dpo[0], ippo[0]), welch(dpo[1], ippo[1][::2]), welch(dpo[2], ippo[2])]
+    means = [
+        np.mean([np.divide(x, span) for x, span in zip(xs, spans, strict=True)], 0) for xs in (dpo, ippo)
+    ]
+    ps.append(welch(means[0], means[1][::2]))
+    assert rows["| IPPO, final"] == f"| IPPO, final | {' | '.join(map(paper.p_words, ps))} |"
+    assert 0.001 < ps[3] < ps[1] and list(rows)[2:6:2] == ["| IPPO, final", "| IQL, final"]
+
+
+def welch(a, b):
+    """From the definition; only the t distribution is a library's."""
+    va, vb = np.var(a, ddof=1) / len(a), np.var(b, ddof=1) / len(b)
+    t = (np.mean(a) - np.mean(b)) / math.sqrt(va + vb)
+    return 2 * scipy.stats.t.sf(abs(t), (va + vb) ** 2 / (va**2 / (len(a) - 1) + vb**2 / (len(b) - 1)))
+
+
+def test_welchs_test_says_nothing_of_single_seeds_and_equal_constants():
+    """p by the definition; where there is nothing to compare no number, which would look like a result."""
+    a, b = [1.0, 2.0, 4.0, 4.5], [3.0, 5.0, 9.0]
+    assert stats.welch(a, b) == pytest.approx(welch(a, b), rel=1e-12)
+    assert all(np.isnan(stats.welch(*pair)) for pair in ((a, [1.0]), ([], a), ([0.1, 0.1], [0.1, 0.3 - 0.2])))
+    assert [paper.p_words(p) for p in (math.nan, 2e-4, 0.0349, 0.96)] == ["–", "< 0.001", "0.03", "1"]
 
 
 def test_wall_clock_is_integrated_from_the_speed():
