@@ -169,6 +169,7 @@ def whose(some: Sequence[Group], groups: Sequence[Group]) -> str:
 
 
 def methods_by_env(groups: Sequence[Group]) -> dict[str, list[str]]:
+    """Environment -> the methods that these groups have there."""
     methods: dict[str, list[str]] = {}
     for group in groups:
         methods.setdefault(group.runs[0].env, []).append(group.method)
