@@ -27,7 +27,10 @@ RC |= {"legend.frameon": False, "hatch.linewidth": 0.6, "figure.dpi": 110.0}
 def draw_curve(
     ax: Axes, group: Group, column: str, style: tuple[str, str], scale: float = 1.0, unit: float = 1e6
 ) -> None:
-    """Mean over seeds, its 95 % band, and each seed as a thin line; values times scale, steps in units."""
+    """Mean over seeds, its 95 % band, and each seed as a thin line; values times scale, steps in units.
+
+    Two seeds get no band: Student's t of one degree of freedom, 12.7, makes it wider than the figure.
+    """
     colour, dashes = style
     for run in group.runs:
         logged = ~np.isnan(run.columns[column])
@@ -37,7 +40,8 @@ def draw_curve(
     mean, low, high = (scale * x for x in mean_ci(group.values(column)))
     x, logged = group.steps() / unit, ~np.isnan(mean)
     ax.plot(x[logged], mean[logged], dashes, color=colour, lw=2.0, label=group.method)
-    ax.fill_between(x[logged], low[logged], high[logged], color=colour, alpha=0.18, lw=0)
+    if len(group.runs) > 2:
+        ax.fill_between(x[logged], low[logged], high[logged], color=colour, alpha=0.18, lw=0)
 
 
 def styled(groups: Sequence[Group]) -> list[tuple[Group, tuple[str, str]]]:
@@ -63,6 +67,8 @@ def finish(
     caption = "Thick: mean over seeds; shaded: its 95 % confidence band (Student t); thin: single seeds. "
     if all(len(group.runs) == 1 for group in groups):
         caption = "Thick: one seed, hence no confidence band. "
+    elif any(len(group.runs) == 2 for group in groups):
+        caption = caption.replace("(Student t)", "(Student t), from three seeds on")
     lines = textwrap.wrap(caption + note + provenance(groups), int(figure.get_figwidth() * 12))
     figure.supxlabel("\n".join(lines), x=0.01, ha="left", fontsize=10)
     figure.savefig(path, metadata={"Software": None})

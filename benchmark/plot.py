@@ -98,7 +98,7 @@ def draw_diagnostics(env: str, groups: Sequence[Group], path: Path) -> None:
         for ax, group in zip(axes, groups, strict=False):
             draw_shares(ax, group)
             name = f": {group.method}" if len(groups) > 1 else ""
-            ax.set_title(f"KL of an update against the band{name}", loc="left")
+            ax.set_title(f"KL against the band{name}", loc="left")
         kl, *betas = axes[len(groups) : panels]
         for group, style in styled(groups):
             draw_curve(kl, group, "dpo/kl", style)
@@ -111,7 +111,7 @@ def draw_diagnostics(env: str, groups: Sequence[Group], path: Path) -> None:
         agents = [group.runs[0].info.get("num_agents") for group in groups]
         words = "N " if all(agents) else ""
         infos = [run.info for group, N in zip(groups, agents, strict=True) if N for run in group.runs]
-        floors = sorted({float(info["beta_min"]) for info in infos if "beta_min" in info})
+        floors = sorted({float(info.get("beta_min", 0)) for info in infos} - {0.0})  # 0 has no logarithm
         for ax, name in zip(betas, ("beta1", "beta2"), strict=True):
             for (group, style), N in zip(styled(groups), agents, strict=True):
                 draw_curve(ax, group, f"dpo/{name}", style, scale=N or 1.0)

@@ -12,9 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import scipy.stats
+from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from benchmark import collect, plot, stats
+from benchmark.draw import STYLES, draw_curve, finish
 from benchmark.groups import group_runs, provenance, read_runs
 from benchmark.tables import make_table
 
@@ -303,6 +305,35 @@ def test_figures_show_the_data_and_nothing_else(tmp_path):
     groups = collected(tmp_path / "ippo", runs[3])[ENV]
     plot.draw_diagnostics("8m", groups, tmp_path / "no.png")
     assert not (tmp_path / "no.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("seeds", "bands", "said"),
+    [(1, 0, "no confidence band."), (2, 0, "band (Student t), from three seeds on;"), (3, 1, "(Student t);")],
+)
+def test_a_band_needs_three_seeds(seeds, bands, said, tmp_path):
+    """Two seeds' interval is 12.7 standard errors to each side: it would hide all other curves."""
+    runs = [write_run(tmp_path, seed=seed) for seed in SEEDS[:seeds]]
+    (group,) = collected(tmp_path / "into", *runs)[ENV]
+    figure = Figure()
+    draw_curve(figure.add_subplot(), group, "eval/episodic_return", STYLES[0])
+    finish(figure, figure.axes, "8m", [group], tmp_path / "8m.png")
+    (ax,) = figure.axes
+    assert (len(ax.lines), len(ax.collections)) == (seeds + 1, bands)
+    assert said in " ".join(figure.get_supxlabel().split())
+
+
+def test_a_floor_of_zero_does_not_stretch_the_axis_of_beta(tmp_path, monkeypatch):
+    """On a logarithmic axis 0 is endlessly far down, and the betas would be a line at the top."""
+    floors = {"dpo_smac": 0.0, "dpo_smac-floor": 0.04}
+    runs = [write_run(tmp_path, script=s, beta_min=floor, num_agents=2) for s, floor in floors.items()]
+    figures = []
+    monkeypatch.setattr(plot, "finish", lambda figure, *_: figures.append(figure))
+    plot.draw_diagnostics("8m", collected(tmp_path / "into", *runs)[ENV], tmp_path / "8m.png")
+    *_, beta1, beta2 = figures[0].axes
+    for ax in (beta1, beta2):
+        low, high = ax.get_ylim()
+        assert 0.01 < low < 0.04 < high < 0.1 and ax.get_yscale() == "log"
 
 
 def test_readme_is_changed_between_the_markers_alone(tmp_path, errors):
