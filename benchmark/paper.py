@@ -164,8 +164,11 @@ def plot_figure(name: str, scale: str, seeds: Sequence[int], runs_dir: Path, int
     cells, missing, unfinished = gather(name, scale, seeds, runs_dir, into)
     figure, folder = FIGURES[name], into / scale
     folder.mkdir(exist_ok=True)
-    title = f"{name}: {figure.title}; scale {scale}"
-    text = f"# {name}: {figure.title}\n\nThe paper's claim: {figure.claim}\n\n"
+    heading = f"{name}: {figure.title}"
+    if scale == "smoke" and not figure.exact:  # SMOKE_GAME is not the game that the title names
+        heading = f"{name} with tiny games and settings, no result"
+    title = f"{heading}; scale {scale}"
+    text = f"# {heading}\n\nThe paper's claim: {figure.claim}\n\n"
     if missing or unfinished:
         text += f"Not complete: of the runs at scale {scale} {missing} are missing, and {unfinished} "
         text += "that are not finished are left out.\n\n"

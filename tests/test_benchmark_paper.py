@@ -84,6 +84,20 @@ def test_scales_share_equal_runs(tmp_path):
     assert missing == 7 * 3 * 3  # the particle worlds have other budgets
 
 
+def test_pictures_and_tables_of_scale_smoke_say_that_they_are_no_results(tmp_path, monkeypatch):
+    """Its games are tiny, so a heading that promises 100 states and 6 agents would be false."""
+    headings = []
+    monkeypatch.setattr(paper, "draw_cells", lambda cells, title, *_, **__: headings.append(title))
+    for scale in ("smoke", "small"):
+        made(tmp_path / "runs", "fig1", (1,), scale)
+        text = paper.plot_figure("fig1", scale, (1,), tmp_path / "runs", tmp_path / "into")
+        headings.append(text.splitlines()[0])
+    smoke, small = headings[:3], headings[3:]
+    assert all("no result" in heading and "100 states" not in heading for heading in smoke)
+    assert all("100 states" in heading and "no result" not in heading for heading in small)
+    assert len(smoke) == len(small) == 3
+
+
 def test_aggregates_are_interquartile_means_of_normalised_scores(tmp_path):
     """What a figure says of several tasks at once must follow from their scores and their references."""
     made(tmp_path / "runs", "fig2")
