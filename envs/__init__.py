@@ -1,4 +1,14 @@
-"""Vector environments of the benchmark, by id: `envs.make("smac/2s3z", num_envs=64, seed=1)`."""
+"""Vector environments of the benchmark, by id.
+
+    env = envs.make("smac/2s3z", num_envs=64, seed=1)  # NumPy arrays, environments first
+    obs, infos = env.reset()  # (64, 5, 80)
+    obs, reward, terminated, truncated, infos = env.step(env.sample_actions())
+
+    env = envs.make("smac/2s3z", num_envs=64, seed=1, device="cuda")  # tensors, agents first
+    obs, infos = env.reset()  # (5, 64, 80)
+
+`envs.base.TeamVectorEnv` is the contract that all keep, `envs.wrappers.AgentsFirst` what tensors change.
+"""
 
 from __future__ import annotations
 
@@ -12,18 +22,29 @@ import re
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, overload
 
-from gymnasium.vector import VectorEnv
+from envs.base import BrokenEnvironment, TeamVectorEnv, free_bytes
 
+if TYPE_CHECKING:
+    from envs.pettingzoo import ParallelView
+    from envs.wrappers import AgentsFirst
 
-class BrokenEnvironment(ValueError):
-    """An environment that breaks its promises in the middle of a run, as one whose reward is not shared."""
+__all__ = [
+    "BrokenEnvironment",
+    "TeamVectorEnv",
+    "describe",
+    "env_ids",
+    "env_name",
+    "free_bytes",
+    "make",
+    "parallel_env",
+]
 
 
 def _build(
-    env_id: str, kind: Callable[..., VectorEnv], num_envs: int, seed: int, options: dict[str, Any]
-) -> VectorEnv:
+    env_id: str, kind: Callable[..., TeamVectorEnv], num_envs: int, seed: int, options: dict[str, Any]
+) -> TeamVectorEnv:
     """Call kind([name,] num_envs, seed, **options), with a sentence for an option it does not have."""
     parameters = list(inspect.signature(kind).parameters)
     name = [] if parameters[0] == "num_envs" else [env_id.partition("/")[2]]
@@ -42,17 +63,17 @@ def _say_embedded(reason: str) -> None:
     print(f"Playing the embedded engine, not StarCraft II. {reason}", flush=True)
 
 
-def _make_smac(env_id: str, num_envs: int, seed: int, options: dict[str, Any]) -> VectorEnv:
+def _make_smac(env_id: str, num_envs: int, seed: int, options: dict[str, Any]) -> Any:
     options = dict(options)
     if options.pop("last_action", False):
-        from envs.last_action import LastAction
+        from envs.wrappers import LastAction
 
         return LastAction(_make_smac(env_id, num_envs, seed, options))
     backend = options.pop("backend", "auto")
     if backend not in ("auto", "embedded", "starcraft"):
         raise ValueError(f'backend must be "auto", "embedded" or "starcraft", got {backend!r}.')
     if backend != "embedded":
-        from envs.starcraft import StarCraftVectorEnv, available
+        from envs.smac.starcraft import StarCraftVectorEnv, available
 
         playable, reason = available(env_id.partition("/")[2])
         if playable or backend == "starcraft":
@@ -63,7 +84,7 @@ def _make_smac(env_id: str, num_envs: int, seed: int, options: dict[str, Any]) -
     return _build(env_id, SmacVectorEnv, num_envs, seed, options)
 
 
-def _make_matrix(env_id: str, num_envs: int, seed: int, options: dict[str, Any]) -> VectorEnv:
+def _make_matrix(env_id: str, num_envs: int, seed: int, options: dict[str, Any]) -> TeamVectorEnv:
     from envs.matrix import MatrixGame, StochasticGame
 
     if env_id not in env_ids():
@@ -72,14 +93,14 @@ def _make_matrix(env_id: str, num_envs: int, seed: int, options: dict[str, Any])
     return _build(env_id, kind, num_envs, seed, options)
 
 
-def _make_pettingzoo(env_id: str, num_envs: int, seed: int, options: dict[str, Any]) -> VectorEnv:
-    from envs.from_pettingzoo import ParallelVectorEnv
+def _make_pettingzoo(env_id: str, num_envs: int, seed: int, options: dict[str, Any]) -> TeamVectorEnv:
+    from envs.pettingzoo import ParallelVectorEnv
 
     kind = functools.partial(ParallelVectorEnv, env_id.partition(":")[2])
     return _build(env_id, kind, num_envs, seed, options)
 
 
-def _make_mpe(env_id: str, num_envs: int, seed: int, options: dict[str, Any]) -> VectorEnv:
+def _make_mpe(env_id: str, num_envs: int, seed: int, options: dict[str, Any]) -> TeamVectorEnv:
     from envs.mpe import MpeVectorEnv
 
     if env_id not in env_ids():
@@ -87,9 +108,9 @@ def _make_mpe(env_id: str, num_envs: int, seed: int, options: dict[str, Any]) ->
     return _build(env_id, MpeVectorEnv, num_envs, seed, options)
 
 
-def _make_mamujoco(env_id: str, num_envs: int, seed: int, options: dict[str, Any]) -> VectorEnv:
+def _make_mamujoco(env_id: str, num_envs: int, seed: int, options: dict[str, Any]) -> TeamVectorEnv:
     try:
-        from envs.mamujoco import MaMujocoVectorEnv
+        from envs.mamujoco.env import MaMujocoVectorEnv
     except (AttributeError, ImportError) as error:
         if wish := os.environ.get("MUJOCO_GL"):  # names what is not there: PyOpenGL's errors tell nothing
             sentence = f"MuJoCo cannot start with MUJOCO_GL={wish!r}; unset it or set another."
@@ -102,7 +123,7 @@ def _make_mamujoco(env_id: str, num_envs: int, seed: int, options: dict[str, Any
     return _build(env_id, MaMujocoVectorEnv, num_envs, seed, options)
 
 
-FAMILIES: dict[str, Callable[[str, int, int, dict[str, Any]], VectorEnv]] = {
+FAMILIES: dict[str, Callable[[str, int, int, dict[str, Any]], TeamVectorEnv]] = {
     "smac": _make_smac,
     "matrix": _make_matrix,
     "mpe": _make_mpe,
@@ -113,7 +134,7 @@ FAMILIES: dict[str, Callable[[str, int, int, dict[str, Any]], VectorEnv]] = {
 
 def env_ids() -> list[str]:
     """Ids that `make` knows on every machine."""
-    from envs.mamujoco_robots import ROBOTS
+    from envs.mamujoco import ROBOTS
     from envs.matrix import PAYOFFS
     from envs.mpe import TASKS
     from envs.smac.maps import MAPS
@@ -129,8 +150,21 @@ def _unknown(env_id: str) -> ValueError:
     return ValueError(f"Unknown environment {env_id!r}; the nearest ids are {', '.join(near)}.")
 
 
-def make(env_id: str, num_envs: int, seed: int = 0, **options: Any) -> VectorEnv:
+@overload
+def make(env_id: str, num_envs: int, seed: int = 0, device: None = None, **options: Any) -> TeamVectorEnv: ...
+
+
+@overload
+def make(env_id: str, num_envs: int, seed: int = 0, *, device: str, **options: Any) -> AgentsFirst: ...
+
+
+def make(
+    env_id: str, num_envs: int, seed: int = 0, device: str | None = None, **options: Any
+) -> TeamVectorEnv | AgentsFirst:
     """Make `num_envs` environments of `env_id` ("family/name") as one gymnasium vector environment.
+
+    device: where PyTorch is to have observations, as "cpu" or "cuda": the environment speaks tensors then, as
+    `envs.wrappers.AgentsFirst` says. None: NumPy arrays, as `envs.base.TeamVectorEnv` says.
 
     "pettingzoo:module.path" is what the module's parallel_env() makes, for instance
     "pettingzoo:mpe2.simple_spread_v3".
@@ -147,21 +181,33 @@ def make(env_id: str, num_envs: int, seed: int = 0, **options: Any) -> VectorEnv
     those of `MaMujocoVectorEnv`, as agent_obsk, obs ("khop" or "full") and threads.
     ValueError on an unknown id or option.
     """
-    if env_id.startswith("pettingzoo:"):
-        return _make_pettingzoo(env_id, num_envs, seed, options)
     family, slash, _ = env_id.partition("/")
-    if family not in FAMILIES or not slash:
+    if env_id.startswith("pettingzoo:"):
+        env = _make_pettingzoo(env_id, num_envs, seed, options)
+    elif family in FAMILIES and slash:
+        env = FAMILIES[family](env_id, num_envs, seed, options)
+    else:
         raise _unknown(env_id)
-    return FAMILIES[family](env_id, num_envs, seed, options)
+    if device is None:
+        return env
+    from envs.wrappers import AgentsFirst
+
+    return AgentsFirst(env, device)
 
 
-def env_name(vector_env: VectorEnv) -> str:
+def parallel_env(env_id: str, seed: int = 0, **options: Any) -> ParallelView:
+    """One environment, by the id and options of `make`, as a PettingZoo ParallelEnv."""
+    from envs.pettingzoo import ParallelView
+
+    return ParallelView(make(env_id, 1, seed=seed, **options))
+
+
+def env_name(vector_env: TeamVectorEnv | AgentsFirst) -> str:
     """Name for run directories and plots: the id, and what else tells tasks apart (size, engine)."""
-    label = getattr(vector_env, "label", "")
-    return re.sub("[/:]", "-", f"{vector_env.env_id}-{label}".rstrip("-"))  # type: ignore[attr-defined]
+    return re.sub("[/:]", "-", f"{vector_env.env_id}-{vector_env.label}".rstrip("-"))
 
 
-def describe(vector_env: VectorEnv) -> dict[str, Any]:
+def describe(vector_env: TeamVectorEnv | AgentsFirst) -> dict[str, Any]:
     """What numbers made with `vector_env` depend on besides their arguments, as plain values for args.json.
 
     Engine (of the real game also its version), versions of the libraries, git commit and machine.
@@ -173,10 +219,10 @@ def describe(vector_env: VectorEnv) -> dict[str, Any]:
     except FileNotFoundError:
         commit = "unknown: git is not installed"
     return {
-        "backend": getattr(vector_env, "backend", "embedded"),
+        "backend": vector_env.backend,
         "git_commit": commit or "unknown: not a git checkout",
         "python": platform.python_version(),
         **{name: importlib.metadata.version(name) for name in libraries},
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
-        **getattr(vector_env, "describe", dict)(),
+        **vector_env.describe(),
     }

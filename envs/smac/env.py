@@ -9,12 +9,13 @@ import numpy as np
 from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 
+from envs.base import Step, TeamVectorEnv
 from envs.smac import combat, engine
 from envs.smac.contract import NO_ACTION, observe_kernel, reward_kernel, state_kernel
 from envs.smac.maps import REWARD_SCALE, SIZE, get_map
 
 
-class SmacVectorEnv(gym.vector.VectorEnv):
+class SmacVectorEnv(TeamVectorEnv):
     """`num_envs` battles of one SMAC map, stepped together on one core.
 
     E environments, N agents, A actions. Observations (E, N, obs_dim) float32; actions int (E, N); one shared
@@ -26,6 +27,8 @@ class SmacVectorEnv(gym.vector.VectorEnv):
 
     metadata = {"render_modes": ["rgb_array"], "autoreset_mode": AutoresetMode.SAME_STEP, "render_fps": 8}
     backend = label = "embedded"
+    wins = True
+    episode_limit: int
 
     def __init__(
         self,
@@ -89,9 +92,7 @@ class SmacVectorEnv(gym.vector.VectorEnv):
         self._mask[:] = infos["action_mask"]
         return obs, infos
 
-    def step(
-        self, actions: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+    def step(self, actions: np.ndarray) -> Step:
         """Play one step (8 game loops) with actions int (E, N).
 
         ValueError, with nothing played, on a wrong shape or dtype or an action that infos["action_mask"] of
@@ -106,7 +107,7 @@ class SmacVectorEnv(gym.vector.VectorEnv):
             )
         return self._step(np.ascontiguousarray(actions, dtype=np.int64), scripted=False)
 
-    def step_scripted(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+    def step_scripted(self) -> Step:
         """Play one step with the allies under the enemy's own script: attack-move to the enemy's point."""
         return self._step(self._last_action, scripted=True)
 
@@ -116,9 +117,7 @@ class SmacVectorEnv(gym.vector.VectorEnv):
         engine.sample_kernel(self._action_rng, self._mask, actions)
         return actions
 
-    def _step(
-        self, actions: np.ndarray, scripted: bool
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+    def _step(self, actions: np.ndarray, scripted: bool) -> Step:
         if not self._started:
             raise RuntimeError("Call reset() before the first step.")
         won = np.empty(self.num_envs, dtype=np.bool_)
@@ -140,6 +139,7 @@ class SmacVectorEnv(gym.vector.VectorEnv):
         obs, infos = self._observe()
         if done.any():
             infos["final_obs"][done] = obs[done]
+            infos["final_alive"] = infos["alive"] & done[:, None]
             infos["_final_obs"] = done
             infos["_episode"] = done.copy()
             infos["episode"] = {
@@ -169,6 +169,7 @@ class SmacVectorEnv(gym.vector.VectorEnv):
             "action_mask": np.empty((E, N, self.num_actions), dtype=np.bool_),
             "alive": np.empty((E, N), dtype=np.bool_),
             "final_obs": np.zeros((E, N, self.obs_dim), dtype=np.float32),
+            "final_alive": np.zeros((E, N), dtype=np.bool_),
             "_final_obs": np.zeros(E, dtype=np.bool_),
             "episode": {"r": np.zeros(E, dtype=np.float32), "l": np.zeros(E, dtype=np.int64)},
             "_episode": np.zeros(E, dtype=np.bool_),

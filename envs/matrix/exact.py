@@ -2,7 +2,7 @@
 
 S states, N agents, A actions. rewards (S, A, ..., A), transitions (S, A, ..., A, S) have one axis per agent,
 policies (N, S, A) hold pi_i(a | s), all float64. Games start in state 0: J = V(0). (Returns of the finite
-episodes of `envs.matrix` are its own `exact_return` and `optimum`.)
+episodes of `envs.matrix.games` are its own `exact_return` and `optimum`.)
 """
 
 from __future__ import annotations

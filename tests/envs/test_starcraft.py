@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from envs import starcraft, starcraft_game
+from envs.smac import starcraft, starcraft_process
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 STANDIN = ROOT / "tests" / "standin"
 QUICK = {"stagger": 0.0, "backoff": 0.0, "step_timeout": 20.0, "reset_timeout": 30.0}
 
@@ -401,7 +401,7 @@ def test_games_end_with_the_program_however_it_ends(machine, end):
     """If this fails, an exception, a kill, or a forgotten environment leaves games running."""
     code = f"""
 import os, signal
-from envs.starcraft import StarCraftVectorEnv
+from envs.smac.starcraft import StarCraftVectorEnv
 env = StarCraftVectorEnv("3m", 2, stagger=0)
 env.reset()
 print("ready", flush=True)
@@ -637,5 +637,5 @@ def test_smac_that_does_not_import_is_told(machine, monkeypatch, tmp_path, error
         "smac/env/starcraft2/__init__.py": "",
     }
     package(tmp_path / "site", monkeypatch, files)
-    starcraft_game._import_failure.cache_clear()
+    starcraft_process._import_failure.cache_clear()
     assert words in missing()

@@ -17,7 +17,8 @@ import numpy as np
 from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 
-from envs import mpe_world as world
+from envs.base import Step, TeamVectorEnv
+from envs.mpe import world
 
 TASKS = ("simple_spread", "line_control", "circle_control")
 NUM_ACTIONS = world.NUM_ACTIONS
@@ -27,7 +28,7 @@ FAR = 1e9
 
 
 class Rules(NamedTuple):
-    """What differs between tasks and variants; the rest are constants of `envs.mpe_world`."""
+    """What differs between tasks and variants; the rest are constants of `envs.mpe.world`."""
 
     size: float
     """Radius of an agent."""
@@ -59,8 +60,6 @@ VARIANTS: dict[str, dict[str, Rules]] = {
 }
 """`paper`: the scenarios behind the paper's figures. `mpe2`: that library's simple_spread_v3 (local_ratio 0),
 simple_line_v1 and simple_formation_v1."""
-
-Step = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]
 
 
 def _rules(task: str, variant: str) -> Rules:
@@ -204,7 +203,7 @@ def assign(cost: np.ndarray) -> np.ndarray:
     return column
 
 
-class MpeVectorEnv(gym.vector.VectorEnv):
+class MpeVectorEnv(TeamVectorEnv):
     """`num_envs` worlds of one task, stepped together on one core.
 
     E environments, N agents. Observations (E, N, obs_dim) float32, actions int (E, N) in 0 ... 4, one shared
@@ -218,6 +217,7 @@ class MpeVectorEnv(gym.vector.VectorEnv):
 
     metadata = {"render_modes": ["rgb_array"], "autoreset_mode": AutoresetMode.SAME_STEP, "render_fps": 10}
     backend = "embedded"
+    episode_limit: int
 
     def __init__(
         self,
@@ -257,7 +257,7 @@ class MpeVectorEnv(gym.vector.VectorEnv):
         self._length, self._return = np.zeros(num_envs, dtype=np.int64), np.zeros(num_envs)
         self._alive = np.ones((num_envs, num_agents), dtype=np.bool_)
         self._mask = np.ones((num_envs, num_agents, NUM_ACTIONS), dtype=np.bool_)
-        self._nobody = self._ending()
+        self._nobody = self._ending(np.zeros(num_envs, dtype=np.bool_))
         self._started = False
         self._seed_streams(seed)
 
@@ -274,15 +274,15 @@ class MpeVectorEnv(gym.vector.VectorEnv):
             self._seed_streams(seed)
         obs = np.zeros((self.num_envs, self.num_agents, self.obs_dim), dtype=np.float32)
         everyone = np.ones(self.num_envs, dtype=np.bool_)
-        self._renew(everyone, obs, self._infos(everyone, self._ending()))
+        self._renew(everyone, obs, self._infos(everyone, self._ending(everyone)))
         self._started = True
         return obs, self._infos(~everyone, self._nobody)
 
     def step(self, actions: np.ndarray) -> Step:
         """Play actions int (E, N). ValueError, with nothing played, on a wrong shape, dtype or action.
 
-        On steps on which no episode ends, infos["final_obs"] and ["episode"] hold the same zeros every time:
-        copy them before writing to them. No other array is used again.
+        On steps on which no episode ends, infos["final_obs"], ["final_alive"] and ["episode"] hold the same
+        zeros every time: copy them before writing to them. No other array is used again.
         """
         if not self._started:
             raise RuntimeError("Call reset() before the first step.")
@@ -297,27 +297,29 @@ class MpeVectorEnv(gym.vector.VectorEnv):
         if result >= 0:
             raise _refusal(actions, result)
         if result == world.ENDED:
-            infos = self._infos(truncated, self._ending())
+            infos = self._infos(truncated, self._ending(truncated))
             self._renew(truncated, obs, infos)
         else:
             infos = self._infos(truncated, self._nobody)
         return obs, reward, np.zeros(E, dtype=np.bool_), truncated, infos
 
-    def _ending(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Zeros for final_obs (E, N, obs_dim), returns (E,) and lengths (E,) of the episodes that end."""
+    def _ending(self, ended: np.ndarray) -> dict[str, Any]:
+        """What infos say of how episodes ended: zeros for `_renew` to write to, and that everyone lived."""
         E = self.num_envs
-        final_obs = np.zeros((E, self.num_agents, self.obs_dim), dtype=np.float32)
-        return final_obs, np.zeros(E, dtype=np.float32), np.zeros(E, dtype=np.int64)
+        return {
+            "final_obs": np.zeros((E, self.num_agents, self.obs_dim), dtype=np.float32),
+            "final_alive": ended[:, None] & self._alive,
+            "episode": {"r": np.zeros(E, dtype=np.float32), "l": np.zeros(E, dtype=np.int64)},
+        }
 
-    def _infos(self, ended: np.ndarray, ending: tuple[np.ndarray, np.ndarray, np.ndarray]) -> dict[str, Any]:
+    def _infos(self, ended: np.ndarray, ending: dict[str, Any]) -> dict[str, Any]:
         """The infos of a step; every agent lives and may do anything."""
         return {
             "action_mask": self._mask.copy(),
             "alive": self._alive.copy(),
-            "final_obs": ending[0],
             "_final_obs": ended.copy(),
-            "episode": {"r": ending[1], "l": ending[2]},
             "_episode": ended.copy(),
+            **ending,
         }
 
     def _renew(self, ended: np.ndarray, obs: np.ndarray, infos: dict[str, Any]) -> None:
@@ -368,7 +370,7 @@ class MpeVectorEnv(gym.vector.VectorEnv):
 
     def render(self, i: int = 0) -> np.ndarray:  # type: ignore[override]
         """Picture of environment i, (H, W, 3) uint8. ValueError unless made with render_mode="rgb_array"."""
-        from envs.mpe_render import draw
+        from envs.mpe.render import draw
 
         if self.render_mode is None:
             raise ValueError('Nothing to render: make the environment with render_mode="rgb_array".')

@@ -1,7 +1,7 @@
 """Multi-agent MuJoCo: gymnasium's v5 robots with their joints divided among agents, many stepped together.
 
 Observations, rewards, ends of episodes and resets are gymnasium's, computed for all environments at once, and
-what an agent sees of them is an index (`envs.mamujoco_robots`). The physics runs on MuJoCo's own threads.
+what an agent sees of them is an index (`envs.mamujoco.robots`). The physics runs on MuJoCo's own threads.
 """
 
 from __future__ import annotations
@@ -18,13 +18,12 @@ from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 from mujoco.batch import Batch
 
-from envs.mamujoco_robots import ROBOTS, get_partition, layout, observation_index
+from envs.base import Step, TeamVectorEnv
+from envs.mamujoco.robots import ROBOTS, get_partition, layout, observation_index
 
 ASSETS = Path(gym.__file__).parent / "envs" / "mujoco" / "assets"
 PICTURE = 480
 """height and width of a picture in pixels"""
-
-Step = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]
 
 
 def load_model(xml: str) -> mujoco.MjModel:
@@ -44,13 +43,13 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-class MaMujocoVectorEnv(gym.vector.VectorEnv):
+class MaMujocoVectorEnv(TeamVectorEnv):
     """`num_envs` copies of one robot, one agent per part of its joints, one shared reward.
 
     E environments, N agents. Observations (E, N, obs_dim) float32, zero-padded to the widest agent; actions
-    float (E, N, act_dim), padding ignored. Torques outside the action space are clamped by MuJoCo, while the
-    control cost sees them as they are. Reproducible: environment e depends on the seed and e alone, whatever
-    num_envs and threads are.
+    float (E, N, num_actions), padding ignored. Torques outside the action space are clamped by MuJoCo, while
+    the control cost sees them as they are. Reproducible: environment e depends on the seed and e alone,
+    whatever num_envs and threads are.
 
     name: "Robot-PARTITION", one of `ROBOTS` and its partitions, or "Robot" with `partition`, the labels of
     the joints of each agent. agent_obsk: how many joints away an agent sees. obs: "khop", or "full": every
@@ -60,6 +59,8 @@ class MaMujocoVectorEnv(gym.vector.VectorEnv):
 
     metadata = {"render_modes": ["rgb_array"], "autoreset_mode": AutoresetMode.SAME_STEP}
     backend = "mujoco"
+    discrete = False
+    episode_limit: int
 
     def __init__(
         self,
@@ -106,16 +107,17 @@ class MaMujocoVectorEnv(gym.vector.VectorEnv):
             seen = [list(range(self.state_dim))] * len(parts)
         self.agent_obs_dims = tuple(len(index) for index in seen)
         self.agent_act_dims = tuple(len(joints) for joints in parts)
-        self.obs_dim, self.act_dim = max(self.agent_obs_dims), max(self.agent_act_dims)
+        self.obs_dim, self.num_actions = max(self.agent_obs_dims), max(self.agent_act_dims)
+        self._own = np.arange(self.num_actions) < np.array(self.agent_act_dims)[:, None]
         # Padding looks at the zero behind the end.
         self._index = np.full((self.num_agents, self.obs_dim), self.state_dim)
         order = list(robot.joints)
         self._joint = np.empty(len(order), dtype=np.int64)
-        low, high = np.zeros((2, self.num_agents, self.act_dim), dtype=np.float32)
+        low, high = np.zeros((2, self.num_agents, self.num_actions), dtype=np.float32)
         for i, (index, joints) in enumerate(zip(seen, parts, strict=True)):
             self._index[i, : len(index)] = index
             moved = [order.index(joint) for joint in joints]
-            self._joint[moved] = i * self.act_dim + np.arange(len(moved))
+            self._joint[moved] = i * self.num_actions + np.arange(len(moved))
             low[i, : len(moved)], high[i, : len(moved)] = self.model.actuator_ctrlrange[moved].T
         shape = self.num_agents, self.obs_dim
         self.single_observation_space = gym.spaces.Box(-np.inf, np.inf, shape, np.float32)
@@ -126,10 +128,8 @@ class MaMujocoVectorEnv(gym.vector.VectorEnv):
         self._x, self._return = np.zeros((2, num_envs))
         self._length = np.zeros(num_envs, dtype=np.int64)
         self._renderer: Any = None
-        if (
-            render_mode is not None
-        ):  # now: who asks for pictures wants to hear before training that none can be
-            from envs.mamujoco_render import Renderer
+        if render_mode is not None:  # now: before training, not after it, one hears that none can be drawn
+            from envs.mamujoco.render import Renderer
 
             self._renderer = Renderer(self.model, PICTURE)
         self._started = False
@@ -171,7 +171,7 @@ class MaMujocoVectorEnv(gym.vector.VectorEnv):
         return self._observe(), self._infos()
 
     def step(self, actions: np.ndarray) -> Step:
-        """Play actions float (E, N, act_dim) for `frame_skip` steps of physics.
+        """Play actions float (E, N, num_actions) for `frame_skip` steps of physics.
 
         infos has the reward's terms as well, (E,) float32 each, by the names they have in gymnasium. An
         episode that ends healthy at the limit is truncated, one that ends unhealthy terminated, never both.
@@ -195,7 +195,7 @@ class MaMujocoVectorEnv(gym.vector.VectorEnv):
         infos |= {name: term.astype(np.float32) for name, term in terms.items()}
         done = terminated | truncated
         if done.any():
-            infos["final_obs"][done] = obs[done]
+            infos["final_obs"][done], infos["final_alive"][done] = obs[done], True
             infos["_final_obs"], infos["_episode"] = done, done.copy()
             infos["episode"]["r"][done] = self._return[done]
             infos["episode"]["l"][done] = self._length[done]
@@ -204,20 +204,20 @@ class MaMujocoVectorEnv(gym.vector.VectorEnv):
         return obs, np.asarray(reward, dtype=np.float32), terminated, truncated, infos
 
     def _torques(self, actions: np.ndarray) -> np.ndarray:
-        """Actions (E, N, act_dim), checked, as (E, actuators) float64."""
+        """Actions (E, N, num_actions), checked, as (E, actuators) float64."""
         if not self._started:
             raise RuntimeError("Call reset() before the first step.")
         actions = np.asarray(actions)
-        shape = self.num_envs, self.num_agents, self.act_dim
+        shape = self.num_envs, self.num_agents, self.num_actions
         if actions.shape != shape or actions.dtype.kind not in "fiu":
             raise ValueError(
-                f"actions must be numbers of shape {shape} (num_envs, num_agents, act_dim); "
+                f"actions must be numbers of shape {shape} (num_envs, num_agents, num_actions); "
                 f"got {actions.dtype} of shape {actions.shape}."
             )
         joint = np.take(actions.reshape(self.num_envs, -1), self._joint, axis=1).astype(np.float64)
         if not np.isfinite(joint).all():
             e, actuator = np.argwhere(~np.isfinite(joint))[0]
-            agent, place = divmod(int(self._joint[actuator]), self.act_dim)
+            agent, place = divmod(int(self._joint[actuator]), self.num_actions)
             raise ValueError(
                 f"Actions must be finite: agent {agent} in environment {e} gave {joint[e, actuator]} for "
                 f"{self.agent_joints[agent][place]}."
@@ -335,8 +335,10 @@ class MaMujocoVectorEnv(gym.vector.VectorEnv):
         """The infos of a step on which no episode ended."""
         E, N = self.num_envs, self.num_agents
         return {
+            "action_mask": np.tile(self._own, (E, 1, 1)),
             "alive": np.ones((E, N), dtype=np.bool_),
             "final_obs": np.zeros((E, N, self.obs_dim), dtype=np.float32),
+            "final_alive": np.zeros((E, N), dtype=np.bool_),
             "_final_obs": np.zeros(E, dtype=np.bool_),
             "episode": {"r": np.zeros(E, dtype=np.float32), "l": np.zeros(E, dtype=np.int64)},
             "_episode": np.zeros(E, dtype=np.bool_),

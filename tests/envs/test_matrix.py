@@ -7,8 +7,7 @@ import pytest
 from gymnasium.vector import AutoresetMode
 
 import envs
-from envs import matrix
-from envs.matrix import MatrixGame, StochasticGame, TabularGame
+from envs.matrix import MatrixGame, StochasticGame, TabularGame, games
 
 
 def small(num_envs=1, seed=0, **options):
@@ -228,23 +227,23 @@ def test_exact_return_is_the_mean_of_played_episodes():
 
 def test_memory_is_announced_and_refused_before_it_is_taken(monkeypatch, capsys):
     """A game that does not fit must end in a sentence, not in a machine that swaps."""
-    assert matrix.table_bytes(100, 6, 5) == 4 * (100 * 5**6 + 100 * 5**6 * 100)
+    assert games.table_bytes(100, 6, 5) == 4 * (100 * 5**6 + 100 * 5**6 * 100)
     with pytest.raises(MemoryError, match=r"12 agents and 5 actions needs tables of .* MB, more than 50%"):
         StochasticGame(1, 0, num_agents=12)
-    monkeypatch.setattr(matrix, "free_bytes", lambda: 1_000_000)
+    monkeypatch.setattr(games, "free_bytes", lambda: 1_000_000)
     with pytest.raises(MemoryError, match="allow a larger share"):
         StochasticGame(1, 0, num_states=30, num_agents=3, memory_share=0.4)
     small()
     assert capsys.readouterr().err == ""
-    matrix.check_memory(100, 5, 5, share=1e6)
+    games.check_memory(100, 5, 5, share=1e6)
     assert "100 states, 5 agents and 5 actions needs tables of 126 MB" in capsys.readouterr().err
-    monkeypatch.setattr(matrix, "free_bytes", lambda: None)
-    matrix.check_memory(100, 12, 5)  # where the system does not tell, the user decides
+    monkeypatch.setattr(games, "free_bytes", lambda: None)
+    games.check_memory(100, 12, 5)  # where the system does not tell, the user decides
 
 
 def test_free_memory_is_read_where_the_system_tells():
     """A limit that reads as nothing, or as everything, would refuse every game or none."""
-    free = matrix.free_bytes()
+    free = envs.free_bytes()
     assert free is None or 2**20 < free < 2**50
 
 

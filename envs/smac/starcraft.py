@@ -19,10 +19,12 @@ from typing import Any
 
 import numpy as np
 from gymnasium import spaces
-from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 
-from envs.starcraft_game import (
+from envs.base import Step, TeamVectorEnv
+from envs.smac.maps import MAPS, NOT_YET
+from envs.smac.starcraft_process import (
     INSTALL,
     MAX_REWARD,
     Lost,
@@ -40,7 +42,7 @@ __all__ = ["StarCraftError", "StarCraftVectorEnv", "available", "require"]
 CLOSE_SECONDS, MAX_BACKOFF_SECONDS = 5.0, 60.0
 
 
-class StarCraftVectorEnv(VectorEnv):
+class StarCraftVectorEnv(TeamVectorEnv):
     """SMAC on the real game: E environments, N agents, A actions, one shared reward.
 
     Spaces, arguments of `step`, returned arrays and infos are those of the embedded `SmacVectorEnv`, and
@@ -57,6 +59,7 @@ class StarCraftVectorEnv(VectorEnv):
 
     metadata = {"autoreset_mode": AutoresetMode.SAME_STEP, "render_modes": []}
     backend = label = "starcraft"
+    restorable, compiled, wins = False, False, True
 
     def __init__(
         self,
@@ -75,8 +78,6 @@ class StarCraftVectorEnv(VectorEnv):
         relaunch_every: int = 0,
         replay_dir: str = "",
     ) -> None:
-        from envs.smac.maps import MAPS, NOT_YET
-
         self.closed = True  # until there is something to close
         if render_mode is not None:
             raise ValueError(
@@ -159,13 +160,11 @@ class StarCraftVectorEnv(VectorEnv):
         self._begin(stale)
         return self._obs.copy(), self._infos()
 
-    def step(
-        self, actions: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+    def step(self, actions: np.ndarray) -> Step:
         """Play actions (E, N) int for one step of 8 game loops.
 
-        An environment whose game is lost returns reward 0, truncated and dropped True, and as final_obs the
-        last observation seen. ValueError for a bad action (no game has moved), StarCraftError after
+        An environment whose game is lost returns reward 0, truncated and dropped True, and as final_obs and
+        final_alive what was seen last. ValueError for a bad action (no game has moved), StarCraftError after
         max_restarts failures in a row.
         """
         if not self._mask.any():
@@ -190,11 +189,13 @@ class StarCraftVectorEnv(VectorEnv):
         self._played += finished
         self._failures[finished] = 0
         final_obs = np.where(ended[:, None, None], self._obs, np.float32(0))
+        final_alive = ended[:, None] & self._living()
         returns = np.where(finished, self._returns, 0).astype(np.float32)
         episode = {"r": returns, "l": np.where(finished, self._lengths, 0)}
         self._begin(np.flatnonzero(ended).tolist())
         infos = self._infos()
-        infos.update(final_obs=final_obs, _final_obs=ended, episode=episode, _episode=finished)
+        infos.update(final_obs=final_obs, _final_obs=ended, final_alive=final_alive)
+        infos.update(episode=episode, _episode=finished)
         infos.update(battle_won=won, dropped=dropped)
         return self._obs.copy(), reward, terminated, truncated, infos
 
@@ -381,13 +382,18 @@ class StarCraftVectorEnv(VectorEnv):
             )
         return actions
 
+    def _living(self) -> np.ndarray:
+        """Agents alive (E, N) bool: SMAC gives the no-op to the dead alone."""
+        return ~self._mask[:, :, 0]
+
     def _infos(self) -> dict[str, Any]:
         """The infos where no episode has ended."""
         E = self.num_envs
         return {
             "action_mask": self._mask.copy(),
-            "alive": ~self._mask[:, :, 0],  # no-op is for the dead alone
+            "alive": self._living(),
             "final_obs": np.zeros_like(self._obs),
+            "final_alive": np.zeros_like(self._mask[:, :, 0]),
             "episode": {"r": np.zeros(E, dtype=np.float32), "l": np.zeros(E, dtype=np.int64)},
             **{
                 key: np.zeros(E, dtype=np.bool_)

@@ -21,7 +21,7 @@ from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 from pettingzoo import AECEnv
 
-from envs import BrokenEnvironment
+from envs.base import BrokenEnvironment, Step, TeamVectorEnv
 
 
 def _load(path: str) -> Callable[..., Any]:
@@ -96,7 +96,7 @@ def _stack(boxes: list[gym.spaces.Box], with_zero: bool) -> gym.spaces.Box:
     return gym.spaces.Box(low, high, dtype=np.float32)
 
 
-class ParallelVectorEnv(gym.vector.VectorEnv):
+class ParallelVectorEnv(TeamVectorEnv):
     """`num_envs` copies of a PettingZoo ParallelEnv, stepped one after another, as our vector environment.
 
     env: path of a module with parallel_env(), or a callable that makes a new ParallelEnv at each call.
@@ -106,7 +106,7 @@ class ParallelVectorEnv(gym.vector.VectorEnv):
     environment has not ended it before; None for no limit but its own.
 
     Observations are flattened to (E, N, obs_dim) float32. Actions: int (E, N), counted from 0, or float
-    (E, N, act_dim), clipped to each agent's Box. infos["action_mask"], with Discrete actions, is the
+    (E, N, num_actions), clipped to each agent's Box. infos["action_mask"], with Discrete actions, is the
     environment's own (from a Dict observation or the agent's info) within each agent's number of actions. Who
     has left, or whose info says alive=False, has alive=False; who has left sees zeros and has action 0 alone.
     An episode is over when no agent is left: terminated if each of them had been, else truncated; and at
@@ -117,6 +117,7 @@ class ParallelVectorEnv(gym.vector.VectorEnv):
 
     metadata = {"render_modes": ["rgb_array"], "autoreset_mode": AutoresetMode.SAME_STEP, "render_fps": 8}
     backend = "pettingzoo"
+    restorable = compiled = False
 
     def __init__(
         self,
@@ -162,20 +163,20 @@ class ParallelVectorEnv(gym.vector.VectorEnv):
         self.obs_dim = max(self.agent_obs_dims)
         self.single_observation_space = _stack(boxes, with_zero=True)  # an agent that has left sees zeros
         self.discrete = isinstance(choices[0], gym.spaces.Discrete)
+        self.agent_act_dims = tuple(
+            int(choice.n if self.discrete else np.prod(choice.shape)) for choice in choices
+        )
+        self.num_actions = max(self.agent_act_dims)
         if self.discrete:
-            self.agent_act_dims = tuple(int(choice.n) for choice in choices)
-            self.num_actions = max(self.agent_act_dims)
             self.single_action_space: Any = gym.spaces.MultiDiscrete([self.num_actions] * N)
-            self._own = np.arange(self.num_actions) < np.array(self.agent_act_dims)[:, None]
-            self._mask = np.zeros((num_envs, N, self.num_actions), dtype=np.bool_)
         else:
-            self.agent_act_dims = tuple(int(np.prod(choice.shape)) for choice in choices)
-            self.act_dim = max(self.agent_act_dims)
             self.single_action_space = _stack(choices, with_zero=False)
+        self._own = np.arange(self.num_actions) < np.array(self.agent_act_dims)[:, None]
+        self._mask = np.tile(self._own, (num_envs, 1, 1))
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
         self._obs = np.zeros((num_envs, N, self.obs_dim), dtype=np.float32)
-        self._alive = np.zeros((num_envs, N), dtype=np.bool_)
+        self._here, self._alive = np.zeros((2, num_envs, N), dtype=np.bool_)
         self._all_terminated = np.ones(num_envs, dtype=np.bool_)  # everyone who has left the episode so far
         self._seed, self._episodes, self._lengths = seed, *np.zeros((2, num_envs), dtype=np.int64)
         self._returns = np.zeros(num_envs, dtype=np.float64)
@@ -192,10 +193,8 @@ class ParallelVectorEnv(gym.vector.VectorEnv):
         self._started = self._untouched = True
         return self._obs.copy(), self._infos()
 
-    def step(
-        self, actions: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
-        """Play actions int (E, N) or float (E, N, act_dim).
+    def step(self, actions: np.ndarray) -> Step:
+        """Play actions int (E, N) or float (E, N, num_actions).
 
         ValueError, with nothing played, on a wrong shape or dtype, an unavailable or a non-finite action. Any
         error after that, a BrokenEnvironment (a reward that is not shared) among them, leaves episodes that
@@ -208,7 +207,7 @@ class ParallelVectorEnv(gym.vector.VectorEnv):
         E = self.num_envs
         reward = np.zeros(E, dtype=np.float32)
         terminated, truncated = np.zeros((2, E), dtype=np.bool_)
-        final_obs = np.zeros_like(self._obs)
+        final_obs, final_alive = np.zeros_like(self._obs), np.zeros_like(self._alive)
         episode: dict[str, Any] = {"r": np.zeros(E, dtype=np.float32), "l": np.zeros(E, dtype=np.int64)}
         for e, env in enumerate(self.envs):
             played = set(env.agents)
@@ -230,13 +229,14 @@ class ParallelVectorEnv(gym.vector.VectorEnv):
             terminated[e] = self._all_terminated[e] and not left
             truncated[e] = not terminated[e]
             for i, agent in enumerate(self.possible_agents):
+                final_alive[e, i] = self._here[e, i] and about.get(agent, {}).get("alive", True)
                 if agent in played and agent in seen:
                     final_obs[e, i, : self.agent_obs_dims[i]] = self._vector(i, seen[agent])
             episode["r"][e], episode["l"][e] = self._returns[e], self._lengths[e]
             self._begin(e)
         self._started = True
         ended = terminated | truncated
-        infos = self._infos() | {"final_obs": final_obs, "episode": episode}
+        infos = self._infos() | {"final_obs": final_obs, "final_alive": final_alive, "episode": episode}
         infos |= {"_final_obs": ended, "_episode": ended.copy()}
         return self._obs.copy(), reward, terminated, truncated, infos
 
@@ -308,6 +308,7 @@ class ParallelVectorEnv(gym.vector.VectorEnv):
         here = set(self.envs[e].agents) - gone
         for i, agent in enumerate(self.possible_agents):
             info = about.get(agent, {})
+            self._here[e, i] = agent in here
             self._alive[e, i] = agent in here and bool(info.get("alive", True))
             if agent not in here:
                 if self.discrete:
@@ -392,9 +393,10 @@ class ParallelVectorEnv(gym.vector.VectorEnv):
         """The infos where no episode has ended."""
         E = self.num_envs
         return {
-            **({"action_mask": self._mask.copy()} if self.discrete else {}),
+            "action_mask": self._mask.copy(),
             "alive": self._alive.copy(),
             "final_obs": np.zeros_like(self._obs),
+            "final_alive": np.zeros_like(self._alive),
             "_final_obs": np.zeros(E, dtype=np.bool_),
             "episode": {"r": np.zeros(E, dtype=np.float32), "l": np.zeros(E, dtype=np.int64)},
             "_episode": np.zeros(E, dtype=np.bool_),

@@ -9,7 +9,7 @@ import pytest
 from pettingzoo.test import parallel_api_test, parallel_seed_test
 
 import envs
-from envs.pettingzoo import ParallelVectorEnv, ParallelView, parallel_env
+from envs.pettingzoo import ParallelVectorEnv, ParallelView
 
 OURS = ["smac/3m", "smac/2s3z", "smac/MMM", "mpe/simple_spread", "mpe/line_control", "mpe/circle_control"]
 MPE2 = ["mpe2.simple_spread_v3", "mpe2.simple_line_v1", "mpe2.simple_formation_v1"]
@@ -23,7 +23,7 @@ def options_of(env_id):
 @pytest.mark.parametrize("env_id", OURS)
 def test_view_passes_pettingzoos_own_tests(env_id):
     """Else tools written for PettingZoo break on our environments."""
-    make = functools.partial(parallel_env, env_id, **options_of(env_id))
+    make = functools.partial(envs.parallel_env, env_id, **options_of(env_id))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         parallel_api_test(make(), num_cycles=300)
@@ -33,7 +33,7 @@ def test_view_passes_pettingzoos_own_tests(env_id):
 @pytest.mark.parametrize("env_id", ["smac/3m", "mpe/line_control"])
 def test_view_plays_the_episode_that_the_vector_environment_plays(env_id):
     """Else results through PettingZoo are results on another game."""
-    view = parallel_env(env_id, seed=3, **options_of(env_id))
+    view = envs.parallel_env(env_id, seed=3, **options_of(env_id))
     plain = envs.make(env_id, 1, 3, **options_of(env_id))
     observations, _ = view.reset()
     obs, infos = plain.reset()
@@ -61,7 +61,7 @@ def test_view_plays_the_episode_that_the_vector_environment_plays(env_id):
 
 def test_view_samples_available_actions_only():
     """Else the usual `action_space(agent).sample()` loop dies on the first step."""
-    view = parallel_env("smac/3m", backend="embedded")
+    view = envs.parallel_env("smac/3m", backend="embedded")
     observations, _ = view.reset(seed=0)
     for _ in range(200):
         for agent in view.possible_agents:
@@ -73,7 +73,7 @@ def test_view_says_what_is_wrong():
     """Else a user debugs array shapes instead of reading a sentence."""
     with pytest.raises(ValueError, match="num_envs=1"):
         ParallelView(envs.make("smac/3m", 2, backend="embedded"))
-    view = parallel_env("smac/3m", backend="embedded")
+    view = envs.parallel_env("smac/3m", backend="embedded")
     with pytest.raises(ValueError, match="reset"):
         view.step({})
     view.reset(seed=0)
@@ -162,7 +162,7 @@ def test_our_environments_come_back_from_pettingzoo_unchanged(env_id):
 def test_imported_environments_pass_pettingzoos_own_tests(continuous):
     """Padding and autoreset must still be what PettingZoo's tools expect after a way there and back."""
     options = {"env_kwargs": {"continuous_actions": continuous}}
-    make = functools.partial(parallel_env, f"pettingzoo:{MPE2[1]}", **options)
+    make = functools.partial(envs.parallel_env, f"pettingzoo:{MPE2[1]}", **options)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         parallel_api_test(make(), num_cycles=60)

@@ -1,6 +1,6 @@
 """Our environments as PettingZoo ParallelEnvs; the other way round is `ParallelVectorEnv`.
 
-env = parallel_env("smac/2s3z", seed=1)
+env = envs.parallel_env("smac/2s3z", seed=1)
 observations, infos = env.reset()
 while env.agents:
     actions = {agent: env.action_space(agent).sample() for agent in env.agents}
@@ -14,10 +14,6 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 from pettingzoo import ParallelEnv
-
-from envs.from_pettingzoo import ParallelVectorEnv
-
-__all__ = ["AvailableActions", "ParallelVectorEnv", "ParallelView", "parallel_env"]
 
 
 class AvailableActions(gym.spaces.Discrete):
@@ -54,7 +50,6 @@ class ParallelView(ParallelEnv):
         self.agents: list[str] = []
         self._begun: tuple[np.ndarray, dict[str, Any]] | None = None
         spaces = vector_env.single_observation_space, vector_env.single_action_space
-        self.discrete = isinstance(spaces[1], gym.spaces.MultiDiscrete)
         self.observation_spaces: dict[str, Any] = {}
         self.action_spaces: dict[str, Any] = {}
         for i, agent in enumerate(self.possible_agents):
@@ -62,7 +57,7 @@ class ParallelView(ParallelEnv):
             seen: gym.Space = gym.spaces.Box(
                 spaces[0].low[i, :size], spaces[0].high[i, :size], dtype=np.float32
             )
-            if self.discrete:
+            if vector_env.discrete:
                 mask = gym.spaces.Box(0, 1, (actions,), np.int8)
                 self.observation_spaces[agent] = gym.spaces.Dict({"observation": seen, "action_mask": mask})
                 self.action_spaces[agent] = AvailableActions(actions)
@@ -100,7 +95,7 @@ class ParallelView(ParallelEnv):
         # After the end of an episode the next one has begun underneath: a second reset would skip it.
         begun, self._begun = self._begun, None
         obs, infos = begun if begun and seed is None else self.vector_env.reset(seed=seed)
-        mask = infos["action_mask"][0] if self.discrete else None
+        mask = infos["action_mask"][0] if self.vector_env.discrete else None
         alive = {agent: {"alive": bool(infos["alive"][0, i])} for i, agent in enumerate(self.agents)}
         return self._observe(obs[0], mask), alive
 
@@ -111,7 +106,7 @@ class ParallelView(ParallelEnv):
         missing = [agent for agent in self.agents if agent not in actions]
         if missing:
             raise ValueError(f"step() needs an action of every agent; {', '.join(missing)} gave none.")
-        if self.discrete:
+        if self.vector_env.discrete:
             for agent in self.agents:
                 if np.asarray(actions[agent]).dtype.kind not in "iu" or np.size(actions[agent]) != 1:
                     raise ValueError(f"An action is one integer; {agent} gave {actions[agent]!r}.")
@@ -119,19 +114,23 @@ class ParallelView(ParallelEnv):
             self.vector_env.single_action_space.shape, self.vector_env.single_action_space.dtype
         )
         for i, agent in enumerate(self.agents):
-            if self.discrete:
+            if self.vector_env.discrete:
                 chosen[i] = np.asarray(actions[agent]).item()
             else:
                 chosen[i, : self.vector_env.agent_act_dims[i]] = actions[agent]
         obs, reward, terminated, truncated, infos = self.vector_env.step(chosen[None])
         over, agents = bool(terminated[0] or truncated[0]), self.agents
-        mask = infos["action_mask"][0] & (not over) if self.discrete else None
+        mask = infos["action_mask"][0] & (not over) if self.vector_env.discrete else None
         seen = self._observe(infos["final_obs"][0] if over else obs[0], mask)
-        about = {agent: {"alive": bool(infos["alive"][0, i])} for i, agent in enumerate(agents)}
+        alive = infos["final_alive" if over else "alive"][0]
+        about = {agent: {"alive": bool(alive[i])} for i, agent in enumerate(agents)}
         if over:
             self.agents, self._begun = [], (obs, infos)
-            won = {"battle_won": bool(infos["battle_won"][0])} if "battle_won" in infos else {}
-            about = {agent: dict(won) for agent in agents}
+            if self.vector_env.wins:
+                about = {
+                    agent: info | {"battle_won": bool(infos["battle_won"][0])}
+                    for agent, info in about.items()
+                }
         return (
             seen,
             dict.fromkeys(agents, float(reward[0])),
@@ -151,10 +150,3 @@ class ParallelView(ParallelEnv):
     def close(self) -> None:
         """Close the environment underneath."""
         self.vector_env.close()
-
-
-def parallel_env(env_id: str, seed: int = 0, **options: Any) -> ParallelView:
-    """One environment of ours, by the id and options of `envs.make`, as a PettingZoo ParallelEnv."""
-    from envs import make
-
-    return ParallelView(make(env_id, 1, seed=seed, **options))

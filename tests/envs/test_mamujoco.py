@@ -13,7 +13,6 @@ from gymnasium.vector import AutoresetMode
 from pettingzoo.test import parallel_api_test, parallel_seed_test
 
 import envs
-from envs.pettingzoo import parallel_env
 
 
 def started(name, num_envs=2, seed=0, **options):
@@ -131,7 +130,12 @@ def test_contract_of_steps_and_episodes():
     """Shapes, dtypes, autoreset and statistics that learners rely on."""
     env = envs.make("mamujoco/HalfCheetah-3x2", 4, seed=1)
     assert env.metadata["autoreset_mode"] == AutoresetMode.SAME_STEP and env.metadata["render_fps"] == 20
-    assert (env.env_id, env.num_agents, env.obs_dim, env.act_dim) == ("mamujoco/HalfCheetah-3x2", 3, 13, 2)
+    assert (env.env_id, env.num_agents, env.obs_dim, env.num_actions) == (
+        "mamujoco/HalfCheetah-3x2",
+        3,
+        13,
+        2,
+    )
     assert env.agent_obs_dims == (11, 13, 12) and env.agent_act_dims == (2, 2, 2)
     assert env.backend == "mujoco" and envs.describe(env)["backend"] == "mujoco"
     obs, infos = env.reset()
@@ -165,7 +169,7 @@ def test_contract_of_steps_and_episodes():
 def test_padding_is_zero_to_see_and_does_nothing_to_act_on():
     """Agents of unequal width are stacked: what fills the gaps must not carry or change anything."""
     a, b = started("Humanoid-9|8"), started("Humanoid-9|8")
-    assert a.agent_act_dims == (9, 8) and a.act_dim == 9 and a.agent_obs_dims == (244, 174)
+    assert a.agent_act_dims == (9, 8) and a.num_actions == 9 and a.agent_obs_dims == (244, 174)
     assert a.single_action_space.high[1, 8] == a.single_action_space.low[1, 8] == 0
     rng = rngs(2)
     for _ in range(10):
@@ -240,9 +244,9 @@ def test_nothing_is_written_to_the_working_directory(tmp_path, monkeypatch):
 def test_view_passes_pettingzoos_own_tests():
     """Else tools written for PettingZoo break on agents of unequal width."""
     for name in ("HalfCheetah-3x2", "Humanoid-9|8", "Hopper-3x1"):
-        view = parallel_env(f"mamujoco/{name}")
+        view = envs.parallel_env(f"mamujoco/{name}")
         parallel_api_test(view, num_cycles=60)
-        parallel_seed_test(lambda name=name: parallel_env(f"mamujoco/{name}"), num_cycles=60)
+        parallel_seed_test(lambda name=name: envs.parallel_env(f"mamujoco/{name}"), num_cycles=60)
         view.reset(seed=0)
         widths = [view.action_space(agent).shape[0] for agent in view.agents]
         assert widths == list(view.vector_env.agent_act_dims)

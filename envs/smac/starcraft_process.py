@@ -37,7 +37,8 @@ MAX_REWARD = {
 }
 """SMAC's sum of rewards before scaling, of the maps that the embedded engine has no entry for."""
 INSTALL = "pip install git+https://github.com/oxwhirl/smac"
-# Run with -c, so that a worker does not import the training script; sys.path becomes the parent's.
+# Run with -c, so that a worker imports neither the training script nor any of `envs`; sys.path becomes the
+# parent's.
 _BOOT = "import json, sys; spec = json.loads(sys.argv[1]); sys.path[:] = spec['path']; "
 
 
@@ -245,14 +246,10 @@ class Worker:
     def __init__(self, game: dict[str, Any]) -> None:
         self.connection, theirs = mp.Pipe()
         with theirs:
-            spec = {"fd": theirs.fileno(), "parent": os.getpid(), "path": sys.path, "game": game}
+            spec = dict(fd=theirs.fileno(), parent=os.getpid(), path=sys.path, file=__file__, game=game)
+            code = _BOOT + "import runpy; runpy.run_path(spec['file'])['serve'](spec)"
             self.process = subprocess.Popen(
-                [
-                    sys.executable,
-                    "-c",
-                    _BOOT + "from envs.starcraft_game import serve; serve(spec)",
-                    json.dumps(spec),
-                ],
+                [sys.executable, "-c", code, json.dumps(spec)],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,  # the game chats there; failures go to stderr

@@ -307,10 +307,10 @@ class Reach(Toy):
 def test_continuous_actions_reach_each_agent_in_its_own_shape_and_range():
     """Else padding or out-of-range noise of a Gaussian policy reaches the game."""
     env = ParallelVectorEnv(Reach, 2)
-    assert env.single_action_space.shape == (2, 2) and env.agent_act_dims == (1, 2) and env.act_dim == 2
+    assert env.single_action_space.shape == (2, 2) and env.agent_act_dims == (1, 2) and env.num_actions == 2
     assert env.single_action_space.low.tolist() == [[-1, 0], [-2, -2]]
     _, infos = env.reset()
-    assert "action_mask" not in infos
+    assert infos["action_mask"].tolist() == [[[True, False], [True, True]]] * 2
     actions = np.array([[[5.0, 9.0], [1.5, -7.0]], [[-0.5, 0.0], [0.0, 0.25]]], dtype=np.float32)
     env.step(actions)
     assert env.envs[0].played[0]["a0"].tolist() == [[1.0]]

@@ -13,8 +13,9 @@ from scipy.stats import ks_2samp
 
 import envs
 from benchmark.calibrate_mpe import POLICIES, play
-from envs import mpe, mpe_world
+from envs import mpe
 from envs.mpe import TASKS, MpeVectorEnv
+from envs.mpe import world as mpe_world
 
 REFERENCE = np.load(Path(__file__).parent / "data" / "mpe_reference.npz")
 RECORDED = sorted({tuple(key.split("/")[:2]) for key in REFERENCE.files})
@@ -156,7 +157,7 @@ def test_both_methods_of_assignment_agree():
         rewards = []
         for table in (mpe_world.subset_table(num_agents), mpe_world.subset_table(99)):
             obs, reward = np.empty((64, num_agents, mpe.obs_dim("line_control", num_agents))), np.empty(64)
-            rules = mpe._numbers("line_control", "paper", 1.0, 0.0)
+            rules = mpe.env._numbers("line_control", "paper", 1.0, 0.0)
             mpe_world.advance(pos.copy(), vel.copy(), land, actions, rules, table, obs, reward)
             rewards.append(reward)
         assert len(mpe_world.subset_table(num_agents)) == num_agents * 2 ** (num_agents - 1)
@@ -457,7 +458,7 @@ def test_scripts_earn_what_they_earn_in_the_authors_scenarios(task, variant, flo
 
 def test_the_committed_reference_returns_are_those_of_this_code():
     """Else curves are drawn against scripts that no longer exist."""
-    with open(Path(__file__).parents[1] / "benchmark" / "results" / "mpe" / "reference.csv") as file:
+    with open(Path(__file__).parents[2] / "benchmark" / "results" / "mpe" / "reference.csv") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 3 * 2 * 4 * 4
     for row in rows[:: len(POLICIES) + 3]:

@@ -10,8 +10,8 @@ import pytest
 from gymnasium_robotics import mamujoco_v1
 
 import envs
-from envs.mamujoco import load_model
-from envs.mamujoco_robots import ROBOTS, observation_index
+from envs.mamujoco.env import load_model
+from envs.mamujoco.robots import ROBOTS, observation_index
 
 DATA = Path(__file__).parent / "data" / "mamujoco_obsk2_index.json"
 PAPER = ("Hopper-3x1", "HalfCheetah-3x2", "Walker2d-3x2", "Ant-4x2", "Humanoid-17x1")
@@ -202,11 +202,11 @@ def test_limits_are_gymnasiums(kind):
         physics[:, 3] = rng.uniform(0.1, 2.5, E)
         physics[:, 3 + nq] = -(10 ** rng.uniform(0, 2.5, E))  # falling
     ours.set_state(state)
-    _, _, terminated, _, infos = ours.step(np.zeros((E, 1, ours.act_dim)))
+    _, _, terminated, _, infos = ours.step(np.zeros((E, 1, ours.num_actions)))
     full = mujoco.mjtState.mjSTATE_INTEGRATION
     for e in range(E):
         mujoco.mj_setState(model.model, model.data, physics[e], full)
-        _, _, over, _, terms = model.step(np.zeros(ours.act_dim))
+        _, _, over, _, terms = model.step(np.zeros(ours.num_actions))
         assert terminated[e] == over, e
         for name in set(terms) & {"reward_survive", "reward_contact", "reward_impact"}:
             np.testing.assert_allclose(infos[name][e], terms[name], rtol=1e-6, atol=1e-6)

@@ -23,7 +23,7 @@ NUM_ACTIONS = 5
 """0 nothing, 1 towards -x, 2 towards +x, 3 towards -y, 4 towards +y."""
 SPREAD, LINE, CIRCLE = range(3)
 TASK, SIZE, CLIP, START, VISION, OTHERS, POSITION_FIRST, NEAREST, PENALTY = range(9)
-"""Entries of `rules`; `envs.mpe.Rules` explains them."""
+"""Entries of `rules`; `envs.mpe.env.Rules` explains them."""
 RULES = 9
 
 MOST_SUBSETS = 7

@@ -7,9 +7,7 @@ policies (`exact_return`). `StochasticGame` is the didactic random game of arXiv
 
 from __future__ import annotations
 
-import os
 import sys
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import gymnasium as gym
@@ -17,6 +15,8 @@ import numba
 import numpy as np
 from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
+
+from envs.base import Step, TeamVectorEnv, free_bytes
 
 PAYOFFS: dict[str, tuple[float, float, float, float]] = {
     "1": (10.0, 5.0, 5.0, 0.0),  # action 1 is better whatever the other does
@@ -27,28 +27,10 @@ PAYOFFS: dict[str, tuple[float, float, float, float]] = {
 """R(1,1), R(1,2), R(2,1), R(2,2) of games 1 to 4, one per kind of landscape that a 2x2 game can have. They
 stand for the games of the paper's Table 3 and are not its numbers: `MatrixGame(payoff=...)` takes any."""
 
-Step = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]
-
 
 def table_bytes(num_states: int, num_agents: int, num_actions: int) -> int:
     """Bytes that the float32 tables of a game take: S·A^N rewards and S·A^N·S probabilities."""
     return 4 * num_states * num_actions**num_agents * (num_states + 1)
-
-
-def free_bytes() -> int | None:
-    """Memory in bytes that this process may still take, None where the system does not tell."""
-    found = []
-    meminfo, container_limit = Path("/proc/meminfo"), Path("/sys/fs/cgroup/memory.max")
-    if meminfo.exists():
-        lines = meminfo.read_text().splitlines()
-        found += [1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
-    if container_limit.exists():
-        limit = container_limit.read_text().strip()
-        taken = int(container_limit.with_name("memory.current").read_text())
-        found += [int(limit) - taken] if limit.isdigit() else []  # "max": no limit
-    if not found and "SC_PHYS_PAGES" in getattr(os, "sysconf_names", {}):
-        found = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
-    return min(found, default=None)
 
 
 def check_memory(num_states: int, num_agents: int, num_actions: int, share: float = 0.5) -> None:
@@ -144,7 +126,7 @@ class Optimum(NamedTuple):
     actions: np.ndarray
 
 
-class TabularGame(gym.vector.VectorEnv):
+class TabularGame(TeamVectorEnv):
     """`num_envs` copies of one tabular game over shared tables.
 
     rewards: (S, A, ..., A) float32, one axis per agent; transitions: (S, A, ..., A, S) float32, summing to 1.
@@ -156,6 +138,8 @@ class TabularGame(gym.vector.VectorEnv):
     metadata = {"render_modes": ["rgb_array"], "autoreset_mode": AutoresetMode.SAME_STEP, "render_fps": 4}
     backend = "embedded"
     env_id = "matrix/tables"
+    episode_limit: int
+    exact = True
 
     def __init__(
         self,
@@ -235,7 +219,7 @@ class TabularGame(gym.vector.VectorEnv):
         done = self._length >= self.episode_limit
         infos = self._infos()
         if done.any():
-            infos["final_obs"][done] = self._observe()[done]
+            infos["final_obs"][done], infos["final_alive"][done] = self._observe()[done], True
             infos["_final_obs"], infos["_episode"] = done, done.copy()
             infos["episode"]["r"][done] = self._return[done]
             infos["episode"]["l"][done] = self._length[done]
@@ -253,6 +237,7 @@ class TabularGame(gym.vector.VectorEnv):
             "action_mask": np.ones((E, N, self.num_actions), dtype=np.bool_),
             "alive": np.ones((E, N), dtype=np.bool_),
             "final_obs": np.zeros((E, N, self.num_states), dtype=np.float32),
+            "final_alive": np.zeros((E, N), dtype=np.bool_),
             "_final_obs": np.zeros(E, dtype=np.bool_),
             "episode": {"r": np.zeros(E, dtype=np.float32), "l": np.zeros(E, dtype=np.int64)},
             "_episode": np.zeros(E, dtype=np.bool_),

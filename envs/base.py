@@ -1,0 +1,80 @@
+"""What all families of environments have in common: the contract, and what any of them may need."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from gymnasium.vector import VectorEnv
+
+Step = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]
+"""obs, reward, terminated, truncated and infos."""
+
+
+class BrokenEnvironment(ValueError):
+    """An environment that breaks its promises in the middle of a run, as one whose reward is not shared."""
+
+
+class TeamVectorEnv(VectorEnv):
+    """E environments of one task, stepped together, whose N agents share one reward: the contract of `envs`.
+
+    Episodes that end are followed by new ones in the same step (gymnasium's SAME_STEP). `reset` returns obs
+    (E, N, obs_dim) float32 and infos; `step` takes actions (E, N) int or (E, N, num_actions) real and returns
+    obs, reward (E,) float32, terminated and truncated (E,) bool and infos. Attributes tell what a caller may
+    ask about an environment; infos tell the rest, at every reset and step:
+
+    action_mask (E, N, num_actions) bool: choices available at obs; of real actions the agent's own, not the
+        padding.
+    alive (E, N) bool: agents alive at obs.
+    final_obs (E, N, obs_dim), final_alive (E, N) bool: what an episode ended with, and who was alive then,
+        where _final_obs (E,) bool; else zeros.
+    episode {"r": (E,) float32, "l": (E,) int64}: return and length of an episode, where _episode (E,) bool.
+    battle_won (E,) bool: the battle that ended was won; of environments with `wins`.
+    """
+
+    env_id: str
+    label: str = ""
+    """What besides the id tells tasks apart: a size, a variant, an engine."""
+    backend: str
+    """What plays: "embedded", "starcraft", "mujoco" or "pettingzoo"."""
+    num_agents: int
+    obs_dim: int
+    num_actions: int
+    """Choices of an agent, or real numbers that it acts with; of unequal agents the most."""
+    agent_obs_dims: tuple[int, ...]
+    agent_act_dims: tuple[int, ...]
+    """Each agent's own obs_dim and num_actions; what is beyond them is padding."""
+    episode_limit: int | None
+    """Steps after which an episode ends, None where nothing limits it."""
+    discrete: bool = True
+    """Actions are choices, else real numbers."""
+    restorable: bool = True
+    """`set_state` goes on exactly; else it begins new episodes, and warns."""
+    compiled: bool = True
+    """A step is compiled and more environments cost little: evaluation may play its episodes side by side."""
+    exact: bool = False
+    """`exact_return(policies)` solves what others have to play."""
+    wins: bool = False
+    """Episodes are won or not: infos hold battle_won."""
+
+    def describe(self) -> dict[str, Any]:
+        """What rewards depend on besides the id and the label, as plain values for args.json."""
+        return {}
+
+
+def free_bytes() -> int | None:
+    """Memory in bytes that this process may still take, None where the system does not tell."""
+    found = []
+    meminfo, container_limit = Path("/proc/meminfo"), Path("/sys/fs/cgroup/memory.max")
+    if meminfo.exists():
+        lines = meminfo.read_text().splitlines()
+        found += [1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
+    if container_limit.exists():
+        limit = container_limit.read_text().strip()
+        taken = int(container_limit.with_name("memory.current").read_text())
+        found += [int(limit) - taken] if limit.isdigit() else []  # "max": no limit
+    if not found and "SC_PHYS_PAGES" in getattr(os, "sysconf_names", {}):
+        found = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    return min(found, default=None)

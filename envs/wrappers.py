@@ -1,0 +1,157 @@
+"""Wrappers of our vector environments: tensors, agents first, for a learner; one's own last action to see."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium.vector.utils import batch_space
+
+from envs.base import Step
+
+
+class TeamWrapper(gym.vector.VectorWrapper):
+    """A wrapper through which all attributes of the contract are seen."""
+
+    env: Any
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_") or name == "env":  # what copy and pickle look for before there is an env
+            raise AttributeError(name)
+        return getattr(self.env, name)
+
+    def render(self, i: int = 0) -> np.ndarray:  # type: ignore[override]
+        """Picture of environment i, (H, W, 3) uint8."""
+        return self.env.render(i)
+
+
+class LastAction(TeamWrapper):
+    """Appends each agent's own last action, one-hot, to its observation: (E, N, obs_dim + A) float32.
+
+    Zeros at the start of an episode and for the dead, whose whole observation is zero. Without memory, a
+    policy sees only through this what it was about to do. Everything else is the environment's.
+    """
+
+    def __init__(self, env: Any) -> None:
+        super().__init__(env)
+        self.num_actions = env.num_actions
+        self.obs_dim = env.obs_dim + env.num_actions
+        self.agent_obs_dims = (self.obs_dim,) * env.num_agents
+        low, high = (
+            float(env.single_observation_space.low.min()),
+            float(env.single_observation_space.high.max()),
+        )
+        shape = (env.num_agents, self.obs_dim)
+        self.single_observation_space = gym.spaces.Box(min(low, 0.0), max(high, 1.0), shape, np.float32)
+        self.observation_space = batch_space(self.single_observation_space, env.num_envs)
+
+    def _append(self, obs: np.ndarray, actions: np.ndarray, show: np.ndarray) -> np.ndarray:
+        """obs (E, N, obs_dim) beside the one-hot of actions (E, N) where show (E, N) bool, else zeros."""
+        one_hot = np.eye(self.num_actions, dtype=np.float32)[actions] * show[..., None]
+        return np.concatenate([obs, one_hot], axis=-1)
+
+    def reset(self, **kwargs: Any) -> tuple[np.ndarray, dict[str, Any]]:
+        """As the environment's reset, with zeros appended."""
+        obs, infos = self.env.reset(**kwargs)
+        nothing = np.zeros(obs.shape[:2], dtype=np.int64)
+        infos["final_obs"] = self._append(infos["final_obs"], nothing, nothing.astype(bool))
+        return self._append(obs, nothing, nothing.astype(bool)), infos
+
+    def step(self, actions: np.ndarray) -> Step:
+        """As the environment's step, with the actions just played appended to what they led to."""
+        obs, reward, terminated, truncated, infos = self.env.step(actions)
+        ended = (terminated | truncated)[:, None]
+        infos["final_obs"] = self._append(infos["final_obs"], actions, infos["final_alive"])
+        return self._append(obs, actions, ~ended & infos["alive"]), reward, terminated, truncated, infos
+
+
+class AgentsFirst(TeamWrapper):
+    """What a learner in PyTorch wants: tensors on `device`, the agents in front.
+
+    Observations (N, E, obs_dim), actions (N, E) int or (N, E, num_actions) real, which are clipped to their
+    bounds; rewards and ends (E,). Of infos action_mask and alive are tensors (N, E, ...); final_obs and
+    final_alive, too, but there on steps only on which an episode ended. infos["episodes"] lists the episodes
+    that ended, in order of their environments, as {"env": e, "episodic_return": ..., "episodic_length": ...}
+    and, where environments have `wins`, "win_rate", 0.0 or 1.0; episodes that the real game dropped are left
+    out. Other infos are the environment's.
+
+    On the CPU tensors share the environment's arrays; on a GPU nothing is waited for.
+    """
+
+    def __init__(self, env: Any, device: str | torch.device = "cpu") -> None:
+        super().__init__(env)
+        self.device = torch.device(device)
+        self._last: dict[str, np.ndarray] = {}  # what was returned last, as the environment has it
+
+    def _tensor(self, array: np.ndarray) -> torch.Tensor:
+        tensor = torch.from_numpy(array)
+        if self.device.type != "cpu":  # from pinned memory the copy to a GPU need not be waited for
+            tensor = tensor.pin_memory().to(self.device, non_blocking=True)
+        return tensor
+
+    def _agents(self, array: np.ndarray) -> torch.Tensor:
+        """(E, N, ...) array -> (N, E, ...) tensor; turned around after the copy, which wants whole memory."""
+        return self._tensor(array).transpose(0, 1)
+
+    def _return(self, obs: np.ndarray, infos: dict[str, Any]) -> tuple[torch.Tensor, dict[str, Any]]:
+        """Observations and infos as a learner sees them."""
+        self._last = {"obs": obs, "action_mask": infos["action_mask"], "alive": infos["alive"]}
+        seen = {name: self._agents(array) for name, array in self._last.items()}
+        ending = {name: infos.pop(name) for name in ("final_obs", "final_alive")}
+        if infos["_final_obs"].any():
+            seen |= {name: self._agents(array) for name, array in ending.items()}
+        return seen.pop("obs"), infos | seen | {"episodes": self._episodes(infos)}
+
+    def _episodes(self, infos: dict[str, Any]) -> list[dict[str, Any]]:
+        """The statistics of each episode that ended."""
+        episodes = []
+        for e in infos["_episode"].nonzero()[0].tolist():
+            returned, length = (float(infos["episode"][name][e]) for name in "rl")
+            episodes.append({"env": e, "episodic_return": returned, "episodic_length": length})
+            if self.wins:
+                episodes[-1]["win_rate"] = float(infos["battle_won"][e])
+        return episodes
+
+    def reset(self, **kwargs: Any) -> tuple[torch.Tensor, dict[str, Any]]:
+        """As the environment's reset."""
+        return self._return(*self.env.reset(**kwargs))
+
+    def step(
+        self, actions: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, dict[str, Any]]:
+        """As the environment's step, of actions (N, E) or (N, E, num_actions)."""
+        array = actions.transpose(0, 1).cpu().numpy()
+        if not self.discrete:
+            bounds: Any = self.single_action_space
+            array = np.clip(array, bounds.low, bounds.high)
+        obs, reward, terminated, truncated, infos = self.env.step(array)
+        seen, about = self._return(obs, infos)
+        return seen, self._tensor(reward), self._tensor(terminated), self._tensor(truncated), about
+
+    def get_state(self) -> dict[str, torch.Tensor]:
+        """The environment's state and, as next_..., what it returned last: CPU tensors, for torch.save."""
+        state = self.env.get_state() | {f"next_{name}": array for name, array in self._last.items()}
+        return {name: torch.tensor(array) for name, array in state.items()}
+
+    def set_state(self, state: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, Any]]:
+        """Goes on from a `get_state()`; returns, like `reset`, obs and infos to go on from.
+
+        They are those last returned where the environment is `restorable`, else those of new episodes.
+        ValueError if the state does not fit.
+        """
+        # First of all, so that an environment that begins anew has begun, and keeps what is returned here.
+        obs, infos = self.env.reset()
+        arrays = {name: tensor.numpy() for name, tensor in state.items()}
+        saved = {name.removeprefix("next_"): arrays.pop(name) for name in state if name.startswith("next_")}
+        self.env.set_state(arrays)
+        if not self.restorable:
+            return self._return(obs, infos)
+        for name, array in {"obs": obs, **{key: infos[key] for key in ("action_mask", "alive")}}.items():
+            if name not in saved or (saved[name].shape, saved[name].dtype) != (array.shape, array.dtype):
+                raise ValueError(
+                    f"This state is not one of {self.num_envs} environments of {self.env_id}: "
+                    f"'next_{name}' must be {array.dtype} of shape {array.shape}."
+                )
+        return self._return(saved.pop("obs"), infos | saved)
