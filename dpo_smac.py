@@ -2,10 +2,10 @@
 
 Paper: A Fully Decentralized Surrogate for Multi-Agent Policy Optimization (Su & Lu, TMLR 2024).
 Details, and every difference from the paper and its released code: docs/dpo.md
-Reproduce: python dpo_smac.py --map 8m  (the win rate to expect: benchmark/results/smac/README.md)
+Reproduce: python dpo_smac.py --map 8m  (the win rate to expect: docs/verdicts.md)
 
-Axis order: the environment's arrays are (num_envs E, num_agents N, ...), the learner's tensors
-(N, batch, ...). Agents share nothing; stacking their networks only batches the arithmetic.
+Tensors are (num_agents N, num_steps T, num_envs E, ...) or (N, batch, ...): agents always come first. They
+share nothing; stacking their networks only batches the arithmetic.
 """
 
 import copy
@@ -14,6 +14,7 @@ import functools
 import io
 import itertools
 import json
+import math
 import operator
 import os
 import shutil
@@ -21,9 +22,11 @@ import signal
 import sys
 import time
 import warnings
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Literal
 
 import imageio
 import numpy as np
@@ -34,95 +37,79 @@ import tyro
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from envs import describe, env_name
-from envs import make as make_envs
+import envs as environments
 
 SCRIPT = Path(__file__).stem
 EXIT_REQUEUE = 75  # EX_TEMPFAIL: a signal stopped the run, its checkpoint is on disk, --resume goes on
 EVAL_EPISODES = 32  # per evaluation; ten times as many for the absolute metric at the end
 CHUNK = 512  # rows of 8 agents or more whose activations stay in the cache of one core
-STATS = ["losses/policy_loss", "losses/value_loss", "losses/entropy", "losses/grad_norm", "dpo/kl"]
-STATS += ["dpo/sqrt_kl", "losses/explained_variance", "dpo/beta1", "dpo/beta2"]
-STATS += ["dpo/below_band", "dpo/above_band"]
-COLUMNS = ["global_step", "eval/episodic_return", "eval/win_rate", "charts/episodic_return"]
-COLUMNS += ["charts/episodic_length", "charts/win_rate", "charts/SPS", "time/env", "time/act", "time/update"]
-COLUMNS += STATS
+COLUMNS = """
+global_step eval/episodic_return eval/episodic_length eval/win_rate
+charts/episodic_return charts/episodic_length charts/win_rate charts/SPS time/env time/act time/update
+losses/policy_loss losses/value_loss losses/entropy losses/grad_norm losses/explained_variance
+dpo/kl dpo/sqrt_kl dpo/beta1 dpo/beta2 dpo/below_band dpo/above_band
+""".split()  # noqa: SIM905
 
 
 @dataclass
 class Args:
-    map: str = "27m_vs_30m"
-    """SMAC map, e.g. 2s3z, 8m, 3s5z, 27m_vs_30m, MMM2"""
-    backend: str = "auto"
-    """auto | embedded | starcraft: the compiled engine of envs/smac, or the real game if it is installed"""
-    seed: int = 1
-    """seed of environments, parameters and sampled actions"""
-    total_timesteps: int = 10_000_000
-    """environment steps (one moves all agents of one environment; never agent-steps)"""
-    num_envs: int = 32
-    """environments stepped together"""
-    num_steps: int = 128
-    """steps of each environment per update; the batch is num_envs * num_steps rows per agent"""
-    learning_rate: float = 5e-4
-    """Adam's learning rate, for actors and critics"""
-    gamma: float = 0.99
-    """discount factor"""
-    gae_lambda: float = 0.95
-    """lambda of generalised advantage estimation"""
-    update_epochs: int = 15
-    """gradient steps per update, each on the whole batch"""
-    ent_coef: float = 0.01
-    """coefficient c_H of the entropy bonus"""
-    max_grad_norm: float = 10.0
-    """gradient clip, per agent and per network"""
-    last_action: bool = False
-    """observe one's own last action, too"""
-    layer_norm: bool = True
-    """LayerNorm on the observation and after each hidden layer"""
-    d_target: float = 0.02
-    """KL per update that eq. (21) steers each agent to"""
-    delta: float = 1.5
-    """eq. (21): the betas change where KL leaves [d_target / delta, d_target * delta]"""
-    omega: float = 2.0
-    """eq. (21): the factor by which they change"""
-    beta_init: float = 0.01
-    """initial beta1 and beta2"""
+    map: str = "27m_vs_30m"  # SMAC map, e.g. 2s3z, 8m, 3s5z, 27m_vs_30m, MMM2; or pettingzoo:MODULE
+    backend: Literal["auto", "embedded", "starcraft"] = "auto"  # compiled engine, or the game if installed
+    env_options: tuple[str, ...] = ()  # further options of the environment, name=value; docs/envs.md
+    last_action: bool = False  # observe one's own last action, too
+    seed: int = 1  # seed of environments, parameters and sampled actions
+    total_timesteps: int = 10_000_000  # environment steps: one moves all agents of one environment
+    num_envs: int = 32  # environments stepped together
+    num_steps: int = 128  # steps of each environment per update: num_envs * num_steps rows per agent
+
+    learning_rate: float = 5e-4  # Adam's learning rate, for actors and critics
+    gamma: float = 0.99  # discount factor
+    gae_lambda: float = 0.95  # lambda of generalised advantage estimation
+    update_epochs: int = 15  # gradient steps per update, each on the whole batch
+    ent_coef: float = 0.01  # coefficient c_H of the entropy bonus
+    max_grad_norm: float = 10.0  # gradient clip, per agent and per network
+    layer_norm: bool = True  # LayerNorm on the observation and after each hidden layer
+    d_target: float = 0.02  # KL per update that eq. (21) steers each agent to
+    delta: float = 1.5  # eq. (21): the betas change where KL leaves [d_target / delta, d_target * delta]
+    omega: float = 2.0  # eq. (21): the factor by which they change
+    beta_init: float = 0.01  # initial beta1 and beta2
+    # Floor of N * beta; without one the betas vanish late in training, and the trust region with them.
     beta_min: float = 0.05
-    """floor of N * beta, without which the betas vanish late in training, and the trust region with them"""
-    beta_max: float = 1000.0
-    """ceiling of N * beta (N times, because the surrogate of eq. (20) has weight 1/N)"""
-    sqrt_kl_term: bool = True
-    """off: beta1 = 0, the ablation DPO_w/o_sqrt (IPPO-KL)"""
-    kl_term: bool = True
-    """off: beta2 = 0, the ablation DPO_w/o_kl"""
-    eval_every: int = 20_480
-    """environment steps between evaluations (32 greedy episodes in separate environments)"""
-    checkpoint_every: int = 40_960
-    """environment steps between checkpoints"""
-    runs_dir: str = "runs"
-    """where run directories are made"""
-    resume: str = ""
-    """run directory to go on with, under its own arguments"""
-    checkpoint: str = ""
-    """run directory or .pt file for --eval-only"""
-    eval_only: bool = False
-    """evaluate --checkpoint on 320 greedy episodes and stop"""
-    capture_video: bool = False
-    """record greedy episodes as video.mp4 in the run directory, at the end or with --eval-only"""
-    device: str = "cpu"
-    """cpu | cuda, the first GPU that CUDA_VISIBLE_DEVICES names"""
-    torch_threads: int = 1
-    """CPU threads of the learner; each has a group of agents to itself"""
-    compile: bool = False
-    """torch.compile the loss: faster updates after 10 to 40 s; a CPU needs g++"""
+    beta_max: float = 1000.0  # ceiling of N * beta (N times: the surrogate of eq. (20) has weight 1/N)
+    sqrt_kl_term: bool = True  # off: beta1 = 0, the ablation DPO_w/o_sqrt (IPPO-KL)
+    kl_term: bool = True  # off: beta2 = 0, the ablation DPO_w/o_kl
+
+    eval_every: int = 20_480  # environment steps between evaluations, 32 greedy episodes each
+    checkpoint_every: int = 40_960  # environment steps between checkpoints
+    runs_dir: str = "runs"  # where run directories are made
+    resume: str = ""  # run directory (or .pt file) to go on with, under its own arguments
+    eval_only: bool = False  # with --resume: play 320 greedy episodes with its best parameters, and stop
+    capture_video: bool = False  # record greedy episodes as video.mp4 in the run directory, at the end
+    device: Literal["cpu", "cuda"] = "cpu"  # cuda: the first GPU that CUDA_VISIBLE_DEVICES names
+    torch_threads: int = 1  # CPU threads of the learner; each has a group of agents to itself
+    compile: bool = False  # torch.compile the loss: faster updates after 10 to 40 s; a CPU needs g++
+
+    @property
+    def env_id(self) -> str:
+        return self.map if ":" in self.map else f"smac/{self.map}"
+
+    def __post_init__(self):
+        check_ranges(self)
 
 
-RESUME_MAY_CHANGE = {"total_timesteps", "eval_only", "checkpoint", "resume", "capture_video", "runs_dir"}
-EVAL_MAY_NOT_CHANGE = {"map", "last_action", "layer_norm"}
+RANGES = {
+    "total_timesteps num_envs num_steps update_epochs": (1, 10**12),
+    "eval_every checkpoint_every torch_threads": (1, 10**12),
+    "seed": (0, 2**63 - 1),
+    "learning_rate max_grad_norm d_target": (1e-12, 1e12),
+    "gamma gae_lambda": (0, 1),
+    "ent_coef beta_init beta_min beta_max": (0, 1e12),
+    "delta omega": (1.0001, 1e12),
+}
 PRESETS = {
-    "8m": dict(total_timesteps=1_000_000),
-    "2s3z": dict(total_timesteps=2_000_000),
-    "3s5z": dict(total_timesteps=5_000_000),
+    "smac/8m": dict(total_timesteps=1_000_000),
+    "smac/2s3z": dict(total_timesteps=2_000_000),
+    "smac/3s5z": dict(total_timesteps=5_000_000),
 }
 
 
@@ -132,8 +119,11 @@ class StackedMLP(nn.Module):
 
     def __init__(self, num_agents: int, in_dim: int, out_dim: int, head_gain: float, layer_norm: bool):
         super().__init__()
-        dims, gains = (in_dim, 128, 128, out_dim), (2**0.5, 2**0.5, head_gain)
-        self.layer_norm, self.weights, self.biases = layer_norm, nn.ParameterList(), nn.ParameterList()
+        self.layer_norm = layer_norm
+        self.weights = nn.ParameterList()
+        self.biases = nn.ParameterList()
+        dims = (in_dim, 128, 128, out_dim)
+        gains = (2**0.5, 2**0.5, head_gain)
         for (fan_in, fan_out), gain in zip(itertools.pairwise(dims), gains, strict=True):
             layer = [nn.init.orthogonal_(torch.empty(fan_in, fan_out), gain) for _ in range(num_agents)]
             self.weights.append(nn.Parameter(torch.stack(layer)))
@@ -142,8 +132,10 @@ class StackedMLP(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(N, batch, in) -> (N, batch, out); agent i's output depends on x[i] and its own parameters only."""
         for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
-            if layer:
-                x = (F.layer_norm(x, x.shape[-1:]) if self.layer_norm else x).relu_()
+            if layer > 0 and self.layer_norm:
+                x = F.layer_norm(x, x.shape[-1:])
+            if layer > 0:
+                x = x.relu_()
             if weight.shape[-1] > 1:
                 x = torch.baddbmm(bias, x, weight)
             else:  # matrix products are slow where they have a single column
@@ -156,9 +148,11 @@ class Agents(nn.Module):
 
     def __init__(self, num_agents: int, obs_dim: int, num_actions: int, layer_norm: bool = True):
         super().__init__()
+        self.num_agents = num_agents
         self.actor = StackedMLP(num_agents, obs_dim, num_actions, 0.01, layer_norm)
         self.critic = StackedMLP(num_agents, obs_dim, 1, 1.0, layer_norm)
-        self.register_buffer("betas", torch.zeros(2, num_agents))
+        self.register_buffer("beta1", torch.zeros(num_agents))
+        self.register_buffer("beta2", torch.zeros(num_agents))
         # Without parameters, so once for every observation is enough, where networks see it 15 times.
         self.obs_norm = nn.LayerNorm(obs_dim, elementwise_affine=False) if layer_norm else nn.Identity()
 
@@ -167,11 +161,12 @@ class Agents(nn.Module):
         return self.critic(obs).squeeze(-1)
 
     def group(self, part: slice) -> "Agents":
-        """Some of the agents as a module of their own, whose parameters are views of this one's."""
+        """Some of the agents as a module of their own, whose parameters and betas are views of this one's."""
         group = copy.deepcopy(self)
         for mine, whole in zip(group.parameters(), self.parameters(), strict=True):
             mine.data = whole.data[part]
-        group.betas = self.betas.data[:, part]  # .data: a version counter of its own, for autograd in threads
+        group.beta1 = self.beta1.data[part]  # .data: a version counter of its own, for autograd in threads
+        group.beta2 = self.beta2.data[part]
         return group
 
 
@@ -185,11 +180,12 @@ def masked_log_softmax(logits: torch.Tensor, action_mask: torch.Tensor) -> torch
 # --- same in: dpo_mamujoco, dpo_matrix, dpo_mpe, dpo_smac, ippo ---
 def exp_minus_linear(x: torch.Tensor) -> torch.Tensor:
     """exp(x) - 1 - x, never negative; near 0 its gradient, expm1(x), is exact where autograd's is noise."""
-    at, slope = x.detach(), torch.expm1(x.detach())
+    at = x.detach()
+    slope = torch.expm1(at)
     return (slope - at).clamp(min=0.0) + slope * (x - at)
 
 
-# --- same in: dpo_matrix, dpo_mpe, dpo_smac ---
+# --- same in: dpo_matrix, dpo_mpe, dpo_smac, ippo ---
 def categorical_kl(old_logp: torch.Tensor, logp: torch.Tensor) -> torch.Tensor:
     """KL(pi_old || pi) of each state, (..., A) -> (...), never negative, so that its square root is safe.
 
@@ -204,35 +200,63 @@ def categorical_kl(old_logp: torch.Tensor, logp: torch.Tensor) -> torch.Tensor:
 def gae(rewards, values, next_value, final_values, terminations, truncations, alive, next_alive, gamma, lam):
     """Generalised advantage estimation: advantages, returns, and which samples to learn from, (N, T, E).
 
-    rewards, terminations, truncations: (T, E), the team's; values, final_values, alive: (N, T, E), per agent;
-    final_values is V of the observation before autoreset, used where an episode was truncated; next_value,
-    next_alive: (N, E), after the last step. Once dead an agent has no value estimate (V is not trained on the
-    dead): the discounted reward its team still earns stands in for it. Where the rollout ends before the
-    episode, that sum is incomplete and the step of death no sample to learn from; nor are the dead's steps.
+    rewards, terminations, truncations: (T, E), the team's. values, final_values, alive: (N, T, E), per agent;
+    final_values is V of the observation before autoreset, used where an episode was truncated. next_value,
+    next_alive: (N, E), after the last step.
+
+    The dead have no V, as it is not trained on them: what the team still earns, discounted, stands in for it.
+    Where the rollout ends before the episode, that sum is not known to its end; then the step of death is no
+    sample to learn from. Steps of the dead never are.
     """
-    advantages, valid = torch.zeros_like(values), torch.zeros_like(alive)
-    advantage, value, known = torch.zeros_like(next_value), next_value, next_alive
+    advantages = torch.zeros_like(values)
+    valid = torch.zeros_like(alive)
+    advantage = torch.zeros_like(next_value)
+    known = next_alive  # whether `following`, the value of what comes next, is known
+    following = next_value
     for t in reversed(range(len(rewards))):
         done = terminations[t] | truncations[t]
-        target = rewards[t] + gamma * torch.where(done, final_values[:, t] * ~terminations[t], value)
-        advantage = target - values[:, t] + gamma * lam * advantage * ~done
+        following = torch.where(done, final_values[:, t] * ~terminations[t], following)
+        earned = rewards[t] + gamma * following
         valid[:, t] = alive[:, t] & (known | done)
-        advantages[:, t] = advantage = advantage * valid[:, t]
-        value = torch.where(alive[:, t], values[:, t], target)
+        advantage = earned - values[:, t] + gamma * lam * advantage * ~done
+        advantage = advantage * valid[:, t]
+        advantages[:, t] = advantage
+        following = torch.where(alive[:, t], values[:, t], earned)
         known = known | done | alive[:, t]
     return advantages, advantages + values, valid
 
 
 # --- same in: dpo_smac, ippo ---
-def standardize(x: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """x (N, T, E) to mean 0, deviation 1 over each agent's own samples; also the deviations, (N, 1, 1)."""
-    x = x - (weight * x).sum((1, 2), keepdim=True)
-    deviation = (weight * x.square()).sum((1, 2), keepdim=True).sqrt()
-    return x / (deviation + 1e-8), deviation
+def deviation(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Standard deviation over each agent's own samples: x, weight (N, T, E) -> (N, 1, 1)."""
+    mean = (weight * x).sum((1, 2), keepdim=True)
+    return (weight * (x - mean).square()).sum((1, 2), keepdim=True).sqrt()
 
 
-def dpo_loss(agents, obs, action_mask, actions, old_logp, advantages, returns, weight, ent_coef, num_agents):
-    """Loss of a chunk of rows, summed over agents (whose parameters are disjoint), and its parts, (3, N).
+# --- same in: dpo_smac, ippo ---
+def standardize(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """x (N, T, E) to mean 0 and deviation 1 over each agent's own samples."""
+    mean = (weight * x).sum((1, 2), keepdim=True)
+    return (x - mean) / (deviation(x, weight) + 1e-8)
+
+
+# --- same in: dpo_smac, ippo ---
+def samples_first(batch: dict[str, torch.Tensor], valid: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Rows (N, rows, ...) of a batch (N, T, E, ...): each agent's samples first, then its dead rows.
+
+    Chunks of dead rows alone are dropped; whole chunks, so that no agent's arithmetic depends on how long
+    another lives. On a GPU none is: to count them is to wait.
+    """
+    rows = valid.flatten(1).int().argsort(dim=1, descending=True, stable=True)
+    if not valid.is_cuda:
+        longest = int(valid.sum((1, 2)).max())
+        rows = rows[:, : math.ceil(longest / CHUNK) * CHUNK]
+    agent = torch.arange(len(rows), device=rows.device)[:, None]
+    return {name: x.flatten(1, 2)[agent, rows] for name, x in batch.items()}
+
+
+def dpo_loss(agents, obs, action_mask, actions, old_logp, advantages, returns, weight, ent_coef):
+    """Loss of a chunk of rows, summed over agents (whose parameters are disjoint), and its parts, each (N,).
 
     weight (N, rows): 1 / (the agent's samples in the batch), 0 where dead, so that sums are means.
     """
@@ -241,12 +265,16 @@ def dpo_loss(agents, obs, action_mask, actions, old_logp, advantages, returns, w
     surrogate = (weight * ratio * advantages).sum(1)
     entropy = -(weight * (logp.exp() * logp).sum(-1)).sum(1)
     kl_s = categorical_kl(old_logp, logp)
-    sqrt_kl, kl = (weight * (kl_s + 1e-12).sqrt()).sum(1), (weight * kl_s).sum(1)
-    beta1, beta2 = agents.betas
-    objective = (surrogate + ent_coef * entropy) / num_agents - beta1 * sqrt_kl - beta2 * kl  # eq. (20)
+    sqrt_kl = (weight * (kl_s + 1e-12).sqrt()).sum(1)
+    kl = (weight * kl_s).sum(1)
+    N = agents.num_agents
+    # eq. (20), and an entropy bonus beside the surrogate
+    objective = (surrogate + ent_coef * entropy) / N - agents.beta1 * sqrt_kl - agents.beta2 * kl
     v_loss = (weight * (agents.value(obs) - returns).square()).sum(1)  # eq. (8)
     # N times eq. (20) has the same maximiser, and leaves Adam's eps and the clip at the scale of IPPO's.
-    return (v_loss - num_agents * objective).sum(), torch.stack([-surrogate, v_loss, entropy]).detach()
+    loss = (v_loss - N * objective).sum()
+    parts = {"losses/policy_loss": -surrogate, "losses/value_loss": v_loss, "losses/entropy": entropy}
+    return loss, {name: x.detach() for name, x in parts.items()}
 
 
 # --- same in: dpo_mamujoco, dpo_matrix, dpo_mpe, dpo_smac, iddpg, ippo, iql ---
@@ -259,39 +287,433 @@ def clip_grad_norm_per_agent(network: nn.Module, max_norm: float) -> torch.Tenso
     return norm
 
 
-def update(agents, optimizer, batch, args, num_agents, loss_fn=dpo_loss) -> torch.Tensor:
+# --- same in: dpo_mamujoco, dpo_matrix, dpo_mpe, dpo_smac ---
+def adapt_beta(beta: torch.Tensor, kl: torch.Tensor, args: Args, num_agents: int) -> torch.Tensor:
+    """eq. (21), per agent: beta (n,) times omega where kl (n,) is above the band, divided where below."""
+    above = kl > args.d_target * args.delta
+    below = kl < args.d_target / args.delta
+    beta = beta * torch.where(above, args.omega, torch.where(below, 1 / args.omega, 1.0))
+    return beta.clamp(args.beta_min / num_agents, args.beta_max / num_agents)
+
+
+def update(agents, optimizer, batch, args, loss_fn=dpo_loss) -> dict[str, torch.Tensor]:
     """update_epochs Adam steps of n agents on the whole batch, then their betas; changes the agents in place.
 
     batch: tensors (n, rows, ...) named as in `dpo_loss`, taken in cache-sized chunks whose gradients add up.
-    Returns the first six of STATS, (6, n): losses and gradient norm of the last epoch; KL and sqrt(KL), over
-    the whole batch, of the updated policy against the old one.
+    Returns what is logged of it, (n,) each: losses of the last epoch, KL of the new policy against the old.
     """
-    n, rows = batch["obs"].shape[:2]
-    size = rows if batch["obs"].is_cuda else CHUNK * max(1, 8 // n)  # longer for few: threads share Python
+    n, rows = batch["weight"].shape
+    size = rows if batch["obs"].is_cuda else CHUNK * max(1, 8 // n)  # fewer agents, longer chunks
     chunks = [{name: x[:, i : i + size] for name, x in batch.items()} for i in range(0, rows, size)]
     for _ in range(args.update_epochs):
         optimizer.zero_grad()
-        losses = 0.0
+        parts = []
         for chunk in chunks:
-            loss, parts = loss_fn(agents, **chunk, ent_coef=args.ent_coef, num_agents=num_agents)
+            loss, part = loss_fn(agents, **chunk, ent_coef=args.ent_coef)
             loss.backward()
-            losses = losses + parts
+            parts.append(part)
         grad_norm = clip_grad_norm_per_agent(agents.actor, args.max_grad_norm)
         clip_grad_norm_per_agent(agents.critic, args.max_grad_norm)
         optimizer.step()
-    kls = torch.zeros_like(agents.betas)
+    stats = {name: sum(part[name] for part in parts) for name in parts[0]}
+    stats["losses/grad_norm"] = grad_norm
+
+    kl = torch.zeros_like(agents.beta1)
+    sqrt_kl = torch.zeros_like(agents.beta1)
     with torch.no_grad():
         for chunk in chunks:
             logp = masked_log_softmax(agents.actor(chunk["obs"]), chunk["action_mask"])
             kl_s = categorical_kl(chunk["old_logp"], logp)
-            kls += (chunk["weight"] * torch.stack([kl_s, kl_s.sqrt()])).sum(2)
-        sampled = batch["weight"].any(dim=1)  # an agent that died before the batch began has no KL to go by
-        betas = adapt_betas(agents.betas, kls[0], args, num_agents)
-        agents.betas.copy_(torch.where(sampled, betas, agents.betas))
-    return torch.cat([losses, grad_norm[None], kls])
+            kl += (chunk["weight"] * kl_s).sum(1)
+            sqrt_kl += (chunk["weight"] * kl_s.sqrt()).sum(1)
+    sampled = batch["weight"].any(dim=1)  # an agent that died before the batch began has no KL to go by
+    for beta, wanted in ((agents.beta1, args.sqrt_kl_term), (agents.beta2, args.kl_term)):
+        if wanted:
+            beta.copy_(torch.where(sampled, adapt_beta(beta, kl, args, agents.num_agents), beta))
+    stats |= {"dpo/kl": kl, "dpo/sqrt_kl": sqrt_kl, "dpo/beta1": agents.beta1, "dpo/beta2": agents.beta2}
+    stats["dpo/below_band"] = (kl < args.d_target / args.delta).float()
+    stats["dpo/above_band"] = (kl > args.d_target * args.delta).float()
+    return stats
 
 
-# --- same in: dpo_mamujoco, dpo_matrix, dpo_mpe, dpo_smac, iddpg, ippo, iql ---
+# --- same in: dpo_mamujoco, dpo_matrix, dpo_mpe, dpo_smac, ippo ---
+class Learner:
+    """`update` for groups of agents, each on a thread of its own; on a GPU for all at once, as a CUDA graph.
+
+    Agents share nothing, so a group is a learner by itself, and threads need no synchronisation.
+    """
+
+    def __init__(self, agents: Agents, args: Args, loss_fn, saved: list[dict] | None):
+        cuda = args.device == "cuda"
+        if args.compile:  # on a CPU into C++, which runs without Python's lock
+            loss_fn = torch.compile(loss_fn, options={} if cuda else {"cpp_wrapper": True})
+        count = 1 if cuda else min(args.torch_threads, agents.num_agents)
+        bounds = np.linspace(0, agents.num_agents, count + 1).astype(int).tolist()
+        self.groups = [slice(first, last) for first, last in itertools.pairwise(bounds)]
+        self.optimizers = []
+        self.updates = []
+        for part in self.groups:
+            group = agents.group(part)
+            settings = dict(lr=args.learning_rate, eps=1e-5, fused=True, capturable=cuda)
+            optimizer = torch.optim.Adam(group.parameters(), **settings)
+            learn = functools.partial(update, group, optimizer, args=args, loss_fn=loss_fn)
+            self.optimizers.append(optimizer)
+            self.updates.append(CudaGraph(learn) if cuda else learn)
+        for optimizer, state in zip(self.optimizers, saved or [], strict=saved is not None):
+            optimizer.load_state_dict(state)
+        self.pool = ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,))
+
+    def update(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """`update` on a batch of all agents; what it returns, (N,) each."""
+        parts = [{name: x[part] for name, x in batch.items()} for part in self.groups]
+        stats = list(self.pool.map(operator.call, self.updates, parts))
+        return {name: torch.cat([group[name] for group in stats]) for name in stats[0]}
+
+
+def greedy(agents: Agents, obs: torch.Tensor, action_mask: torch.Tensor) -> torch.Tensor:
+    """The most probable available actions, (N, E), of observations as they come."""
+    logits = agents.actor(agents.obs_norm(obs))
+    return logits.masked_fill(~action_mask, -torch.inf).argmax(-1)
+
+
+# --- same in: dpo_mamujoco, dpo_mpe, dpo_smac, iddpg, ippo ---
+@torch.no_grad()
+def evaluate(agents, envs, num_episodes: int, entropy: list[int], frames: list | None = None):
+    """Means over greedy episodes, equally many per environment (or short ones would count too often)."""
+    obs, infos = envs.reset(seed=int(np.random.SeedSequence(entropy).generate_state(1)[0]))
+    wanted = math.ceil(num_episodes / envs.num_envs)
+    episodes = [[] for _ in range(envs.num_envs)]
+    while min(len(own) for own in episodes) < wanted:
+        if frames is not None:
+            frames.append(envs.render())
+        obs, _, _, _, infos = envs.step(greedy(agents, obs, infos["action_mask"]))
+        for episode in infos["episodes"]:
+            episodes[episode["env"]].append(episode)
+    return mean_over_episodes([episode for own in episodes for episode in own[:wanted]], "eval/")
+
+
+def train(args: Args, envs, eval_envs, agents: Agents, state: dict) -> Path:
+    """Rollout, advantages, update, over and over. Leaves the best parameters in `agents`; the run directory."""
+    N, T, E = envs.num_agents, args.num_steps, args.num_envs
+    zeros = functools.partial(torch.zeros, device=args.device)
+    obs = zeros(N, T, E, envs.obs_dim)
+    action_mask = zeros(N, T, E, envs.num_actions, dtype=torch.bool)
+    actions = zeros(N, T, E, dtype=torch.int64)
+    old_logp = zeros(N, T, E, envs.num_actions)
+    alive = zeros(N, T, E, dtype=torch.bool)
+    values, final_values = zeros(2, N, T, E)
+    rewards = zeros(T, E)
+    terminations, truncations = zeros(2, T, E, dtype=torch.bool)
+
+    learner = Learner(agents, args, dpo_loss, state.get("optimizers"))
+    generator = torch.Generator(args.device).manual_seed(args.seed + 2**32)  # not the parameters' stream
+    global_step, next_eval, best_return = 0, 0, -math.inf
+    best = agents.state_dict()
+    next_obs, infos = envs.reset()
+    if state:
+        global_step, next_eval, best_return = state["counters"]
+        best = state["best"]
+        generator.set_state(state["generator"])
+        next_obs, infos = envs.set_state(state["envs"])
+    run = Run(args, envs, state)
+
+    def snapshot() -> dict:
+        """What a resumed run needs to go on as if it had never stopped."""
+        return {
+            "counters": (global_step, next_eval, best_return),
+            "best": best,
+            "agents": agents.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in learner.optimizers],
+            "generator": generator.get_state(),
+            "envs": envs.get_state(),
+        }
+
+    while True:
+        # --- evaluate and checkpoint; same in: dpo_mamujoco, dpo_mpe, dpo_smac, iddpg, ippo, iql ---
+        if global_step >= next_eval:
+            next_eval += args.eval_every
+            result = evaluate(agents, eval_envs, EVAL_EPISODES, [args.seed, 0, global_step])
+            run.log(global_step, result)
+            if result["eval/episodic_return"] >= best_return:  # of equal ones the one that learned longer
+                best_return = result["eval/episodic_return"]
+                best = copy.deepcopy(agents.state_dict())
+        run.checkpoint(global_step, snapshot)
+        if global_step >= args.total_timesteps:
+            agents.load_state_dict(best)
+            return run.close()
+
+        # --- rollout ---
+        clock = Clock()
+        episodes = []
+        with torch.no_grad():
+            for step in range(T):
+                obs[:, step] = agents.obs_norm(next_obs)
+                action_mask[:, step] = infos["action_mask"]
+                alive[:, step] = infos["alive"]
+                values[:, step] = agents.value(obs[:, step])
+                logits = agents.actor(obs[:, step])
+                old_logp[:, step] = masked_log_softmax(logits, action_mask[:, step])
+                # Gumbel-max sampling: its draws have a fixed shape, so no agent's depend on another's policy.
+                noise = torch.empty_like(logits).exponential_(generator=generator)
+                logits = logits - noise.log()
+                action = logits.masked_fill(~action_mask[:, step], -torch.inf).argmax(-1)
+                actions[:, step] = action
+                clock.lap("act")
+                next_obs, rewards[step], terminations[step], truncations[step], infos = envs.step(action)
+                clock.lap("env")
+                episodes += infos["episodes"]
+                if infos["_final_obs"].any():
+                    final_obs = agents.obs_norm(infos["final_obs"])
+                    final_values[:, step] = agents.value(final_obs) * infos["final_alive"]
+            next_value = agents.value(agents.obs_norm(next_obs))
+        global_step += T * E
+
+        # --- advantages ---
+        ends = (terminations, truncations, alive, infos["alive"])
+        advantages, returns, valid = gae(
+            rewards, values, next_value, final_values, *ends, args.gamma, args.gae_lambda
+        )
+        weight = valid / valid.sum((1, 2), keepdim=True).clamp(min=1)
+        batch = dict(obs=obs, action_mask=action_mask, actions=actions, old_logp=old_logp)
+        batch |= dict(advantages=standardize(advantages, weight), returns=returns, weight=weight)
+        batch = samples_first(batch, valid)
+
+        # --- update ---
+        stats = learner.update(batch)
+        unexplained = deviation(returns - values, weight) / (deviation(returns, weight) + 1e-8)
+        stats["losses/explained_variance"] = 1 - unexplained.square().flatten()
+        row = mean_over_agents(stats)
+        clock.lap("update")
+
+        # --- log ---
+        run.check_finite(global_step, row, agents, batch)
+        run.log(global_step, row | mean_over_episodes(episodes, "charts/") | clock.row(T * E))
+
+
+def main() -> None:
+    args, state = parse_args()
+    torch.set_num_threads(1)  # cores are for groups of agents, --torch-threads, not for single operators
+    torch.manual_seed(args.seed)
+    options = environments.parse_options(args.env_options)
+    if args.env_id.startswith("smac/"):
+        options |= dict(backend=args.backend, last_action=args.last_action)
+    make = functools.partial(environments.make, args.env_id, seed=args.seed, device=args.device, **options)
+    envs = make(args.num_envs)
+    eval_envs = make(EVAL_EPISODES if envs.compiled else args.num_envs)
+    video_envs = make(1, render_mode="rgb_array") if args.capture_video else None
+
+    agents = Agents(envs.num_agents, envs.obs_dim, envs.num_actions, args.layer_norm)
+    agents.beta1 += args.beta_init * args.sqrt_kl_term
+    agents.beta2 += args.beta_init * args.kl_term
+    agents.to(args.device)
+    if args.eval_only:
+        agents.load_state_dict(state["best"])
+        directory = checkpoint_path(args).parent
+    else:
+        if state:
+            agents.load_state_dict(state["agents"])
+        directory = train(args, envs, eval_envs, agents, state)
+    result = evaluate(agents, eval_envs, 10 * EVAL_EPISODES, [args.seed, 1])
+    print(f"{directory}, {10 * EVAL_EPISODES} greedy episodes: {json.dumps(result)}")
+    if not args.eval_only:
+        finish(args, agents, directory, result)
+    if video_envs:
+        frames: list[np.ndarray] = []
+        evaluate(agents, video_envs, 4, [args.seed, 2], frames)
+        imageio.mimsave(directory / "video.mp4", frames, fps=8, macro_block_size=1)
+
+
+# ==== Plumbing, the same in all seven scripts: arguments, checkpoints, logs. Skip it on first reading. ====
+
+
+def check_ranges(args: Args) -> None:
+    """ValueError, in one sentence, for a flag outside of RANGES."""
+    for names, (low, high) in RANGES.items():
+        for name in names.split():
+            value = getattr(args, name)
+            if not low <= value <= high:
+                flag = "--" + name.replace("_", "-")
+                raise ValueError(f"{flag} must be between {low:g} and {high:g}, got {value}.")
+
+
+def parse_args(argv: list[str] | None = None) -> tuple[Args, dict]:
+    """Flags over the environment's preset, or over the arguments of the run in --resume; and its state."""
+    args = tyro.cli(Args, args=argv, description=__doc__)
+    state = load(checkpoint_path(args)) if args.resume else {}
+    preset = PRESETS.get(args.env_id.partition("/")[0], {}) | PRESETS.get(args.env_id, {})
+    base = Args(**(state["args"] if state else preset))
+    args = tyro.cli(Args, args=argv, default=base, description=__doc__)
+    may_change = {"total_timesteps", "runs_dir", "resume", "eval_only", "capture_video"}
+    if args.eval_only:
+        may_change |= {"seed", "num_envs", "device", "torch_threads", "compile", "backend"}
+    for name, before in state.get("args", {}).items():
+        now = getattr(args, name)
+        if now != before and name not in may_change:
+            flag = "--" + name.replace("_", "-")
+            sys.exit(f"{SCRIPT}: {flag} is {now}, but {args.resume} was made with {before}; drop the flag.")
+    if args.eval_only and not state:
+        sys.exit(f"{SCRIPT}: --eval-only evaluates a run; add --resume RUN_DIRECTORY.")
+    if state and "envs" not in state and not args.eval_only:
+        sys.exit(f"{SCRIPT}: {args.resume} holds policies, not a run to go on with; add --eval-only.")
+    if args.device == "cuda" and not torch.cuda.is_available():
+        sys.exit(f"{SCRIPT}: --device is cuda, but PyTorch sees no GPU here; use --device cpu.")
+    if getattr(args, "compile", False) and not shutil.which(os.environ.get("CXX", "g++")):
+        sys.exit(f"{SCRIPT}: --compile needs a C++ compiler; install g++ (or set CXX), or drop the flag.")
+    return args, state
+
+
+def checkpoint_path(args: Args) -> Path:
+    """What --resume names: a file, or a directory's checkpoint.pt or, where there is none, policy.pt."""
+    path = Path(args.resume)
+    names = ["checkpoint.pt", "policy.pt"] if path.is_dir() else [""]
+    return next((path / name for name in names if (path / name).exists()), path / names[0])
+
+
+def save(path: Path, state: dict) -> None:
+    """Writes `state` atomically: whenever the process dies, `path` is the old file or the new one."""
+    buffer = io.BytesIO()
+    torch.save(state | {"script": SCRIPT}, buffer)
+    temporary = path.with_suffix(".tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(buffer.getbuffer())
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load(path: Path) -> dict:
+    """Reads what `save` wrote, executing nothing from it; one sentence if it is not ours or not whole."""
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        script, names = state["script"], set(state["args"])
+    except FileNotFoundError:
+        sys.exit(f"{SCRIPT}: no checkpoint at {path}; give a run directory or a .pt file of {SCRIPT}.py.")
+    except Exception:
+        sys.exit(f"{SCRIPT}: {path} is truncated or no checkpoint of ours; use another or start a new run.")
+    if script != SCRIPT or names != {field.name for field in fields(Args)}:
+        sys.exit(f"{SCRIPT}: {path} is of {script}.py of another version; args.json names its git_commit.")
+    return state
+
+
+class Run:
+    """A run directory and what is written into it; and the signals that ask the run to stop."""
+
+    def __init__(self, args: Args, envs, state: dict):
+        self.args = args
+        if state:
+            done = state["counters"][0]
+            self.directory = checkpoint_path(args).parent
+            self.metrics = self.directory / "metrics.csv"
+            if not self.metrics.exists() or self.metrics.stat().st_size < state["metrics_bytes"]:
+                what = "is not as the checkpoint knows it; restore it or start a new run"
+                sys.exit(f"{SCRIPT}: {self.metrics} {what}.")
+            os.truncate(self.metrics, state["metrics_bytes"])  # later rows will be written again
+        else:
+            done = 0
+            name = f"{environments.env_name(envs)}__{SCRIPT}__{args.seed}__{time.time_ns() // 10**6}"
+            self.directory = Path(args.runs_dir) / name
+            self.directory.mkdir(parents=True)
+            record = asdict(args) | environments.describe(envs)
+            (self.directory / "args.json").write_text(json.dumps(record, indent=1) + "\n")
+            self.metrics = self.directory / "metrics.csv"
+            self.metrics.write_text(",".join(COLUMNS) + "\n")
+        print(
+            f"{self.directory}: {envs.num_agents} agents, {envs.obs_dim} inputs, {envs.num_actions} actions"
+        )
+        self.next_checkpoint = done
+        self.writer = SummaryWriter(str(self.directory), purge_step=done + 1)
+        # Where output is no terminal, a line every ten seconds in the place of the bar.
+        line = "step {n_fmt} of {total_fmt}, {rate_fmt}, ETA {remaining}{postfix}\n"
+        look = {} if sys.stderr.isatty() else dict(mininterval=10, bar_format=line)
+        self.bar = tqdm(total=args.total_timesteps, initial=done, unit=" steps", unit_scale=True, **look)
+        self.signals: list[int] = []
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda signum, _: self.signals.append(signum))
+
+    def log(self, global_step: int, row: dict[str, float]) -> None:
+        """A row of metrics.csv, on disk before this returns; the same for TensorBoard and the bar."""
+        with open(self.metrics, "a", newline="") as file:
+            values = {name: f"{value:.6g}" for name, value in row.items()}
+            table = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+            table.writerow({"global_step": global_step} | values)
+            file.flush()
+            os.fsync(file.fileno())
+        for name, value in row.items():
+            self.writer.add_scalar(name, value, global_step)
+        if "charts/episodic_return" in row:
+            won = f", win rate {row['charts/win_rate']:.2f}" if "charts/win_rate" in row else ""
+            self.bar.set_postfix_str(f"return {row['charts/episodic_return']:.2f}{won}", refresh=False)
+        self.bar.update(global_step - self.bar.n)
+
+    def check_finite(self, global_step: int, row: dict[str, float], agents: nn.Module, batch: dict) -> None:
+        """Ends a run whose losses or parameters are not finite, with what led there on disk."""
+        if np.isfinite([*row.values()]).all() and all(p.isfinite().all() for p in agents.parameters()):
+            return
+        diagnostic = self.directory / "diagnostic.pt"
+        save(diagnostic, {"args": asdict(self.args), "agents": agents.state_dict(), "batch": batch})
+        what = f"the loss is not finite at step {global_step}; {diagnostic} holds the batch"
+        sys.exit(f"{SCRIPT}: {what}, checkpoint.pt is intact. Start again with a smaller --learning-rate.")
+
+    def checkpoint(self, global_step: int, snapshot: Callable[[], dict]) -> None:
+        """Saves snapshot() every --checkpoint-every steps, at the end, and when a signal asks to stop."""
+        stopped = bool(self.signals)
+        finished = global_step >= self.args.total_timesteps
+        if global_step >= self.next_checkpoint or finished or stopped:
+            self.next_checkpoint = global_step + self.args.checkpoint_every
+            place = {"args": asdict(self.args), "metrics_bytes": self.metrics.stat().st_size}
+            save(self.directory / "checkpoint.pt", snapshot() | place)
+        if stopped and not finished:
+            print(f"{SCRIPT}: stopped at step {global_step:,}; go on with --resume {self.directory}")
+            sys.exit(EXIT_REQUEUE)
+
+    def close(self) -> Path:
+        """Gives the signals back; the run directory."""
+        self.bar.close()
+        self.writer.close()
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        return self.directory
+
+
+def finish(args: Args, agents: nn.Module, directory: Path, result: dict[str, float]) -> None:
+    """Marks a run as done, with its result; policy.pt is what --eval-only needs of it, and small."""
+    save(directory / "policy.pt", {"args": asdict(args), "best": agents.state_dict()})
+    (directory / "done").write_text(json.dumps(result) + "\n")
+
+
+class Clock:
+    """Seconds by phase; a lap is what went by since the last one."""
+
+    def __init__(self):
+        self.seconds = {"env": 0.0, "act": 0.0, "update": 0.0}
+        self.last = time.perf_counter()
+
+    def lap(self, phase: str) -> None:
+        now = time.perf_counter()
+        self.seconds[phase] += now - self.last
+        self.last = now
+
+    def row(self, steps: int) -> dict[str, float]:
+        """Environment steps per second, and the phases' shares of the time."""
+        total = sum(self.seconds.values())
+        return {"charts/SPS": steps / total} | {f"time/{name}": x / total for name, x in self.seconds.items()}
+
+
+def mean_over_agents(stats: dict[str, torch.Tensor]) -> dict[str, float]:
+    """Tensors (N,) to floats, all at once: on a GPU this is where the host waits."""
+    return dict(zip(stats, torch.stack([*stats.values()]).mean(1).tolist(), strict=True))
+
+
+def mean_over_episodes(episodes: list[dict[str, float]], prefix: str) -> dict[str, float]:
+    """Mean return, length and, in battles, win rate of episodes that ended; nothing if none did."""
+    names = [name for name in episodes[0] if name != "env"] if episodes else []
+    return {prefix + name: float(np.mean([episode[name] for episode in episodes])) for name in names}
+
+
 class CudaGraph:
     """`update(batch)` as one launch of a CUDA graph; small networks would wait for thousands of launches.
 
@@ -300,10 +722,13 @@ class CudaGraph:
     """
 
     def __init__(self, update):
-        self.update, self.calls, self.batch = update, 0, {}
-        self.graph, self.stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+        self.update = update
+        self.calls = 0
+        self.batch: dict[str, torch.Tensor] = {}
+        self.graph = torch.cuda.CUDAGraph()
+        self.stream = torch.cuda.Stream()
 
-    def __call__(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    def __call__(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         self.batch = self.batch or {name: torch.empty_like(x, device="cuda") for name, x in batch.items()}
         for name, x in batch.items():
             self.batch[name].copy_(x if x.is_cuda else x.pin_memory(), non_blocking=True)
@@ -318,298 +743,7 @@ class CudaGraph:
                 self.stats = self.update(self.batch)
         if self.calls >= 3:
             self.graph.replay()
-        return self.stats.clone()
-
-
-# --- same in: dpo_mamujoco, dpo_matrix, dpo_mpe, dpo_smac ---
-def adapt_betas(betas: torch.Tensor, kl: torch.Tensor, args: Args, num_agents: int) -> torch.Tensor:
-    """eq. (21), per agent: betas (2, n) times omega where kl (n,) is above the band, divided where below."""
-    up, down = kl > args.d_target * args.delta, kl < args.d_target / args.delta
-    betas = betas * torch.where(up, args.omega, torch.where(down, 1 / args.omega, 1.0))
-    beta1, beta2 = betas.clamp(args.beta_min / num_agents, args.beta_max / num_agents)
-    return torch.stack([beta1 * args.sqrt_kl_term, beta2 * args.kl_term])
-
-
-# --- same in: dpo_mamujoco, dpo_matrix, dpo_mpe, dpo_smac, iddpg, ippo, iql ---
-def to_agents(x: np.ndarray, device: str) -> torch.Tensor:
-    """(E, N, ...) array of the environment's side -> (N, E, ...) tensor of the learner's."""
-    tensor = torch.from_numpy(x)
-    if device != "cpu":  # from pinned memory the copy to a GPU need not be waited for
-        tensor = tensor.pin_memory().to(device, non_blocking=True)
-    return tensor.transpose(0, 1)
-
-
-@torch.no_grad()
-def evaluate(agents, envs, episodes: int, entropy: list[int], device: str, frames: list | None = None):
-    """Greedy episodes, equally many in each environment (else short ones would be over-represented)."""
-    obs, infos = envs.reset(seed=int(np.random.SeedSequence(entropy).generate_state(1)[0]))
-    finished, results = np.zeros(envs.num_envs, dtype=int), []
-    while (finished < episodes / envs.num_envs).any():
-        if frames is not None:
-            frames.append(envs.render())
-        action_mask = to_agents(infos["action_mask"], device)
-        logits = agents.actor(agents.obs_norm(to_agents(obs, device)))
-        actions = logits.masked_fill(~action_mask, -torch.inf).argmax(-1)
-        obs, _, _, _, infos = envs.step(actions.T.cpu().numpy())
-        ended = infos["_episode"] & (finished < episodes / envs.num_envs)
-        finished += ended
-        results += zip(infos["episode"]["r"][ended], infos["battle_won"][ended], strict=True)
-    return dict(zip(COLUMNS[1:3], np.mean(results, axis=0, dtype=float).tolist(), strict=True))
-
-
-# --- same in: dpo_mamujoco, dpo_matrix, dpo_mpe, dpo_smac, iddpg, ippo, iql ---
-def save(path: Path, state: dict) -> None:
-    """Writes `state` atomically: whenever the process dies, `path` is the old file or the new one."""
-    buffer, temporary = io.BytesIO(), path.with_suffix(".tmp")
-    torch.save(state | {"script": SCRIPT}, buffer)
-    try:
-        with open(temporary, "wb") as file:
-            file.write(buffer.getbuffer())
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-# --- same in: dpo_mamujoco, dpo_matrix, dpo_mpe, dpo_smac, iddpg, ippo, iql ---
-def load(path: Path) -> dict:
-    """Reads what `save` wrote, executing nothing from it; one sentence if it is not ours or not whole."""
-    try:
-        with warnings.catch_warnings(action="ignore"):
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        script, names, _ = state["script"], set(state["args"]), state["counters"]
-    except FileNotFoundError:
-        sys.exit(f"{SCRIPT}: no checkpoint at {path}; give a run directory or a .pt file of {SCRIPT}.py.")
-    except Exception:
-        sys.exit(f"{SCRIPT}: {path} is truncated or no checkpoint of ours; use another or start a new run.")
-    if script != SCRIPT or names != {field.name for field in fields(Args)}:
-        sys.exit(f"{SCRIPT}: {path} is of {script}.py of another version; args.json names its git_commit.")
-    return state
-
-
-def parse_args(argv: list[str] | None = None) -> tuple[Args, dict, Path]:
-    """Command line over the map's preset, or over the arguments of a saved run; its state and directory."""
-    args, state = tyro.cli(Args, args=argv, description=__doc__), {}
-    if args.eval_only != bool(args.checkpoint) or (args.eval_only and args.resume):
-        sys.exit(f"{SCRIPT}: give --eval-only and --checkpoint RUN_DIRECTORY together, or --resume alone.")
-    path = run_dir = Path(args.checkpoint or args.resume)
-    if args.eval_only or args.resume:
-        path = path / "checkpoint.pt" if path.is_dir() else path
-        state, run_dir = load(path), path.parent
-    base = Args(**state["args"] if state else {"map": args.map} | PRESETS.get(args.map, {}))
-    args = tyro.cli(Args, args=argv, default=base, description=__doc__)
-    changed = {name for name, value in asdict(args).items() if value != getattr(base, name)}
-    changed = changed & EVAL_MAY_NOT_CHANGE if args.eval_only else changed - RESUME_MAY_CHANGE
-    if state and changed:
-        sys.exit(f"{SCRIPT}: {path} was made with another {', '.join(sorted(changed))}; drop the flag.")
-    for name in ("num_envs", "num_steps", "update_epochs", "torch_threads", "eval_every", "checkpoint_every"):
-        if getattr(args, name) < 1:
-            sys.exit(f"{SCRIPT}: --{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}.")
-    if not (args.learning_rate > 0 and args.max_grad_norm > 0 and 0 <= args.seed < 2**63):
-        sys.exit(f"{SCRIPT}: --learning-rate and --max-grad-norm must be positive, --seed 0 to 2**63 - 1.")
-    if not (0 <= args.gamma <= 1 and 0 <= args.gae_lambda <= 1 and 0 <= args.ent_coef < float("inf")):
-        sys.exit(f"{SCRIPT}: --gamma and --gae-lambda must be 0 to 1, --ent-coef finite and not negative.")
-    if not (args.d_target > 0 and args.delta > 1 and args.omega > 1 and 0 <= args.beta_min <= args.beta_max):
-        sys.exit(f"{SCRIPT}: eq. (21) needs d_target > 0, delta > 1, omega > 1, 0 <= beta_min <= beta_max.")
-    if args.device not in ("cpu", "cuda"):
-        sys.exit(f"{SCRIPT}: --device is cpu or cuda, got {args.device}; CUDA_VISIBLE_DEVICES names the GPU.")
-    if args.device != "cpu" and not torch.cuda.is_available():
-        sys.exit(f"{SCRIPT}: --device {args.device}, but PyTorch sees no GPU here; use --device cpu.")
-    if args.compile and not shutil.which(os.environ.get("CXX", "g++")):
-        sys.exit(f"{SCRIPT}: --compile needs a C++ compiler; install g++ (or set CXX), or drop the flag.")
-    return args, state, run_dir
-
-
-def train(args: Args, envs, eval_envs, agents: Agents, state: dict, run_dir: Path) -> dict:
-    """Rollout, GAE, update and adaptive betas, over and over; returns the parameters that evaluated best."""
-    device, N, T, E = args.device, envs.num_agents, args.num_steps, args.num_envs
-    # Agents share nothing, so a group of them is a learner of its own, and threads need no synchronisation.
-    cuts = np.linspace(0, N, min(args.torch_threads if device == "cpu" else 1, N) + 1).astype(int).tolist()
-    groups = [slice(first, last) for first, last in itertools.pairwise(cuts)]
-    learners = [agents.group(group) for group in groups]
-    settings = dict(lr=args.learning_rate, eps=1e-5, fused=True, capturable=device != "cpu")
-    adam = functools.partial(torch.optim.Adam, **settings)
-    optimizers = [adam(learner.parameters()) for learner in learners]
-    pool = ThreadPoolExecutor(len(groups), initializer=torch.set_num_threads, initargs=(1,))
-    options = {"cpp_wrapper": True} if device == "cpu" else {}  # on a CPU it runs without Python's lock
-    loss_fn = torch.compile(dpo_loss, options=options) if args.compile else dpo_loss
-    learn = functools.partial(update, args=args, num_agents=N, loss_fn=loss_fn)
-    updates = [functools.partial(learn, *pair) for pair in zip(learners, optimizers, strict=True)]
-    updates = updates if device == "cpu" else [CudaGraph(learn) for learn in updates]
-    generator = torch.Generator(device).manual_seed(args.seed + 2**32)  # not the initial parameters' stream
-    global_step, next_eval, best_return, best = 0, 0, -float("inf"), agents.state_dict()
-    metrics = run_dir / "metrics.csv"
-    next_obs, infos = envs.reset()
-    next_mask, next_alive = infos["action_mask"], infos["alive"]
-    if state:
-        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
-        generator.set_state(state["generator"])
-        (global_step, next_eval, best_return), best = state["counters"], state["best"]
-        try:
-            envs.set_state({name: x.numpy() for name, x in state["envs"].items()})
-        except ValueError as error:
-            sys.exit(f"{SCRIPT}: {run_dir}/checkpoint.pt cannot be resumed. {error}")
-        if envs.backend == "embedded":  # the real game cannot return to a battle, it has begun a new one
-            next_obs, next_mask, next_alive = (x.numpy() for x in state["next"])
-        if not metrics.exists() or metrics.stat().st_size < state["metrics_bytes"]:
-            sys.exit(f"{SCRIPT}: {metrics} is not as the checkpoint knows it; restore it or start a new run.")
-        os.truncate(metrics, state["metrics_bytes"])  # later rows will be written again
-    else:
-        run_dir.mkdir(parents=True)
-        (run_dir / "args.json").write_text(json.dumps(asdict(args) | describe(envs), indent=1) + "\n")
-        metrics.write_text(",".join(COLUMNS) + "\n")
-    writer = SummaryWriter(str(run_dir), purge_step=global_step + 1)
-    print(f"{run_dir}: {N} agents, {envs.obs_dim} inputs, {envs.num_actions} actions, {envs.backend} engine")
-
-    def log(row: dict[str, float]) -> None:
-        with open(metrics, "a", newline="") as file:
-            values = {name: f"{value:.6g}" for name, value in row.items()}
-            table = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-            table.writerow({"global_step": global_step} | values)
-            file.flush()
-            os.fsync(file.fileno())
-        for name, value in row.items():
-            writer.add_scalar(name, value, global_step)
-
-    signals: list[int] = []
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda signum, _: signals.append(signum))
-    zeros = functools.partial(torch.zeros, device=device)
-    obs, old_logp = zeros(N, T, E, envs.obs_dim), zeros(N, T, E, envs.num_actions)
-    action_mask, alive = torch.zeros_like(old_logp, dtype=torch.bool), zeros(N, T, E, dtype=torch.bool)
-    actions, noise = zeros(N, T, E, dtype=torch.int64), zeros(N, E, envs.num_actions)
-    values, final_values, rewards = zeros(N, T, E), zeros(N, T, E), torch.zeros(T, E)
-    terminations, truncations = torch.zeros(2, T, E, dtype=torch.bool)
-    bar = tqdm(total=args.total_timesteps, initial=global_step, unit="step", disable=not sys.stderr.isatty())
-    next_checkpoint, next_line = global_step, 0.0
-    while True:
-        if global_step >= next_eval:
-            next_eval += args.eval_every
-            result = evaluate(agents, eval_envs, EVAL_EPISODES, [args.seed, 0, global_step], device)
-            log(result)
-            if result["eval/episodic_return"] >= best_return:  # of equals the one that learned longer
-                best_return, best = result["eval/episodic_return"], copy.deepcopy(agents.state_dict())
-        finished = global_step >= args.total_timesteps
-        if global_step >= next_checkpoint or finished or signals:
-            next_checkpoint = global_step + args.checkpoint_every
-            checkpoint = {"args": asdict(args), "agents": agents.state_dict(), "best": best}
-            checkpoint["optimizers"] = [optimizer.state_dict() for optimizer in optimizers]
-            checkpoint["generator"] = generator.get_state()
-            checkpoint["counters"] = global_step, next_eval, best_return
-            checkpoint["envs"] = {name: torch.from_numpy(x) for name, x in envs.get_state().items()}
-            checkpoint["next"] = [torch.from_numpy(x) for x in (next_obs, next_mask, next_alive)]
-            checkpoint["metrics_bytes"] = metrics.stat().st_size
-            save(run_dir / "checkpoint.pt", checkpoint)
-        if finished:
-            break
-        if signals:
-            print(f"{SCRIPT}: stopped at step {global_step:,}; go on with --resume {run_dir}")
-            sys.exit(EXIT_REQUEUE)
-
-        start, env_s, episodes = time.perf_counter(), 0.0, []
-        for step in range(T):
-            obs[:, step] = agents.obs_norm(to_agents(next_obs, device))
-            action_mask[:, step] = to_agents(next_mask, device)
-            alive[:, step] = to_agents(next_alive, device)
-            with torch.no_grad():
-                logits, values[:, step] = agents.actor(obs[:, step]), agents.value(obs[:, step])
-                old_logp[:, step] = masked_log_softmax(logits, action_mask[:, step])
-                # Gumbel-max sampling: its draws have a fixed shape, so no agent's depend on another's policy.
-                gumbel = -noise.exponential_(generator=generator).log()
-                actions[:, step] = (logits + gumbel).masked_fill(~action_mask[:, step], -torch.inf).argmax(-1)
-            env_start = time.perf_counter()
-            next_obs, reward, terminated, truncated, infos = envs.step(actions[:, step].T.cpu().numpy())
-            env_s += time.perf_counter() - env_start
-            next_mask, next_alive = infos["action_mask"], infos["alive"]
-            rewards[step], terminations[step] = torch.from_numpy(reward), torch.from_numpy(terminated)
-            truncations[step] = torch.from_numpy(truncated)
-            if truncated.any():
-                final_obs = to_agents(infos["final_obs"], device)
-                with torch.no_grad():  # the dead see zeros and expect nothing
-                    final_values[:, step] = agents.value(agents.obs_norm(final_obs)) * final_obs.any(-1)
-            ended = infos["_episode"]
-            episode = infos["episode"]["r"], infos["episode"]["l"], infos["battle_won"]
-            episodes += zip(*(x[ended] for x in episode), strict=True)
-        global_step += T * E
-
-        with torch.no_grad():
-            next_value = agents.value(agents.obs_norm(to_agents(next_obs, device)))
-        ends = terminations.to(device), truncations.to(device), alive, to_agents(next_alive, device)
-        advantages, returns, valid = gae(
-            rewards.to(device), values, next_value, final_values, *ends, args.gamma, args.gae_lambda
-        )
-        weight = valid / valid.sum((1, 2), keepdim=True).clamp(min=1)
-        batch = dict(obs=obs, action_mask=action_mask, actions=actions, old_logp=old_logp, returns=returns)
-        batch |= dict(advantages=standardize(advantages, weight)[0], weight=weight)
-        rollout_s = time.perf_counter() - start
-        # Each agent's samples come first, and chunks of dead rows alone are dropped: whole chunks, so that no
-        # agent's arithmetic depends on how long another lives. On a GPU none: to count them is to wait.
-        rows = valid.flatten(1).int().argsort(dim=1, descending=True, stable=True)
-        if device == "cpu":
-            rows = rows[:, : -(-int(valid.sum((1, 2)).max()) // CHUNK) * CHUNK]
-        which = torch.arange(N, device=device)[:, None], rows
-        batch = {name: x.flatten(1, 2)[which] for name, x in batch.items()}
-        parts = [{name: x[group] for name, x in batch.items()} for group in groups]
-        stats = torch.cat(list(pool.map(operator.call, updates, parts)), dim=1)
-        error, spread = standardize(returns - values, weight)[1], standardize(returns, weight)[1]
-        explained = 1 - (error / (spread + 1e-8)).square()
-        below, above = stats[4] < args.d_target / args.delta, stats[4] > args.d_target * args.delta
-        stats = torch.stack([*stats, explained.flatten(), *agents.betas, below, above]).mean(1).tolist()
-        if not (np.isfinite(stats[:6]).all() and all(p.isfinite().all() for p in agents.parameters())):
-            diagnostic = {"args": asdict(args), "agents": agents.state_dict(), "batch": batch}
-            save(run_dir / "diagnostic.pt", diagnostic)
-            where = f"at step {global_step}; {run_dir}/diagnostic.pt holds the batch, checkpoint.pt is intact"
-            sys.exit(f"{SCRIPT}: the loss is not finite {where}. Start again with a smaller --learning-rate.")
-
-        seconds = time.perf_counter() - start
-        sps = T * E / seconds
-        split = env_s / seconds, (rollout_s - env_s) / seconds, 1 - rollout_s / seconds
-        means = np.mean(episodes or [[np.nan] * 3], axis=0, dtype=float).tolist()
-        log(dict(zip(COLUMNS[3:], [*means, sps, *split, *stats], strict=True)))
-        status = f"return {means[0]:.2f}, win rate {means[2]:.2f}" if episodes else "no episode has ended"
-        bar.set_postfix_str(status, refresh=False)
-        bar.update(T * E)
-        if bar.disable and time.perf_counter() > next_line:
-            next_line, eta = time.perf_counter() + 10, max(args.total_timesteps - global_step, 0) / sps / 60
-            print(f"step {global_step:,}, {sps:,.0f} steps/s, {status}, ETA {eta:.0f} min", flush=True)
-    bar.close()
-    writer.close()
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    return best
-
-
-def main() -> None:
-    args, state, run_dir = parse_args()
-    torch.set_num_threads(1)  # cores are for groups of agents, --torch-threads, not for single operators
-    torch.manual_seed(args.seed)
-    try:
-        options = dict(seed=args.seed, backend=args.backend, last_action=args.last_action)
-        make = functools.partial(make_envs, f"smac/{args.map}", **options)
-        envs = make(args.num_envs)
-        eval_envs = make(EVAL_EPISODES if envs.backend == "embedded" else args.num_envs)
-        video_envs = make(1, render_mode="rgb_array") if args.capture_video else None
-    except (ValueError, RuntimeError, ImportError) as error:
-        sys.exit(f"{SCRIPT}: {error}")
-    agents = Agents(envs.num_agents, envs.obs_dim, envs.num_actions, args.layer_norm)
-    agents.betas += args.beta_init * torch.tensor([[args.sqrt_kl_term], [args.kl_term]])
-    agents.to(args.device)
-    if state:
-        agents.load_state_dict(state["best" if args.eval_only else "agents"])
-    else:
-        run_dir = Path(args.runs_dir) / f"{env_name(envs)}__{SCRIPT}__{args.seed}__{time.time_ns() // 10**6}"
-    if not args.eval_only:
-        agents.load_state_dict(train(args, envs, eval_envs, agents, state, run_dir))
-    absolute = evaluate(agents, eval_envs, 10 * EVAL_EPISODES, [args.seed, 1], args.device)
-    print(f"{run_dir}, {10 * EVAL_EPISODES} greedy episodes: {json.dumps(absolute)}")
-    if not args.eval_only:
-        (run_dir / "done").write_text(json.dumps(absolute) + "\n")
-    if video_envs:
-        frames: list[np.ndarray] = []
-        evaluate(agents, video_envs, 4, [args.seed, 2], args.device, frames)
-        imageio.mimsave(run_dir / "video.mp4", frames, fps=8, macro_block_size=1)
+        return {name: x.clone() for name, x in self.stats.items()}
 
 
 if __name__ == "__main__":
@@ -617,5 +751,7 @@ if __name__ == "__main__":
         main()
     except KeyboardInterrupt:
         sys.exit(f"{SCRIPT}: interrupted.")
+    except (environments.BrokenEnvironment, MemoryError) as error:
+        sys.exit(f"{SCRIPT}: {error}")
     except OSError as error:
         sys.exit(f"{SCRIPT}: {error}; make room or allow writing, then --resume the last checkpoint.")

@@ -16,11 +16,12 @@ import difflib
 import functools
 import importlib.metadata
 import inspect
+import json
 import os
 import platform
 import re
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
@@ -39,6 +40,7 @@ __all__ = [
     "free_bytes",
     "make",
     "parallel_env",
+    "parse_options",
 ]
 
 
@@ -179,20 +181,41 @@ def make(
     mamujoco/Robot-PARTITION: mamujoco/Hopper-3x1, HalfCheetah-3x2, Walker2d-3x2, Ant-4x2, Humanoid-17x1 and
     the rest of `env_ids()`; mamujoco/Robot with option partition, the labels of each agent's joints. Options:
     those of `MaMujocoVectorEnv`, as agent_obsk, obs ("khop" or "full") and threads.
-    ValueError on an unknown id or option.
+    ValueError on an unknown id or option; with a device, BrokenEnvironment for whatever keeps an environment
+    from being made, in a sentence that a script can end with.
     """
     family, slash, _ = env_id.partition("/")
-    if env_id.startswith("pettingzoo:"):
-        env = _make_pettingzoo(env_id, num_envs, seed, options)
-    elif family in FAMILIES and slash:
-        env = FAMILIES[family](env_id, num_envs, seed, options)
-    else:
-        raise _unknown(env_id)
+    try:
+        if env_id.startswith("pettingzoo:"):
+            env = _make_pettingzoo(env_id, num_envs, seed, options)
+        elif family in FAMILIES and slash:
+            env = FAMILIES[family](env_id, num_envs, seed, options)
+        else:
+            raise _unknown(env_id)
+    except (ValueError, TypeError, RuntimeError, ImportError, MemoryError) as error:
+        if device is None:
+            raise
+        raise BrokenEnvironment(str(error)) from error
     if device is None:
         return env
     from envs.wrappers import AgentsFirst
 
     return AgentsFirst(env, device)
+
+
+def parse_options(pairs: Iterable[str]) -> dict[str, Any]:
+    """Options of `make` as a command line has them, "name=value": numbers, truth values and lists as in JSON,
+    else text. BrokenEnvironment if one is no pair."""
+    options: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
+        if not equals:
+            raise BrokenEnvironment(f"Options are name=value pairs, e.g. num_agents=3; got {pair!r}.")
+        try:
+            options[name] = json.loads(text)
+        except ValueError:
+            options[name] = text
+    return options
 
 
 def parallel_env(env_id: str, seed: int = 0, **options: Any) -> ParallelView:

@@ -14,7 +14,7 @@ Step = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]
 
 
 class BrokenEnvironment(ValueError):
-    """An environment that breaks its promises in the middle of a run, as one whose reward is not shared."""
+    """An environment that cannot be had or breaks its promises during a run; its text is for the user."""
 
 
 class TeamVectorEnv(VectorEnv):
