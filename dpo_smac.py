@@ -95,6 +95,8 @@ class Args:
 
     def __post_init__(self):
         check_ranges(self)
+        if self.beta_min > self.beta_max:
+            raise ValueError(f"--beta-min must be at most --beta-max {self.beta_max}, got {self.beta_min}.")
 
 
 RANGES = {
@@ -113,7 +115,7 @@ PRESETS = {
 }
 
 
-# --- same in: dpo_mamujoco, dpo_matrix, dpo_mpe, dpo_smac, iddpg, ippo ---
+# --- same in: dpo_mpe, dpo_smac ---
 class StackedMLP(nn.Module):
     """One 3-layer perceptron per agent, none shared: weights (N, in, out), biases (N, 1, out)."""
 
@@ -170,14 +172,13 @@ class Agents(nn.Module):
         return group
 
 
-# --- same in: dpo_smac, ippo ---
 def masked_log_softmax(logits: torch.Tensor, action_mask: torch.Tensor) -> torch.Tensor:
     """log pi (..., A) of available actions; 0 at the others, whose probability and gradient are exactly 0."""
     logits = logits.masked_fill(~action_mask, -torch.inf)
     return F.log_softmax(logits, dim=-1).masked_fill(~action_mask, 0.0)
 
 
-# --- same in: dpo_mamujoco, dpo_matrix, dpo_mpe, dpo_smac, ippo ---
+# --- same in: dpo_mpe, dpo_smac ---
 def exp_minus_linear(x: torch.Tensor) -> torch.Tensor:
     """exp(x) - 1 - x, never negative; near 0 its gradient, expm1(x), is exact where autograd's is noise."""
     at = x.detach()
@@ -185,7 +186,7 @@ def exp_minus_linear(x: torch.Tensor) -> torch.Tensor:
     return (slope - at).clamp(min=0.0) + slope * (x - at)
 
 
-# --- same in: dpo_matrix, dpo_mpe, dpo_smac, ippo ---
+# --- same in: dpo_mpe, dpo_smac ---
 def categorical_kl(old_logp: torch.Tensor, logp: torch.Tensor) -> torch.Tensor:
     """KL(pi_old || pi) of each state, (..., A) -> (...), never negative, so that its square root is safe.
 
@@ -196,7 +197,6 @@ def categorical_kl(old_logp: torch.Tensor, logp: torch.Tensor) -> torch.Tensor:
     return (old_logp.exp() * exp_minus_linear(x)).sum(-1)
 
 
-# --- same in: dpo_smac, ippo ---
 def gae(rewards, values, next_value, final_values, terminations, truncations, alive, next_alive, gamma, lam):
     """Generalised advantage estimation: advantages, returns, and which samples to learn from, (N, T, E).
 
@@ -226,21 +226,18 @@ def gae(rewards, values, next_value, final_values, terminations, truncations, al
     return advantages, advantages + values, valid
 
 
-# --- same in: dpo_smac, ippo ---
 def deviation(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """Standard deviation over each agent's own samples: x, weight (N, T, E) -> (N, 1, 1)."""
     mean = (weight * x).sum((1, 2), keepdim=True)
     return (weight * (x - mean).square()).sum((1, 2), keepdim=True).sqrt()
 
 
-# --- same in: dpo_smac, ippo ---
 def standardize(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """x (N, T, E) to mean 0 and deviation 1 over each agent's own samples."""
     mean = (weight * x).sum((1, 2), keepdim=True)
     return (x - mean) / (deviation(x, weight) + 1e-8)
 
 
-# --- same in: dpo_smac, ippo ---
 def samples_first(batch: dict[str, torch.Tensor], valid: torch.Tensor) -> dict[str, torch.Tensor]:
     """Rows (N, rows, ...) of a batch (N, T, E, ...): each agent's samples first, then its dead rows.
 
@@ -277,7 +274,7 @@ def dpo_loss(agents, obs, action_mask, actions, old_logp, advantages, returns, w
     return loss, {name: x.detach() for name, x in parts.items()}
 
 
-# --- same in: dpo_mamujoco, dpo_matrix, dpo_mpe, dpo_smac, iddpg, ippo, iql ---
+# --- same in: dpo_mpe, dpo_smac ---
 def clip_grad_norm_per_agent(network: nn.Module, max_norm: float) -> torch.Tensor:
     """Scales each agent's gradient to norm <= max_norm, in place; returns the norms before, (N,)."""
     grads = [p.grad for p in network.parameters()]
@@ -287,7 +284,7 @@ def clip_grad_norm_per_agent(network: nn.Module, max_norm: float) -> torch.Tenso
     return norm
 
 
-# --- same in: dpo_mamujoco, dpo_matrix, dpo_mpe, dpo_smac ---
+# --- same in: dpo_mpe, dpo_smac ---
 def adapt_beta(beta: torch.Tensor, kl: torch.Tensor, args: Args, num_agents: int) -> torch.Tensor:
     """eq. (21), per agent: beta (n,) times omega where kl (n,) is above the band, divided where below."""
     above = kl > args.d_target * args.delta
@@ -336,7 +333,7 @@ def update(agents, optimizer, batch, args, loss_fn=dpo_loss) -> dict[str, torch.
     return stats
 
 
-# --- same in: dpo_mamujoco, dpo_matrix, dpo_mpe, dpo_smac, ippo ---
+# --- same in: dpo_mpe, dpo_smac ---
 class Learner:
     """`update` for groups of agents, each on a thread of its own; on a GPU for all at once, as a CUDA graph.
 
@@ -376,7 +373,7 @@ def greedy(agents: Agents, obs: torch.Tensor, action_mask: torch.Tensor) -> torc
     return logits.masked_fill(~action_mask, -torch.inf).argmax(-1)
 
 
-# --- same in: dpo_mamujoco, dpo_mpe, dpo_smac, iddpg, ippo ---
+# --- same in: dpo_mpe, dpo_smac ---
 @torch.no_grad()
 def evaluate(agents, envs, num_episodes: int, entropy: list[int], frames: list | None = None):
     """Means over greedy episodes, equally many per environment (or short ones would count too often)."""
@@ -393,7 +390,7 @@ def evaluate(agents, envs, num_episodes: int, entropy: list[int], frames: list |
 
 
 def train(args: Args, envs, eval_envs, agents: Agents, state: dict) -> Path:
-    """Rollout, advantages, update, over and over. Leaves the best parameters in `agents`; the run directory."""
+    """Rollout, advantages, update, over and over. `agents` end with the best parameters; the directory."""
     N, T, E = envs.num_agents, args.num_steps, args.num_envs
     zeros = functools.partial(torch.zeros, device=args.device)
     obs = zeros(N, T, E, envs.obs_dim)
@@ -429,7 +426,7 @@ def train(args: Args, envs, eval_envs, agents: Agents, state: dict) -> Path:
         }
 
     while True:
-        # --- evaluate and checkpoint; same in: dpo_mamujoco, dpo_mpe, dpo_smac, iddpg, ippo, iql ---
+        # --- evaluate and checkpoint; same in: dpo_mpe, dpo_smac ---
         if global_step >= next_eval:
             next_eval += args.eval_every
             result = evaluate(agents, eval_envs, EVAL_EPISODES, [args.seed, 0, global_step])
@@ -485,7 +482,7 @@ def train(args: Args, envs, eval_envs, agents: Agents, state: dict) -> Path:
         row = mean_over_agents(stats)
         clock.lap("update")
 
-        # --- log ---
+        # --- log; same in: dpo_mpe, dpo_smac ---
         run.check_finite(global_step, row, agents, batch)
         run.log(global_step, row | mean_over_episodes(episodes, "charts/") | clock.row(T * E))
 
