@@ -2,10 +2,10 @@
 
 Paper: A Fully Decentralized Surrogate for Multi-Agent Policy Optimization (Su & Lu, TMLR 2024).
 Details, and every difference from the paper and its released code: docs/dpo.md
-Run: python dpo_mamujoco.py --task Hopper-3x1
+Run: python dpo_mamujoco.py --task Hopper-3x1  (the return to expect: docs/verdicts.md)
 
-Axis order: the environment's arrays are (num_envs E, num_agents N, ...), the learner's tensors
-(N, batch, ...). Agents share nothing; stacking their networks only batches the arithmetic.
+Tensors are (num_agents N, num_steps T, num_envs E, ...) or (N, batch, ...): agents always come first. They
+share nothing; stacking their networks only batches the arithmetic.
 """
 
 import copy
@@ -22,9 +22,11 @@ import signal
 import sys
 import time
 import warnings
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Literal
 
 import imageio
 import numpy as np
@@ -35,109 +37,97 @@ import tyro
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from envs import describe, env_name
-from envs import make as make_envs
+import envs as environments
 
+HALF_LOG_2_PI_E = 0.5 * math.log(2 * math.pi * math.e)  # entropy of a standard Gaussian
 SCRIPT = Path(__file__).stem
 EXIT_REQUEUE = 75  # EX_TEMPFAIL: a signal stopped the run, its checkpoint is on disk, --resume goes on
 EVAL_EPISODES = 32  # per evaluation; ten times as many for the absolute metric at the end
-HALF_LOG_2_PI_E = 0.5 * math.log(2 * math.pi * math.e)
-BETA_INIT = 0.01  # of beta1 and beta2
 CHUNK = 512  # rows of 8 agents or more whose activations stay in the cache of one core
-STATS = ["losses/policy_loss", "losses/value_loss", "losses/entropy", "losses/grad_norm", "dpo/kl"]
-STATS += ["dpo/sqrt_kl", "losses/explained_variance", "dpo/beta1", "dpo/beta2"]
-STATS += ["dpo/below_band", "dpo/above_band"]
-COLUMNS = ["global_step", "eval/episodic_return", "charts/episodic_return", "charts/episodic_length"]
-COLUMNS += ["charts/SPS", "time/env", "time/act", "time/update", *STATS]
+COLUMNS = """
+global_step eval/episodic_return eval/episodic_length
+charts/episodic_return charts/episodic_length charts/SPS time/env time/act time/update
+losses/policy_loss losses/value_loss losses/entropy losses/grad_norm losses/explained_variance
+dpo/kl dpo/sqrt_kl dpo/beta1 dpo/beta2 dpo/below_band dpo/above_band
+""".split()  # noqa: SIM905
 
 
 @dataclass
 class Args:
-    task: str = "HalfCheetah-3x2"
-    """ROBOT-PARTITION: Hopper-3x1, HalfCheetah-3x2, Walker2d-3x2, Ant-4x2, Humanoid-17x1, ..."""
-    agent_obsk: int = 2
-    """joints are observed up to this many hops from one's own"""
-    obs: str = "khop"
-    """khop: own neighbourhood; full: everything, for all agents"""
-    seed: int = 1
-    """seed of environments, parameters and sampled actions"""
-    total_timesteps: int = 2_000_000
-    """environment steps (one moves all agents of one environment; never agent-steps)"""
-    num_envs: int = 16
-    """environments stepped together"""
-    num_steps: int = 64
-    """steps of each environment per update; the batch is num_envs * num_steps rows per agent"""
-    learning_rate: float = 5e-4
-    """Adam's learning rate, for actors and critics"""
-    gamma: float = 0.99
-    """discount factor"""
-    gae_lambda: float = 0.95
-    """lambda of generalised advantage estimation"""
-    update_epochs: int = 15
-    """gradient steps per update, each on the whole batch"""
-    ent_coef: float = 0.01
-    """coefficient c_H of the entropy bonus"""
-    max_grad_norm: float = 10.0
-    """gradient clip, per agent and per network"""
-    log_std_init: float = 0.0
-    """logarithm of the policies' standard deviation at the start"""
-    layer_norm: bool = False
-    """LayerNorm after each hidden layer"""
-    value_norm: bool = True
-    """critics learn returns in units of their running deviation, per agent"""
-    d_target: float = 0.001
-    """KL per update that eq. (21) steers each agent to"""
-    delta: float = 1.5
-    """eq. (21): the betas change where KL leaves [d_target / delta, d_target * delta]"""
-    omega: float = 2.0
-    """eq. (21): the factor by which they change"""
+    task: str = "HalfCheetah-3x2"  # Hopper-3x1, Walker2d-3x2, Ant-4x2, Humanoid-17x1, ...; pettingzoo:MODULE
+    env_options: tuple[str, ...] = ()  # e.g. agent_obsk=1, joints that many hops away are seen (2); obs=full
+    seed: int = 1  # seed of environments, parameters and sampled actions
+    total_timesteps: int = 2_000_000  # environment steps: one moves all agents of one environment
+    num_envs: int = 16  # environments stepped together
+    num_steps: int = 64  # steps of each environment per update: num_envs * num_steps rows per agent
+
+    learning_rate: float = 5e-4  # Adam's learning rate, for actors and critics
+    gamma: float = 0.99  # discount factor
+    gae_lambda: float = 0.95  # lambda of generalised advantage estimation
+    update_epochs: int = 15  # gradient steps per update, each on the whole batch
+    ent_coef: float = 0.01  # coefficient c_H of the entropy bonus
+    max_grad_norm: float = 10.0  # gradient clip, per agent and per network
+    log_std_init: float = 0.0  # logarithm of the policies' standard deviation at the start
+    layer_norm: bool = False  # LayerNorm after each hidden layer
+    value_norm: bool = True  # critics learn returns in units of their running deviation, per agent
+    d_target: float = 0.001  # KL per update that eq. (21) steers each agent to
+    delta: float = 1.5  # eq. (21): the betas change where KL leaves [d_target / delta, d_target * delta]
+    omega: float = 2.0  # eq. (21): the factor by which they change
+    beta_init: float = 0.01  # initial beta1 and beta2
+    # Floor of N * beta; without one the betas vanish late in training, and the trust region with them.
     beta_min: float = 0.2
-    """floor of N * beta, without which the betas vanish late in training, and the trust region with them"""
-    beta_max: float = 1000.0
-    """ceiling of N * beta (N times, because the surrogate of eq. (20) has weight 1/N)"""
-    sqrt_kl_term: bool = True
-    """off: beta1 = 0, the ablation DPO_w/o_sqrt (IPPO-KL)"""
-    kl_term: bool = True
-    """off: beta2 = 0, the ablation DPO_w/o_kl"""
-    eval_every: int = 50_000
-    """environment steps between evaluations (32 greedy episodes in separate environments)"""
-    checkpoint_every: int = 40_960
-    """environment steps between checkpoints"""
-    runs_dir: str = "runs"
-    """where run directories are made"""
-    resume: str = ""
-    """run directory to go on with, under its own arguments"""
-    checkpoint: str = ""
-    """run directory or .pt file for --eval-only"""
-    eval_only: bool = False
-    """evaluate --checkpoint on 320 greedy episodes and stop"""
-    capture_video: bool = False
-    """record greedy episodes as video.mp4 in the run directory, at the end or with --eval-only"""
-    device: str = "cpu"
-    """cpu | cuda, the first GPU that CUDA_VISIBLE_DEVICES names"""
-    torch_threads: int = 1
-    """CPU threads of the physics, and of the learner, where each has a group of agents to itself"""
-    compile: bool = False
-    """torch.compile the loss: faster updates after 10 to 40 s; a CPU needs g++"""
+    beta_max: float = 1000.0  # ceiling of N * beta (N times: the surrogate of eq. (20) has weight 1/N)
+    sqrt_kl_term: bool = True  # off: beta1 = 0, the ablation DPO_w/o_sqrt (IPPO-KL)
+    kl_term: bool = True  # off: beta2 = 0, the ablation DPO_w/o_kl
+
+    eval_every: int = 50_000  # environment steps between evaluations, 32 greedy episodes each
+    checkpoint_every: int = 40_960  # environment steps between checkpoints
+    runs_dir: str = "runs"  # where run directories are made
+    resume: str = ""  # run directory (or .pt file) to go on with, under its own arguments
+    eval_only: bool = False  # with --resume: play 320 greedy episodes with its best parameters, and stop
+    capture_video: bool = False  # record greedy episodes as video.mp4 in the run directory, at the end
+    device: Literal["cpu", "cuda"] = "cpu"  # cuda: the first GPU that CUDA_VISIBLE_DEVICES names
+    torch_threads: int = 1  # CPU threads of physics and learner; there each has a group of agents
+    compile: bool = False  # torch.compile the loss: faster updates after 10 to 40 s; a CPU needs g++
+
+    @property
+    def env_id(self) -> str:
+        return self.task if ":" in self.task else f"mamujoco/{self.task}"
+
+    def __post_init__(self):
+        check_ranges(self)
+        if self.beta_min > self.beta_max:
+            raise ValueError(f"--beta-min must be at most --beta-max {self.beta_max}, got {self.beta_min}.")
 
 
-RESUME_MAY_CHANGE = {"total_timesteps", "eval_only", "checkpoint", "resume", "capture_video", "runs_dir"}
-EVAL_MAY_NOT_CHANGE = {"task", "agent_obsk", "obs", "layer_norm"}
-PRESETS = {  # by task
-    "HalfCheetah-3x2": dict(log_std_init=-1.0),
-    "Ant-4x2": dict(log_std_init=-2.0),
-    "Humanoid-17x1": dict(log_std_init=-2.0),
+RANGES = {
+    "total_timesteps num_envs num_steps update_epochs": (1, 10**12),
+    "eval_every checkpoint_every torch_threads": (1, 10**12),
+    "seed": (0, 2**63 - 1),
+    "learning_rate max_grad_norm d_target": (1e-12, 1e12),
+    "gamma gae_lambda": (0, 1),
+    "log_std_init": (-20, 20),
+    "ent_coef beta_init beta_min beta_max": (0, 1e12),
+    "delta omega": (1.0001, 1e12),
+}
+PRESETS = {
+    "mamujoco/HalfCheetah-3x2": dict(log_std_init=-1.0),
+    "mamujoco/Ant-4x2": dict(log_std_init=-2.0),
+    "mamujoco/Humanoid-17x1": dict(log_std_init=-2.0),
 }
 
 
-# --- same in: dpo_mamujoco, dpo_matrix, dpo_mpe, dpo_smac, iddpg, ippo ---
+# --- same in: dpo_mamujoco, dpo_matrix, dpo_mpe, dpo_smac ---
 class StackedMLP(nn.Module):
     """One 3-layer perceptron per agent, none shared: weights (N, in, out), biases (N, 1, out)."""
 
     def __init__(self, num_agents: int, in_dim: int, out_dim: int, head_gain: float, layer_norm: bool):
         super().__init__()
-        dims, gains = (in_dim, 128, 128, out_dim), (2**0.5, 2**0.5, head_gain)
-        self.layer_norm, self.weights, self.biases = layer_norm, nn.ParameterList(), nn.ParameterList()
+        self.layer_norm = layer_norm
+        self.weights = nn.ParameterList()
+        self.biases = nn.ParameterList()
+        dims = (in_dim, 128, 128, out_dim)
+        gains = (2**0.5, 2**0.5, head_gain)
         for (fan_in, fan_out), gain in zip(itertools.pairwise(dims), gains, strict=True):
             layer = [nn.init.orthogonal_(torch.empty(fan_in, fan_out), gain) for _ in range(num_agents)]
             self.weights.append(nn.Parameter(torch.stack(layer)))
@@ -146,8 +136,10 @@ class StackedMLP(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(N, batch, in) -> (N, batch, out); agent i's output depends on x[i] and its own parameters only."""
         for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
-            if layer:
-                x = (F.layer_norm(x, x.shape[-1:]) if self.layer_norm else x).relu_()
+            if layer > 0 and self.layer_norm:
+                x = F.layer_norm(x, x.shape[-1:])
+            if layer > 0:
+                x = x.relu_()
             if weight.shape[-1] > 1:
                 x = torch.baddbmm(bias, x, weight)
             else:  # matrix products are slow where they have a single column
@@ -186,35 +178,35 @@ class Agents(nn.Module):
     """Gaussian actor pi_i, critic V_i, coefficients beta1_i, beta2_i and running statistics of N agents.
 
     act_dims: each agent's number of actions; the actor's further outputs are padding, and act_mask (N, 1, D)
-    takes them out of probabilities, entropy and KL.
+    takes them out of probabilities, entropy and KL. Networks take observations that went through obs_norm.
     """
 
     def __init__(
         self, obs_dim: int, act_dims: tuple[int, ...], layer_norm: bool = False, log_std_init: float = 0.0
     ):
         super().__init__()
-        num_agents, act_dim = len(act_dims), max(act_dims)
+        self.num_agents = num_agents = len(act_dims)
+        act_dim = max(act_dims)
         self.actor = StackedMLP(num_agents, obs_dim, act_dim, 0.01, layer_norm)
         self.actor.log_std = nn.Parameter(torch.full((num_agents, 1, act_dim), log_std_init))
         self.critic = StackedMLP(num_agents, obs_dim, 1, 1.0, layer_norm)
-        self.register_buffer("betas", torch.zeros(2, num_agents))
+        self.register_buffer("beta1", torch.zeros(num_agents))
+        self.register_buffer("beta2", torch.zeros(num_agents))
         self.register_buffer("act_mask", (torch.arange(act_dim) < torch.tensor(act_dims)[:, None])[:, None])
-        self.obs_norm, self.return_norm = RunningNorm(num_agents, obs_dim), RunningNorm(num_agents, 1)
+        self.obs_norm = RunningNorm(num_agents, obs_dim)
+        self.return_norm = RunningNorm(num_agents, 1)
 
     def value(self, obs: torch.Tensor) -> torch.Tensor:
-        """V_i, in units of return_norm, of own normalised observations: (N, batch, obs_dim) -> (N, batch)."""
-        return self.critic(obs).squeeze(-1)
-
-    def in_reward_units(self, values: torch.Tensor) -> torch.Tensor:
-        """What the critics put out, (N, ...), as sums of rewards."""
-        shape = -1, *[1] * (values.dim() - 1)
-        return values * self.return_norm.deviation.view(shape) + self.return_norm.mean.view(shape)
+        """V_i, in units of the reward, of its own observation: (N, batch, obs_dim) -> (N, batch)."""
+        return (self.critic(obs) * self.return_norm.deviation + self.return_norm.mean).squeeze(-1)
 
     @torch.no_grad()
     def rescale(self, returns: torch.Tensor) -> torch.Tensor:
         """Takes returns (N, T, E) into return_norm and gives them in its units; V stays (PopArt)."""
-        rows, norm = returns.flatten(1).unsqueeze(-1), self.return_norm
-        mean, deviation = norm.mean.clone(), norm.deviation
+        rows = returns.flatten(1).unsqueeze(-1)
+        norm = self.return_norm
+        mean = norm.mean.clone()
+        deviation = norm.deviation
         norm.add(rows)
         self.critic.weights[-1].mul_(deviation / norm.deviation)
         self.critic.biases[-1].mul_(deviation).add_(mean - norm.mean).div_(norm.deviation)
@@ -226,19 +218,21 @@ class Agents(nn.Module):
         return -((0.5 * z.square() + self.actor.log_std) * self.act_mask).sum(-1)
 
     def group(self, part: slice) -> "Agents":
-        """Some of the agents as a module of their own, whose parameters are views of this one's."""
+        """Some of the agents as a module of their own, whose parameters and betas are views of this one's."""
         group = copy.deepcopy(self)
         for mine, whole in zip(group.parameters(), self.parameters(), strict=True):
             mine.data = whole.data[part]
-        group.betas = self.betas.data[:, part]  # .data: a version counter of its own, for autograd in threads
+        group.beta1 = self.beta1.data[part]  # .data: a version counter of its own, for autograd in threads
+        group.beta2 = self.beta2.data[part]
         group.act_mask = self.act_mask[part]
         return group
 
 
-# --- same in: dpo_mamujoco, dpo_matrix, dpo_mpe, dpo_smac, ippo ---
+# --- same in: dpo_mamujoco, dpo_matrix, dpo_mpe, dpo_smac ---
 def exp_minus_linear(x: torch.Tensor) -> torch.Tensor:
     """exp(x) - 1 - x, never negative; near 0 its gradient, expm1(x), is exact where autograd's is noise."""
-    at, slope = x.detach(), torch.expm1(x.detach())
+    at = x.detach()
+    slope = torch.expm1(at)
     return (slope - at).clamp(min=0.0) + slope * (x - at)
 
 
@@ -255,57 +249,54 @@ def gaussian_kl(old_mean, old_log_std, mean, log_std, act_mask) -> torch.Tensor:
 def gae(rewards, values, next_value, final_values, terminations, truncations, gamma, lam):
     """Generalised advantage estimation: advantages and returns, (N, T, E).
 
-    rewards, terminations, truncations: (T, E), the team's; values, final_values: (N, T, E), per agent;
-    final_values is V of the observation before autoreset, used where an episode was truncated; next_value:
+    rewards, terminations, truncations: (T, E), the team's. values, final_values: (N, T, E), per agent;
+    final_values is V of the observation before autoreset, used where an episode was truncated. next_value:
     (N, E), after the last step.
     """
-    advantages, advantage, value = torch.zeros_like(values), torch.zeros_like(next_value), next_value
+    advantages = torch.zeros_like(values)
+    advantage = torch.zeros_like(next_value)
+    following = next_value
     for t in reversed(range(len(rewards))):
         done = terminations[t] | truncations[t]
-        target = rewards[t] + gamma * torch.where(done, final_values[:, t] * ~terminations[t], value)
-        advantages[:, t] = advantage = target - values[:, t] + gamma * lam * advantage * ~done
-        value = values[:, t]
+        following = torch.where(done, final_values[:, t] * ~terminations[t], following)
+        earned = rewards[t] + gamma * following
+        advantage = earned - values[:, t] + gamma * lam * advantage * ~done
+        advantages[:, t] = advantage
+        following = values[:, t]
     return advantages, advantages + values
 
 
 # --- same in: dpo_mamujoco, dpo_matrix, dpo_mpe ---
-def standardize(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """x (N, T, E) to mean 0, deviation 1 over each agent's own samples; also the deviations, (N, 1, 1)."""
+def standardize(x: torch.Tensor) -> torch.Tensor:
+    """x (N, T, E) to mean 0 and deviation 1 over each agent's own samples."""
     deviation, mean = torch.std_mean(x, dim=(1, 2), correction=0, keepdim=True)
-    return (x - mean) / (deviation + 1e-8), deviation
+    return (x - mean) / (deviation + 1e-8)
 
 
-def dpo_loss(
-    agents,
-    obs,
-    actions,
-    old_mean,
-    old_log_std,
-    old_logprob,
-    advantages,
-    returns,
-    weight,
-    ent_coef,
-    num_agents,
-):
-    """Loss of a chunk of rows, summed over agents (whose parameters are disjoint), and its parts, (3, N).
+def dpo_loss(agents, obs, actions, old_mean, old_log_std, logprobs, advantages, returns, weight, ent_coef):
+    """Loss of a chunk of rows, summed over agents (whose parameters are disjoint), and its parts, each (N,).
 
     weight (N, rows): 1 / (rows of the batch), so that sums over its chunks are means.
     """
-    mean, log_std = agents.actor(obs), agents.actor.log_std
-    ratio = (agents.log_prob(mean, actions) - old_logprob).exp()
+    mean = agents.actor(obs)
+    log_std = agents.actor.log_std
+    ratio = (agents.log_prob(mean, actions) - logprobs).exp()
     surrogate = (weight * ratio * advantages).sum(1)
     entropy = ((log_std + HALF_LOG_2_PI_E) * agents.act_mask).sum((1, 2)) * weight.sum(1)
     kl_s = gaussian_kl(old_mean, old_log_std, mean, log_std, agents.act_mask)
-    sqrt_kl, kl = (weight * (kl_s + 1e-12).sqrt()).sum(1), (weight * kl_s).sum(1)
-    beta1, beta2 = agents.betas
-    objective = (surrogate + ent_coef * entropy) / num_agents - beta1 * sqrt_kl - beta2 * kl  # eq. (20)
-    v_loss = (weight * (agents.value(obs) - returns).square()).sum(1)  # eq. (8)
+    sqrt_kl = (weight * (kl_s + 1e-12).sqrt()).sum(1)
+    kl = (weight * kl_s).sum(1)
+    N = agents.num_agents
+    # eq. (20), and an entropy bonus beside the surrogate
+    objective = (surrogate + ent_coef * entropy) / N - agents.beta1 * sqrt_kl - agents.beta2 * kl
+    v_loss = (weight * (agents.critic(obs).squeeze(-1) - returns).square()).sum(1)  # eq. (8)
     # N times eq. (20) has the same maximiser, and leaves Adam's eps and the clip at the scale of IPPO's.
-    return (v_loss - num_agents * objective).sum(), torch.stack([-surrogate, v_loss, entropy]).detach()
+    loss = (v_loss - N * objective).sum()
+    parts = {"losses/policy_loss": -surrogate, "losses/value_loss": v_loss, "losses/entropy": entropy}
+    return loss, {name: x.detach() for name, x in parts.items()}
 
 
-# --- same in: dpo_mamujoco, dpo_matrix, dpo_mpe, dpo_smac, iddpg, ippo, iql ---
+# --- same in: dpo_mamujoco, dpo_matrix, dpo_mpe, dpo_smac ---
 def clip_grad_norm_per_agent(network: nn.Module, max_norm: float) -> torch.Tensor:
     """Scales each agent's gradient to norm <= max_norm, in place; returns the norms before, (N,)."""
     grads = [p.grad for p in network.parameters()]
@@ -315,37 +306,435 @@ def clip_grad_norm_per_agent(network: nn.Module, max_norm: float) -> torch.Tenso
     return norm
 
 
-def update(agents, optimizer, batch, args, num_agents, loss_fn=dpo_loss) -> torch.Tensor:
+# --- same in: dpo_mamujoco, dpo_matrix, dpo_mpe, dpo_smac ---
+def adapt_beta(beta: torch.Tensor, kl: torch.Tensor, args: Args, num_agents: int) -> torch.Tensor:
+    """eq. (21), per agent: beta (n,) times omega where kl (n,) is above the band, divided where below."""
+    above = kl > args.d_target * args.delta
+    below = kl < args.d_target / args.delta
+    beta = beta * torch.where(above, args.omega, torch.where(below, 1 / args.omega, 1.0))
+    return beta.clamp(args.beta_min / num_agents, args.beta_max / num_agents)
+
+
+def update(agents, optimizer, batch, args, loss_fn=dpo_loss) -> dict[str, torch.Tensor]:
     """update_epochs Adam steps of n agents on the whole batch, then their betas; changes the agents in place.
 
     batch: tensors (n, rows, ...) named as in `dpo_loss`, taken in cache-sized chunks whose gradients add up.
-    Returns the first six of STATS, (6, n): losses and gradient norm of the last epoch; KL and sqrt(KL), over
-    the whole batch, of the updated policy against the old one.
+    Returns what is logged of it, (n,) each: losses of the last epoch, KL of the new policy against the old.
     """
-    n, rows = batch["obs"].shape[:2]
-    size = rows if batch["obs"].is_cuda else CHUNK * max(1, 8 // n)  # longer for few: threads share Python
+    n, rows = batch["weight"].shape
+    size = rows if batch["obs"].is_cuda else CHUNK * max(1, 8 // n)  # fewer agents, longer chunks
     chunks = [{name: x[:, i : i + size] for name, x in batch.items()} for i in range(0, rows, size)]
     for _ in range(args.update_epochs):
         optimizer.zero_grad()
-        losses = 0.0
+        parts = []
         for chunk in chunks:
-            loss, parts = loss_fn(agents, **chunk, ent_coef=args.ent_coef, num_agents=num_agents)
+            loss, part = loss_fn(agents, **chunk, ent_coef=args.ent_coef)
             loss.backward()
-            losses = losses + parts
+            parts.append(part)
         grad_norm = clip_grad_norm_per_agent(agents.actor, args.max_grad_norm)
         clip_grad_norm_per_agent(agents.critic, args.max_grad_norm)
         optimizer.step()
-    kls = torch.zeros_like(agents.betas)
+    stats = {name: sum(part[name] for part in parts) for name in parts[0]}
+    stats["losses/grad_norm"] = grad_norm
+
+    kl = torch.zeros_like(agents.beta1)
+    sqrt_kl = torch.zeros_like(agents.beta1)
     with torch.no_grad():
         for chunk in chunks:
-            mean, log_std = agents.actor(chunk["obs"]), agents.actor.log_std
-            kl_s = gaussian_kl(chunk["old_mean"], chunk["old_log_std"], mean, log_std, agents.act_mask)
-            kls += (chunk["weight"] * torch.stack([kl_s, kl_s.sqrt()])).sum(2)
-        agents.betas.copy_(adapt_betas(agents.betas, kls[0], args, num_agents))
-    return torch.cat([losses, grad_norm[None], kls])
+            old = (chunk["old_mean"], chunk["old_log_std"])
+            kl_s = gaussian_kl(*old, agents.actor(chunk["obs"]), agents.actor.log_std, agents.act_mask)
+            kl += (chunk["weight"] * kl_s).sum(1)
+            sqrt_kl += (chunk["weight"] * kl_s.sqrt()).sum(1)
+    for beta, wanted in ((agents.beta1, args.sqrt_kl_term), (agents.beta2, args.kl_term)):
+        if wanted:
+            beta.copy_(adapt_beta(beta, kl, args, agents.num_agents))
+    stats |= {"dpo/kl": kl, "dpo/sqrt_kl": sqrt_kl, "dpo/beta1": agents.beta1, "dpo/beta2": agents.beta2}
+    stats["dpo/below_band"] = (kl < args.d_target / args.delta).float()
+    stats["dpo/above_band"] = (kl > args.d_target * args.delta).float()
+    return stats
 
 
-# --- same in: dpo_mamujoco, dpo_matrix, dpo_mpe, dpo_smac, iddpg, ippo, iql ---
+# --- same in: dpo_mamujoco, dpo_matrix, dpo_mpe, dpo_smac ---
+class Learner:
+    """`update` for groups of agents, each on a thread of its own; on a GPU for all at once, as a CUDA graph.
+
+    Agents share nothing, so a group is a learner by itself, and threads need no synchronisation.
+    """
+
+    def __init__(self, agents: Agents, args: Args, loss_fn, saved: list[dict] | None):
+        cuda = args.device == "cuda"
+        if getattr(args, "compile", False):  # on a CPU into C++, which runs without Python's lock
+            loss_fn = torch.compile(loss_fn, options={} if cuda else {"cpp_wrapper": True})
+        count = 1 if cuda else min(args.torch_threads, agents.num_agents)
+        bounds = np.linspace(0, agents.num_agents, count + 1).astype(int).tolist()
+        self.groups = [slice(first, last) for first, last in itertools.pairwise(bounds)]
+        self.optimizers = []
+        self.updates = []
+        for part in self.groups:
+            group = agents.group(part)
+            settings = dict(lr=args.learning_rate, eps=1e-5, fused=True, capturable=cuda)
+            optimizer = torch.optim.Adam(group.parameters(), **settings)
+            learn = functools.partial(update, group, optimizer, args=args, loss_fn=loss_fn)
+            self.optimizers.append(optimizer)
+            self.updates.append(CudaGraph(learn) if cuda else learn)
+        for optimizer, state in zip(self.optimizers, saved or [], strict=saved is not None):
+            optimizer.load_state_dict(state)
+        self.pool = ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,))
+
+    def update(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """`update` on a batch of all agents; what it returns, (N,) each."""
+        parts = [{name: x[part] for name, x in batch.items()} for part in self.groups]
+        stats = list(self.pool.map(operator.call, self.updates, parts))
+        return {name: torch.cat([group[name] for group in stats]) for name in stats[0]}
+
+
+def greedy(agents: Agents, obs: torch.Tensor, action_mask: torch.Tensor) -> torch.Tensor:
+    """The policies' means, (N, E, D); the environment needs no action_mask to ignore padding."""
+    return agents.actor(agents.obs_norm(obs))
+
+
+# --- same in: dpo_mamujoco, dpo_mpe, dpo_smac ---
+@torch.no_grad()
+def evaluate(agents, envs, num_episodes: int, entropy: list[int], frames: list | None = None):
+    """Means over greedy episodes, equally many per environment (or short ones would count too often)."""
+    obs, infos = envs.reset(seed=int(np.random.SeedSequence(entropy).generate_state(1)[0]))
+    wanted = math.ceil(num_episodes / envs.num_envs)
+    episodes = [[] for _ in range(envs.num_envs)]
+    while min(len(own) for own in episodes) < wanted:
+        if frames is not None:
+            frames.append(envs.render())
+        obs, _, _, _, infos = envs.step(greedy(agents, obs, infos["action_mask"]))
+        for episode in infos["episodes"]:
+            episodes[episode["env"]].append(episode)
+    return mean_over_episodes([episode for own in episodes for episode in own[:wanted]], "eval/")
+
+
+def train(args: Args, envs, eval_envs, agents: Agents, state: dict) -> Path:
+    """Rollout, advantages, update, over and over. `agents` end with the best parameters; the directory."""
+    N, T, E = envs.num_agents, args.num_steps, args.num_envs
+    zeros = functools.partial(torch.zeros, device=args.device)
+    raw_obs = zeros(N, T, E, envs.obs_dim)
+    obs = zeros(N, T, E, envs.obs_dim)  # as obs_norm has them
+    actions = zeros(N, T, E, envs.num_actions)
+    old_mean = zeros(N, T, E, envs.num_actions)
+    logprobs = zeros(N, T, E)
+    values, final_values = zeros(2, N, T, E)
+    weight = zeros(N, T, E) + 1 / (T * E)
+    rewards = zeros(T, E)
+    terminations, truncations = zeros(2, T, E, dtype=torch.bool)
+
+    learner = Learner(agents, args, dpo_loss, state.get("optimizers"))
+    generator = torch.Generator(args.device).manual_seed(args.seed + 2**32)  # not the parameters' stream
+    global_step, next_eval, best_return = 0, 0, -math.inf
+    best = agents.state_dict()
+    next_obs, _ = envs.reset()
+    if state:
+        global_step, next_eval, best_return = state["counters"]
+        best = state["best"]
+        generator.set_state(state["generator"])
+        next_obs, _ = envs.set_state(state["envs"])
+    run = Run(args, envs, state)
+
+    def snapshot() -> dict:
+        """What a resumed run needs to go on as if it had never stopped."""
+        return {
+            "counters": (global_step, next_eval, best_return),
+            "best": best,
+            "agents": agents.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in learner.optimizers],
+            "generator": generator.get_state(),
+            "envs": envs.get_state(),
+        }
+
+    while True:
+        # --- evaluate and checkpoint; same in: dpo_mamujoco, dpo_mpe, dpo_smac ---
+        if global_step >= next_eval:
+            next_eval += args.eval_every
+            result = evaluate(agents, eval_envs, EVAL_EPISODES, [args.seed, 0, global_step])
+            run.log(global_step, result)
+            if result["eval/episodic_return"] >= best_return:  # of equal ones the one that learned longer
+                best_return = result["eval/episodic_return"]
+                best = copy.deepcopy(agents.state_dict())
+        run.checkpoint(global_step, snapshot)
+        if global_step >= args.total_timesteps:
+            agents.load_state_dict(best)
+            return run.close()
+
+        # --- rollout ---
+        clock = Clock()
+        episodes = []
+        with torch.no_grad():
+            for step in range(T):
+                raw_obs[:, step] = next_obs
+                obs[:, step] = agents.obs_norm(next_obs)
+                values[:, step] = agents.value(obs[:, step])
+                mean = agents.actor(obs[:, step])
+                noise = torch.empty_like(mean).normal_(generator=generator)
+                action = mean + noise * agents.actor.log_std.exp()  # clipped for the environment only
+                old_mean[:, step] = mean
+                actions[:, step] = action
+                logprobs[:, step] = agents.log_prob(mean, action)
+                clock.lap("act")
+                next_obs, rewards[step], terminations[step], truncations[step], infos = envs.step(action)
+                clock.lap("env")
+                episodes += infos["episodes"]
+                if infos["_final_obs"].any():
+                    final_values[:, step] = agents.value(agents.obs_norm(infos["final_obs"]))
+                if not infos["alive"].all():
+                    raise environments.BrokenEnvironment(f"Agents of {args.env_id} die; use ippo.py for it.")
+            next_value = agents.value(agents.obs_norm(next_obs))
+        global_step += T * E
+
+        # --- advantages ---
+        ends = (terminations, truncations)
+        advantages, returns = gae(
+            rewards, values, next_value, final_values, *ends, args.gamma, args.gae_lambda
+        )
+        agents.obs_norm.add(raw_obs.flatten(1, 2))  # for the next rollout: this one was acted on without it
+        old_log_std = agents.actor.log_std.detach()[:, None].expand_as(old_mean).clone()
+        batch = dict(obs=obs, actions=actions, old_mean=old_mean, old_log_std=old_log_std, logprobs=logprobs)
+        batch |= dict(advantages=standardize(advantages), weight=weight)
+        batch["returns"] = agents.rescale(returns) if args.value_norm else returns
+        batch = {name: x.flatten(1, 2) for name, x in batch.items()}
+
+        # --- update; same in: dpo_mamujoco, dpo_matrix, dpo_mpe ---
+        stats = learner.update(batch)
+        unexplained = (returns - values).std((1, 2)) / (returns.std((1, 2)) + 1e-8)
+        stats["losses/explained_variance"] = 1 - unexplained.square()
+        row = mean_over_agents(stats)
+        clock.lap("update")
+
+        # --- log; same in: dpo_mamujoco, dpo_matrix, dpo_mpe, dpo_smac ---
+        run.check_finite(global_step, row, agents, batch)
+        run.log(global_step, row | mean_over_episodes(episodes, "charts/") | clock.row(T * E))
+
+
+def main() -> None:
+    args, state = parse_args()
+    torch.set_num_threads(1)  # cores are for groups of agents, --torch-threads, not for single operators
+    torch.manual_seed(args.seed)
+    options = environments.parse_options(args.env_options)
+    if args.env_id.startswith("mamujoco/"):
+        options |= dict(threads=args.torch_threads)
+    make = functools.partial(environments.make, args.env_id, seed=args.seed, device=args.device, **options)
+    envs = make(args.num_envs)
+    if envs.discrete:
+        raise environments.BrokenEnvironment(f"{args.env_id} has discrete actions; use dpo_smac.py for them.")
+    eval_envs = make(EVAL_EPISODES if envs.compiled else args.num_envs)
+    video_envs = make(1, render_mode="rgb_array") if args.capture_video else None
+
+    agents = Agents(envs.obs_dim, envs.agent_act_dims, args.layer_norm, args.log_std_init)
+    agents.beta1 += args.beta_init * args.sqrt_kl_term
+    agents.beta2 += args.beta_init * args.kl_term
+    agents.to(args.device)
+    if args.eval_only:
+        agents.load_state_dict(state["best"])
+        directory = checkpoint_path(args).parent
+    else:
+        if state:
+            agents.load_state_dict(state["agents"])
+        directory = train(args, envs, eval_envs, agents, state)
+    result = evaluate(agents, eval_envs, 10 * EVAL_EPISODES, [args.seed, 1])
+    print(f"{directory}, {10 * EVAL_EPISODES} greedy episodes: {json.dumps(result)}")
+    if not args.eval_only:
+        finish(args, agents, directory, result)
+    if video_envs:
+        frames: list[np.ndarray] = []
+        evaluate(agents, video_envs, 1, [args.seed, 2], frames)
+        imageio.mimsave(directory / "video.mp4", frames, fps=20, macro_block_size=1)
+
+
+# ==== Plumbing, the same in all seven scripts: arguments, checkpoints, logs. Skip it on first reading. ====
+
+
+def check_ranges(args: Args) -> None:
+    """ValueError, in one sentence, for a flag outside of RANGES."""
+    for names, (low, high) in RANGES.items():
+        for name in names.split():
+            value = getattr(args, name)
+            if not low <= value <= high:
+                flag = "--" + name.replace("_", "-")
+                raise ValueError(f"{flag} must be between {low:g} and {high:g}, got {value}.")
+
+
+def parse_args(argv: list[str] | None = None) -> tuple[Args, dict]:
+    """Flags over the environment's preset, or over the arguments of the run in --resume; and its state."""
+    args = tyro.cli(Args, args=argv, description=__doc__)
+    state = load(checkpoint_path(args)) if args.resume else {}
+    preset = PRESETS.get(args.env_id.partition("/")[0], {}) | PRESETS.get(args.env_id, {})
+    base = Args(**(state["args"] if state else preset))
+    args = tyro.cli(Args, args=argv, default=base, description=__doc__)
+    may_change = {"total_timesteps", "runs_dir", "resume", "eval_only", "capture_video"}
+    if args.eval_only:
+        may_change |= {"seed", "num_envs", "device", "torch_threads", "compile", "backend"}
+    for name, before in state.get("args", {}).items():
+        now = getattr(args, name)
+        if now != before and name not in may_change:
+            flag = "--" + name.replace("_", "-")
+            sys.exit(f"{SCRIPT}: {flag} is {now}, but {args.resume} was made with {before}; drop the flag.")
+    if args.eval_only and not state:
+        sys.exit(f"{SCRIPT}: --eval-only evaluates a run; add --resume RUN_DIRECTORY.")
+    if state and "envs" not in state and not args.eval_only:
+        sys.exit(f"{SCRIPT}: {args.resume} holds policies, not a run to go on with; add --eval-only.")
+    if args.device == "cuda" and not torch.cuda.is_available():
+        sys.exit(f"{SCRIPT}: --device is cuda, but PyTorch sees no GPU here; use --device cpu.")
+    if getattr(args, "compile", False) and not shutil.which(os.environ.get("CXX", "g++")):
+        sys.exit(f"{SCRIPT}: --compile needs a C++ compiler; install g++ (or set CXX), or drop the flag.")
+    return args, state
+
+
+def checkpoint_path(args: Args) -> Path:
+    """What --resume names: a file, or a directory's checkpoint.pt or, where there is none, policy.pt."""
+    path = Path(args.resume)
+    names = ["checkpoint.pt", "policy.pt"] if path.is_dir() else [""]
+    return next((path / name for name in names if (path / name).exists()), path / names[0])
+
+
+def save(path: Path, state: dict) -> None:
+    """Writes `state` atomically: whenever the process dies, `path` is the old file or the new one."""
+    buffer = io.BytesIO()
+    torch.save(state | {"script": SCRIPT}, buffer)
+    temporary = path.with_suffix(".tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(buffer.getbuffer())
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load(path: Path) -> dict:
+    """Reads what `save` wrote, executing nothing from it; one sentence if it is not ours or not whole."""
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        script, names = state["script"], set(state["args"])
+    except FileNotFoundError:
+        sys.exit(f"{SCRIPT}: no checkpoint at {path}; give a run directory or a .pt file of {SCRIPT}.py.")
+    except Exception:
+        sys.exit(f"{SCRIPT}: {path} is truncated or no checkpoint of ours; use another or start a new run.")
+    if script != SCRIPT or names != {field.name for field in fields(Args)}:
+        sys.exit(f"{SCRIPT}: {path} is of {script}.py of another version; args.json names its git_commit.")
+    return state
+
+
+class Run:
+    """A run directory and what is written into it; and the signals that ask the run to stop."""
+
+    def __init__(self, args: Args, envs, state: dict):
+        self.args = args
+        if state:
+            done = state["counters"][0]
+            self.directory = checkpoint_path(args).parent
+            self.metrics = self.directory / "metrics.csv"
+            if not self.metrics.exists() or self.metrics.stat().st_size < state["metrics_bytes"]:
+                what = "is not as the checkpoint knows it; restore it or start a new run"
+                sys.exit(f"{SCRIPT}: {self.metrics} {what}.")
+            os.truncate(self.metrics, state["metrics_bytes"])  # later rows will be written again
+        else:
+            done = 0
+            name = f"{environments.env_name(envs)}__{SCRIPT}__{args.seed}__{time.time_ns() // 10**6}"
+            self.directory = Path(args.runs_dir) / name
+            self.directory.mkdir(parents=True)
+            record = asdict(args) | environments.describe(envs)
+            (self.directory / "args.json").write_text(json.dumps(record, indent=1) + "\n")
+            self.metrics = self.directory / "metrics.csv"
+            self.metrics.write_text(",".join(COLUMNS) + "\n")
+        print(
+            f"{self.directory}: {envs.num_agents} agents, {envs.obs_dim} inputs, {envs.num_actions} actions"
+        )
+        self.next_checkpoint = done
+        self.writer = SummaryWriter(str(self.directory), purge_step=done + 1)
+        # Where output is no terminal, a line every ten seconds in the place of the bar.
+        line = "step {n_fmt} of {total_fmt}, {rate_fmt}, ETA {remaining}{postfix}\n"
+        look = {} if sys.stderr.isatty() else dict(mininterval=10, bar_format=line)
+        self.bar = tqdm(total=args.total_timesteps, initial=done, unit=" steps", unit_scale=True, **look)
+        self.signals: list[int] = []
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda signum, _: self.signals.append(signum))
+
+    def log(self, global_step: int, row: dict[str, float]) -> None:
+        """A row of metrics.csv, on disk before this returns; the same for TensorBoard and the bar."""
+        with open(self.metrics, "a", newline="") as file:
+            values = {name: f"{value:.6g}" for name, value in row.items()}
+            table = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+            table.writerow({"global_step": global_step} | values)
+            file.flush()
+            os.fsync(file.fileno())
+        for name, value in row.items():
+            self.writer.add_scalar(name, value, global_step)
+        if "charts/episodic_return" in row:
+            won = f", win rate {row['charts/win_rate']:.2f}" if "charts/win_rate" in row else ""
+            self.bar.set_postfix_str(f"return {row['charts/episodic_return']:.2f}{won}", refresh=False)
+        self.bar.update(global_step - self.bar.n)
+
+    def check_finite(self, global_step: int, row: dict[str, float], agents: nn.Module, batch: dict) -> None:
+        """Ends a run whose losses or parameters are not finite, with what led there on disk."""
+        if np.isfinite([*row.values()]).all() and all(p.isfinite().all() for p in agents.parameters()):
+            return
+        diagnostic = self.directory / "diagnostic.pt"
+        save(diagnostic, {"args": asdict(self.args), "agents": agents.state_dict(), "batch": batch})
+        what = f"the loss is not finite at step {global_step}; {diagnostic} holds the batch"
+        sys.exit(f"{SCRIPT}: {what}, checkpoint.pt is intact. Start again with a smaller --learning-rate.")
+
+    def checkpoint(self, global_step: int, snapshot: Callable[[], dict]) -> None:
+        """Saves snapshot() every --checkpoint-every steps, at the end, and when a signal asks to stop."""
+        stopped = bool(self.signals)
+        finished = global_step >= self.args.total_timesteps
+        if global_step >= self.next_checkpoint or finished or stopped:
+            self.next_checkpoint = global_step + self.args.checkpoint_every
+            place = {"args": asdict(self.args), "metrics_bytes": self.metrics.stat().st_size}
+            save(self.directory / "checkpoint.pt", snapshot() | place)
+        if stopped and not finished:
+            print(f"{SCRIPT}: stopped at step {global_step:,}; go on with --resume {self.directory}")
+            sys.exit(EXIT_REQUEUE)
+
+    def close(self) -> Path:
+        """Gives the signals back; the run directory."""
+        self.bar.close()
+        self.writer.close()
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        return self.directory
+
+
+def finish(args: Args, agents: nn.Module, directory: Path, result: dict[str, float]) -> None:
+    """Marks a run as done, with its result; policy.pt is what --eval-only needs of it, and small."""
+    save(directory / "policy.pt", {"args": asdict(args), "best": agents.state_dict()})
+    (directory / "done").write_text(json.dumps(result) + "\n")
+
+
+class Clock:
+    """Seconds by phase; a lap is what went by since the last one."""
+
+    def __init__(self):
+        self.seconds = {"env": 0.0, "act": 0.0, "update": 0.0}
+        self.last = time.perf_counter()
+
+    def lap(self, phase: str) -> None:
+        now = time.perf_counter()
+        self.seconds[phase] += now - self.last
+        self.last = now
+
+    def row(self, steps: int) -> dict[str, float]:
+        """Environment steps per second, and the phases' shares of the time."""
+        total = sum(self.seconds.values())
+        return {"charts/SPS": steps / total} | {f"time/{name}": x / total for name, x in self.seconds.items()}
+
+
+def mean_over_agents(stats: dict[str, torch.Tensor]) -> dict[str, float]:
+    """Tensors (N,) to floats, all at once: on a GPU this is where the host waits."""
+    return dict(zip(stats, torch.stack([*stats.values()]).mean(1).tolist(), strict=True))
+
+
+def mean_over_episodes(episodes: list[dict[str, float]], prefix: str) -> dict[str, float]:
+    """Mean return, length and, in battles, win rate of episodes that ended; nothing if none did."""
+    names = [name for name in episodes[0] if name != "env"] if episodes else []
+    return {prefix + name: float(np.mean([episode[name] for episode in episodes])) for name in names}
+
+
 class CudaGraph:
     """`update(batch)` as one launch of a CUDA graph; small networks would wait for thousands of launches.
 
@@ -354,10 +743,13 @@ class CudaGraph:
     """
 
     def __init__(self, update):
-        self.update, self.calls, self.batch = update, 0, {}
-        self.graph, self.stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+        self.update = update
+        self.calls = 0
+        self.batch: dict[str, torch.Tensor] = {}
+        self.graph = torch.cuda.CUDAGraph()
+        self.stream = torch.cuda.Stream()
 
-    def __call__(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    def __call__(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         self.batch = self.batch or {name: torch.empty_like(x, device="cuda") for name, x in batch.items()}
         for name, x in batch.items():
             self.batch[name].copy_(x if x.is_cuda else x.pin_memory(), non_blocking=True)
@@ -372,297 +764,7 @@ class CudaGraph:
                 self.stats = self.update(self.batch)
         if self.calls >= 3:
             self.graph.replay()
-        return self.stats.clone()
-
-
-# --- same in: dpo_mamujoco, dpo_matrix, dpo_mpe, dpo_smac ---
-def adapt_betas(betas: torch.Tensor, kl: torch.Tensor, args: Args, num_agents: int) -> torch.Tensor:
-    """eq. (21), per agent: betas (2, n) times omega where kl (n,) is above the band, divided where below."""
-    up, down = kl > args.d_target * args.delta, kl < args.d_target / args.delta
-    betas = betas * torch.where(up, args.omega, torch.where(down, 1 / args.omega, 1.0))
-    beta1, beta2 = betas.clamp(args.beta_min / num_agents, args.beta_max / num_agents)
-    return torch.stack([beta1 * args.sqrt_kl_term, beta2 * args.kl_term])
-
-
-# --- same in: dpo_mamujoco, dpo_matrix, dpo_mpe, dpo_smac, iddpg, ippo, iql ---
-def to_agents(x: np.ndarray, device: str) -> torch.Tensor:
-    """(E, N, ...) array of the environment's side -> (N, E, ...) tensor of the learner's."""
-    tensor = torch.from_numpy(x)
-    if device != "cpu":  # from pinned memory the copy to a GPU need not be waited for
-        tensor = tensor.pin_memory().to(device, non_blocking=True)
-    return tensor.transpose(0, 1)
-
-
-def to_envs(actions: torch.Tensor, space) -> np.ndarray:
-    """(N, E, D) actions as drawn -> (E, N, D) actions within the environment's bounds.
-
-    Clipped for the environment only: probabilities are of the actions as they were drawn.
-    """
-    return np.clip(actions.transpose(0, 1).cpu().numpy(), space.low, space.high)
-
-
-@torch.no_grad()
-def evaluate(agents, envs, episodes: int, entropy: list[int], device: str, frames: list | None = None):
-    """Episodes of mean actions, equally many in each environment (or short ones would count too often)."""
-    obs, _ = envs.reset(seed=int(np.random.SeedSequence(entropy).generate_state(1)[0]))
-    finished, results = np.zeros(envs.num_envs, dtype=int), []
-    while (finished < episodes / envs.num_envs).any():
-        if frames is not None:
-            frames.append(envs.render())
-        actions = agents.actor(agents.obs_norm(to_agents(obs, device)))
-        obs, _, _, _, infos = envs.step(to_envs(actions, envs.single_action_space))
-        ended = infos["_episode"] & (finished < episodes / envs.num_envs)
-        finished += ended
-        results += infos["episode"]["r"][ended].tolist()
-    return {"eval/episodic_return": float(np.mean(results))}
-
-
-# --- same in: dpo_mamujoco, dpo_matrix, dpo_mpe, dpo_smac, iddpg, ippo, iql ---
-def save(path: Path, state: dict) -> None:
-    """Writes `state` atomically: whenever the process dies, `path` is the old file or the new one."""
-    buffer, temporary = io.BytesIO(), path.with_suffix(".tmp")
-    torch.save(state | {"script": SCRIPT}, buffer)
-    try:
-        with open(temporary, "wb") as file:
-            file.write(buffer.getbuffer())
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-# --- same in: dpo_mamujoco, dpo_matrix, dpo_mpe, dpo_smac, iddpg, ippo, iql ---
-def load(path: Path) -> dict:
-    """Reads what `save` wrote, executing nothing from it; one sentence if it is not ours or not whole."""
-    try:
-        with warnings.catch_warnings(action="ignore"):
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        script, names, _ = state["script"], set(state["args"]), state["counters"]
-    except FileNotFoundError:
-        sys.exit(f"{SCRIPT}: no checkpoint at {path}; give a run directory or a .pt file of {SCRIPT}.py.")
-    except Exception:
-        sys.exit(f"{SCRIPT}: {path} is truncated or no checkpoint of ours; use another or start a new run.")
-    if script != SCRIPT or names != {field.name for field in fields(Args)}:
-        sys.exit(f"{SCRIPT}: {path} is of {script}.py of another version; args.json names its git_commit.")
-    return state
-
-
-# --- same in: dpo_mamujoco, dpo_mpe ---
-def parse_args(argv: list[str] | None = None) -> tuple[Args, dict, Path]:
-    """Command line over the task's preset, or over the arguments of a saved run; its state and directory."""
-    args, state = tyro.cli(Args, args=argv, description=__doc__), {}
-    if args.eval_only != bool(args.checkpoint) or (args.eval_only and args.resume):
-        sys.exit(f"{SCRIPT}: give --eval-only and --checkpoint RUN_DIRECTORY together, or --resume alone.")
-    path = run_dir = Path(args.checkpoint or args.resume)
-    if args.eval_only or args.resume:
-        path = path / "checkpoint.pt" if path.is_dir() else path
-        state, run_dir = load(path), path.parent
-    base = Args(**state["args"] if state else {"task": args.task} | PRESETS.get(args.task, {}))
-    args = tyro.cli(Args, args=argv, default=base, description=__doc__)
-    changed = {name for name, value in asdict(args).items() if value != getattr(base, name)}
-    changed = changed & EVAL_MAY_NOT_CHANGE if args.eval_only else changed - RESUME_MAY_CHANGE
-    if state and changed:
-        sys.exit(f"{SCRIPT}: {path} was made with another {', '.join(sorted(changed))}; drop the flag.")
-    for name in ("num_envs", "num_steps", "update_epochs", "torch_threads", "eval_every", "checkpoint_every"):
-        if getattr(args, name) < 1:
-            sys.exit(f"{SCRIPT}: --{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}.")
-    if not (args.learning_rate > 0 and args.max_grad_norm > 0 and 0 <= args.seed < 2**63):
-        sys.exit(f"{SCRIPT}: --learning-rate and --max-grad-norm must be positive, --seed 0 to 2**63 - 1.")
-    if not (0 <= args.gamma <= 1 and 0 <= args.gae_lambda <= 1 and 0 <= args.ent_coef < float("inf")):
-        sys.exit(f"{SCRIPT}: --gamma and --gae-lambda must be 0 to 1, --ent-coef finite and not negative.")
-    if not (args.d_target > 0 and args.delta > 1 and args.omega > 1 and 0 <= args.beta_min <= args.beta_max):
-        sys.exit(f"{SCRIPT}: eq. (21) needs d_target > 0, delta > 1, omega > 1, 0 <= beta_min <= beta_max.")
-    if args.device not in ("cpu", "cuda"):
-        sys.exit(f"{SCRIPT}: --device is cpu or cuda, got {args.device}; CUDA_VISIBLE_DEVICES names the GPU.")
-    if args.device != "cpu" and not torch.cuda.is_available():
-        sys.exit(f"{SCRIPT}: --device {args.device}, but PyTorch sees no GPU here; use --device cpu.")
-    if args.compile and not shutil.which(os.environ.get("CXX", "g++")):
-        sys.exit(f"{SCRIPT}: --compile needs a C++ compiler; install g++ (or set CXX), or drop the flag.")
-    return args, state, run_dir
-
-
-def train(args: Args, envs, eval_envs, agents: Agents, state: dict, run_dir: Path) -> dict:
-    """Rollout, GAE, update and adaptive betas, over and over; returns the parameters that evaluated best."""
-    device, N, T, E = args.device, envs.num_agents, args.num_steps, args.num_envs
-    # Agents share nothing, so a group of them is a learner of its own, and threads need no synchronisation.
-    cuts = np.linspace(0, N, min(args.torch_threads if device == "cpu" else 1, N) + 1).astype(int).tolist()
-    groups = [slice(first, last) for first, last in itertools.pairwise(cuts)]
-    learners = [agents.group(group) for group in groups]
-    settings = dict(lr=args.learning_rate, eps=1e-5, fused=True, capturable=device != "cpu")
-    adam = functools.partial(torch.optim.Adam, **settings)
-    optimizers = [adam(learner.parameters()) for learner in learners]
-    pool = ThreadPoolExecutor(len(groups), initializer=torch.set_num_threads, initargs=(1,))
-    options = {"cpp_wrapper": True} if device == "cpu" else {}  # on a CPU it runs without Python's lock
-    loss_fn = torch.compile(dpo_loss, options=options) if args.compile else dpo_loss
-    learn = functools.partial(update, args=args, num_agents=N, loss_fn=loss_fn)
-    updates = [functools.partial(learn, *pair) for pair in zip(learners, optimizers, strict=True)]
-    updates = updates if device == "cpu" else [CudaGraph(learn) for learn in updates]
-    generator = torch.Generator(device).manual_seed(args.seed + 2**32)  # not the initial parameters' stream
-    global_step, next_eval, best_return, best = 0, 0, -float("inf"), agents.state_dict()
-    metrics = run_dir / "metrics.csv"
-    next_obs, _ = envs.reset()
-    if state:
-        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
-        generator.set_state(state["generator"])
-        (global_step, next_eval, best_return), best = state["counters"], state["best"]
-        try:
-            envs.set_state({name: x.numpy() for name, x in state["envs"].items()})
-        except ValueError as error:
-            sys.exit(f"{SCRIPT}: {run_dir}/checkpoint.pt cannot be resumed. {error}")
-        next_obs = state["next"].numpy()
-        if not metrics.exists() or metrics.stat().st_size < state["metrics_bytes"]:
-            sys.exit(f"{SCRIPT}: {metrics} is not as the checkpoint knows it; restore it or start a new run.")
-        os.truncate(metrics, state["metrics_bytes"])  # later rows will be written again
-    else:
-        run_dir.mkdir(parents=True)
-        (run_dir / "args.json").write_text(json.dumps(asdict(args) | describe(envs), indent=1) + "\n")
-        metrics.write_text(",".join(COLUMNS) + "\n")
-    writer = SummaryWriter(str(run_dir), purge_step=global_step + 1)
-    print(f"{run_dir}: {N} agents, {envs.obs_dim} inputs, {envs.act_dim} actions each", flush=True)
-
-    def log(row: dict[str, float]) -> None:
-        with open(metrics, "a", newline="") as file:
-            values = {name: f"{value:.6g}" for name, value in row.items()}
-            table = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-            table.writerow({"global_step": global_step} | values)
-            file.flush()
-            os.fsync(file.fileno())
-        for name, value in row.items():
-            writer.add_scalar(name, value, global_step)
-
-    signals: list[int] = []
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda signum, _: signals.append(signum))
-    zeros = functools.partial(torch.zeros, device=device)
-    raw_obs, obs, old_logprob = zeros(N, T, E, envs.obs_dim), zeros(N, T, E, envs.obs_dim), zeros(N, T, E)
-    actions, old_mean = zeros(2, N, T, E, envs.act_dim)
-    noise = zeros(N, E, envs.act_dim)
-    values, final_values, rewards = zeros(N, T, E), zeros(N, T, E), torch.zeros(T, E)
-    weight = torch.full_like(values, 1 / (T * E))
-    terminations, truncations = torch.zeros(2, T, E, dtype=torch.bool)
-    bar = tqdm(total=args.total_timesteps, initial=global_step, unit="step", disable=not sys.stderr.isatty())
-    next_checkpoint, next_line = global_step, 0.0
-    while True:
-        if global_step >= next_eval:
-            next_eval += args.eval_every
-            result = evaluate(agents, eval_envs, EVAL_EPISODES, [args.seed, 0, global_step], device)
-            log(result)
-            if result["eval/episodic_return"] >= best_return:  # of equals the one that learned longer
-                best_return, best = result["eval/episodic_return"], copy.deepcopy(agents.state_dict())
-        finished = global_step >= args.total_timesteps
-        if global_step >= next_checkpoint or finished or signals:
-            next_checkpoint = global_step + args.checkpoint_every
-            checkpoint = {"args": asdict(args), "agents": agents.state_dict(), "best": best}
-            checkpoint["optimizers"] = [optimizer.state_dict() for optimizer in optimizers]
-            checkpoint["generator"] = generator.get_state()
-            checkpoint["counters"] = global_step, next_eval, best_return
-            checkpoint["envs"] = {name: torch.from_numpy(x) for name, x in envs.get_state().items()}
-            checkpoint["next"] = torch.from_numpy(next_obs)
-            checkpoint["metrics_bytes"] = metrics.stat().st_size
-            save(run_dir / "checkpoint.pt", checkpoint)
-        if finished:
-            break
-        if signals:
-            print(f"{SCRIPT}: stopped at step {global_step:,}; go on with --resume {run_dir}")
-            sys.exit(EXIT_REQUEUE)
-
-        start, env_s, episodes = time.perf_counter(), 0.0, []
-        for step in range(T):
-            with torch.no_grad():
-                raw_obs[:, step] = to_agents(next_obs, device)
-                obs[:, step] = agents.obs_norm(raw_obs[:, step])
-                old_mean[:, step], values[:, step] = agents.actor(obs[:, step]), agents.value(obs[:, step])
-                noise.normal_(generator=generator)
-                actions[:, step] = old_mean[:, step] + noise * agents.actor.log_std.exp()
-                old_logprob[:, step] = agents.log_prob(old_mean[:, step], actions[:, step])
-            env_start = time.perf_counter()
-            next_obs, reward, terminated, truncated, infos = envs.step(
-                to_envs(actions[:, step], envs.single_action_space)
-            )
-            env_s += time.perf_counter() - env_start
-            rewards[step], terminations[step] = torch.from_numpy(reward), torch.from_numpy(terminated)
-            truncations[step] = torch.from_numpy(truncated)
-            if truncated.any():
-                final_obs = to_agents(infos["final_obs"], device)
-                with torch.no_grad():
-                    final_values[:, step] = agents.value(agents.obs_norm(final_obs))
-            ended = infos["_episode"]
-            episodes += zip(infos["episode"]["r"][ended], infos["episode"]["l"][ended], strict=True)
-        global_step += T * E
-
-        with torch.no_grad():
-            next_value = agents.value(agents.obs_norm(to_agents(next_obs, device)))
-            old_log_std = agents.actor.log_std.detach().clone()
-        # Critics learn in units of return_norm, which moves with the returns; GAE is in units of the reward.
-        own, own_next, own_final = map(agents.in_reward_units, (values, next_value, final_values))
-        ends = terminations.to(device), truncations.to(device), args.gamma, args.gae_lambda
-        advantages, returns = gae(rewards.to(device), own, own_next, own_final, *ends)
-        agents.obs_norm.add(raw_obs.flatten(1, 2))  # for the next rollout: this batch was acted on without it
-        batch = dict(obs=obs, actions=actions, old_mean=old_mean, old_logprob=old_logprob, weight=weight)
-        batch["old_log_std"] = old_log_std[:, None].expand(N, T, E, -1)
-        batch["returns"] = agents.rescale(returns) if args.value_norm else returns
-        batch["advantages"] = standardize(advantages)[0]
-        rollout_s = time.perf_counter() - start
-        parts = [{name: x[group].flatten(1, 2) for name, x in batch.items()} for group in groups]
-        stats = torch.cat(list(pool.map(operator.call, updates, parts)), dim=1)
-        error, spread = standardize(returns - own)[1], standardize(returns)[1]
-        explained = 1 - (error / (spread + 1e-8)).square()
-        below, above = stats[4] < args.d_target / args.delta, stats[4] > args.d_target * args.delta
-        stats = torch.stack([*stats, explained.flatten(), *agents.betas, below, above]).mean(1).tolist()
-        if not (np.isfinite(stats[:6]).all() and all(p.isfinite().all() for p in agents.parameters())):
-            diagnostic = {"args": asdict(args), "agents": agents.state_dict(), "batch": batch}
-            save(run_dir / "diagnostic.pt", diagnostic)
-            where = f"at step {global_step}; {run_dir}/diagnostic.pt holds the batch, checkpoint.pt is intact"
-            sys.exit(f"{SCRIPT}: the loss is not finite {where}. Start again with a smaller --learning-rate.")
-
-        seconds = time.perf_counter() - start
-        sps = T * E / seconds
-        split = env_s / seconds, (rollout_s - env_s) / seconds, 1 - rollout_s / seconds
-        means = np.mean(episodes or [[np.nan] * 2], axis=0, dtype=float).tolist()
-        log(dict(zip(COLUMNS[2:], [*means, sps, *split, *stats], strict=True)))
-        status = f"return {means[0]:.2f}" if episodes else "no episode has ended"
-        bar.set_postfix_str(status, refresh=False)
-        bar.update(T * E)
-        if bar.disable and time.perf_counter() > next_line:
-            next_line, eta = time.perf_counter() + 10, max(args.total_timesteps - global_step, 0) / sps / 60
-            print(f"step {global_step:,}, {sps:,.0f} steps/s, {status}, ETA {eta:.0f} min", flush=True)
-    bar.close()
-    writer.close()
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    return best
-
-
-def main() -> None:
-    args, state, run_dir = parse_args()
-    torch.set_num_threads(1)  # cores are for groups of agents, --torch-threads, not for single operators
-    torch.manual_seed(args.seed)
-    try:
-        options = dict(seed=args.seed, agent_obsk=args.agent_obsk, obs=args.obs, threads=args.torch_threads)
-        make = functools.partial(make_envs, f"mamujoco/{args.task}", **options)
-        envs, eval_envs = make(args.num_envs), make(EVAL_EPISODES)
-        video_envs = make(1, render_mode="rgb_array") if args.capture_video else None
-    except (ValueError, RuntimeError) as error:
-        sys.exit(f"{SCRIPT}: {error}")
-    agents = Agents(envs.obs_dim, envs.agent_act_dims, args.layer_norm, args.log_std_init)
-    agents.betas += BETA_INIT * torch.tensor([[args.sqrt_kl_term], [args.kl_term]])
-    agents.to(args.device)
-    if state:
-        agents.load_state_dict(state["best" if args.eval_only else "agents"])
-    else:
-        run_dir = Path(args.runs_dir) / f"{env_name(envs)}__{SCRIPT}__{args.seed}__{time.time_ns() // 10**6}"
-    if not args.eval_only:
-        agents.load_state_dict(train(args, envs, eval_envs, agents, state, run_dir))
-    absolute = evaluate(agents, eval_envs, 10 * EVAL_EPISODES, [args.seed, 1], args.device)
-    print(f"{run_dir}, {10 * EVAL_EPISODES} greedy episodes: {json.dumps(absolute)}")
-    if not args.eval_only:
-        (run_dir / "done").write_text(json.dumps(absolute) + "\n")
-    if video_envs:
-        frames: list[np.ndarray] = []
-        evaluate(agents, video_envs, 1, [args.seed, 2], args.device, frames)
-        imageio.mimsave(run_dir / "video.mp4", frames, fps=20, macro_block_size=1)
+        return {name: x.clone() for name, x in self.stats.items()}
 
 
 if __name__ == "__main__":
@@ -670,5 +772,7 @@ if __name__ == "__main__":
         main()
     except KeyboardInterrupt:
         sys.exit(f"{SCRIPT}: interrupted.")
+    except (environments.BrokenEnvironment, MemoryError) as error:
+        sys.exit(f"{SCRIPT}: {error}")
     except OSError as error:
         sys.exit(f"{SCRIPT}: {error}; make room or allow writing, then --resume the last checkpoint.")

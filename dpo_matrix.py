@@ -2,13 +2,12 @@
 
 Paper: A Fully Decentralized Surrogate for Multi-Agent Policy Optimization (Su & Lu, TMLR 2024).
 Details, and every difference from the paper and its released code: docs/dpo.md
-Reproduce: python dpo_matrix.py --game stochastic       # learns; returns: benchmark/results/matrix/README.md
-           python dpo_matrix.py --game 3 --m-hat 0.3    # iterates (17), (18) exactly, without samples
-           python dpo_matrix.py --game 3                # with the theorem's M-hat nothing moves: docs/dpo.md
+Reproduce: python dpo_matrix.py --game stochastic     # learns; the return to expect: docs/verdicts.md
+           python dpo_matrix.py --game 3 --m-hat 0.3  # iterates (17), (18) exactly, without samples
+           python dpo_matrix.py --game 3              # with the theorem's M-hat nothing moves: docs/dpo.md
 
-Axis order: the environment's arrays are (num_envs E, num_agents N, ...), the learner's tensors
-(N, batch, ...), its tables (N, states S, actions A). Agents share nothing; stacking their networks only
-batches the arithmetic.
+Tensors are (num_agents N, num_steps T, num_envs E, ...) or (N, batch, ...), tables (N, states S,
+actions A): agents always come first. They share nothing; stacking their networks only batches the arithmetic.
 """
 
 import copy
@@ -17,15 +16,19 @@ import functools
 import io
 import itertools
 import json
+import math
 import operator
 import os
+import shutil
 import signal
 import sys
 import time
 import warnings
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Literal
 
 import matplotlib.figure
 import numpy as np
@@ -36,106 +39,102 @@ import tyro
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from envs import describe, env_name
-from envs import make as make_envs
-from envs.exact import evaluate_exactly
+import envs as environments
+from envs.matrix.exact import evaluate_exactly
 
 SCRIPT = Path(__file__).stem
 EXIT_REQUEUE = 75  # EX_TEMPFAIL: a signal stopped the run, its checkpoint is on disk, --resume goes on
 ITERATIONS = 100  # of the exact iteration
 CHUNK = 512  # rows of 8 agents or more whose activations stay in the cache of one core
-STATS = ["losses/policy_loss", "losses/value_loss", "losses/entropy", "losses/grad_norm", "dpo/kl"]
-STATS += ["dpo/sqrt_kl", "losses/explained_variance", "dpo/beta1", "dpo/beta2"]
-STATS += ["dpo/below_band", "dpo/above_band"]
-COLUMNS = [
-    "global_step",
-    "eval/episodic_return",
-    "eval/greedy_return",
-    "eval/optimum",
-    "charts/episodic_return",
-]
-COLUMNS += ["charts/episodic_length", "charts/SPS", "time/env", "time/act", "time/update", *STATS]
+COLUMNS = """
+global_step eval/episodic_return eval/greedy_return eval/optimum
+charts/episodic_return charts/episodic_length charts/SPS time/env time/act time/update
+losses/policy_loss losses/value_loss losses/entropy losses/grad_norm losses/explained_variance
+dpo/kl dpo/sqrt_kl dpo/beta1 dpo/beta2 dpo/below_band dpo/above_band
+""".split()  # noqa: SIM905
 
 
 @dataclass
 class Args:
-    game: str = "stochastic"
-    """stochastic: the didactic random game, learned from samples; 1 to 4: a 2x2 game, iterated exactly"""
-    num_states: int = 100
-    """states of the stochastic game, and steps of its episodes"""
-    num_agents: int = 6
-    """agents of the stochastic game"""
-    num_actions: int = 5
-    """actions of each agent in the stochastic game"""
-    game_seed: int = 0
-    """which stochastic game: seed of its rewards and transitions"""
-    seed: int = 1
-    """seed of environments, parameters and sampled actions"""
-    total_timesteps: int = 1_000_000
-    """environment steps (one moves all agents of one environment; never agent-steps)"""
-    num_envs: int = 32
-    """environments stepped together, for one whole episode per update"""
-    learning_rate: float = 5e-4
-    """Adam's learning rate, for actors and critics"""
-    gamma: float = 0.99
-    """discount factor"""
-    gae_lambda: float = 0.95
-    """lambda of generalised advantage estimation"""
-    update_epochs: int = 15
-    """gradient steps per update, each on the whole batch"""
-    ent_coef: float = 0.01
-    """coefficient c_H of the entropy bonus"""
-    max_grad_norm: float = 10.0
-    """gradient clip, per agent and per network"""
-    d_target: float = 0.01
-    """KL per update that eq. (21) steers each agent to"""
-    delta: float = 1.5
-    """eq. (21): the betas change where KL leaves [d_target / delta, d_target * delta]"""
-    omega: float = 2.0
-    """eq. (21): the factor by which they change"""
-    beta_init: float = 0.01
-    """initial beta1 and beta2"""
+    game: Literal["stochastic", "1", "2", "3", "4"] = "stochastic"  # learned; 1 to 4: 2x2, iterated exactly
+    num_states: int = 100  # states of the stochastic game, and steps of its episodes
+    num_agents: int = 6  # agents of the stochastic game
+    num_actions: int = 5  # actions of each agent in the stochastic game
+    game_seed: int = 0  # which stochastic game: seed of its rewards and transitions
+    seed: int = 1  # seed of environments, parameters and sampled actions
+    total_timesteps: int = 1_000_000  # environment steps: one moves all agents of one environment
+    num_envs: int = 32  # environments stepped together, for one whole episode per update
+
+    learning_rate: float = 5e-4  # Adam's learning rate, for actors and critics
+    gamma: float = 0.99  # discount factor
+    gae_lambda: float = 0.95  # lambda of generalised advantage estimation
+    update_epochs: int = 15  # gradient steps per update, each on the whole batch
+    ent_coef: float = 0.01  # coefficient c_H of the entropy bonus
+    max_grad_norm: float = 10.0  # gradient clip, per agent and per network
+    d_target: float = 0.01  # KL per update that eq. (21) steers each agent to
+    delta: float = 1.5  # eq. (21): the betas change where KL leaves [d_target / delta, d_target * delta]
+    omega: float = 2.0  # eq. (21): the factor by which they change
+    beta_init: float = 0.01  # initial beta1 and beta2
+    # Floor of N * beta; without one the betas vanish late in training, and the trust region with them.
     beta_min: float = 0.05
-    """floor of N * beta, without which the betas vanish late in training, and the trust region with them"""
-    beta_max: float = 1000.0
-    """ceiling of N * beta (N times, because the surrogate of eq. (20) has weight 1/N)"""
-    sqrt_kl_term: bool = True
-    """off: beta1 = 0, the ablation DPO_w/o_sqrt (IPPO-KL)"""
-    kl_term: bool = True
-    """off: beta2 = 0, the ablation DPO_w/o_kl"""
-    payoff: tuple[float, float, float, float] | None = None
-    """R(1,1) R(1,2) R(2,1) R(2,2) of a 2x2 game of your own, iterated exactly"""
-    m_hat: str = "theory"
-    """exact iteration: coefficient of sqrt(KL) in eq. (18), theory (Theorem 3.3) or a number, e.g. 0.3"""
-    c: float = 10.0
-    """exact iteration: coefficient C of KL in eq. (18)"""
-    start: tuple[float, float] = (0.5, 0.5)
-    """exact iteration: initial p and q, the agents' probabilities of action 1"""
-    eval_every: int = 20_480
-    """environment steps between evaluations, which are exact: they solve for the return"""
-    checkpoint_every: int = 102_400
-    """environment steps between checkpoints"""
-    runs_dir: str = "runs"
-    """where run directories are made"""
-    resume: str = ""
-    """run directory to go on with, under its own arguments"""
-    device: str = "cpu"
-    """cpu | cuda, the first GPU that CUDA_VISIBLE_DEVICES names"""
-    torch_threads: int = 1
-    """CPU threads of the learner; each has a group of agents to itself"""
+    beta_max: float = 1000.0  # ceiling of N * beta (N times: the surrogate of eq. (20) has weight 1/N)
+    sqrt_kl_term: bool = True  # off: beta1 = 0, the ablation DPO_w/o_sqrt (IPPO-KL)
+    kl_term: bool = True  # off: beta2 = 0, the ablation DPO_w/o_kl
+
+    payoff: tuple[float, float, float, float] | None = (
+        None  # R(1,1) R(1,2) R(2,1) R(2,2) of your own 2x2 game
+    )
+    m_hat: Literal["theory"] | float = "theory"  # exact iteration: factor of sqrt(KL) in (18); Theorem 3.3's
+    c: float = 10.0  # exact iteration: factor C of KL in (18)
+    start: tuple[float, float] = (0.5, 0.5)  # exact iteration: p and q, probabilities of action 1, at first
+
+    eval_every: int = 20_480  # environment steps between evaluations, which are exact: they solve for returns
+    checkpoint_every: int = 102_400  # environment steps between checkpoints
+    runs_dir: str = "runs"  # where run directories are made
+    resume: str = ""  # run directory (or .pt file) to go on with, under its own arguments
+    eval_only: bool = False  # with --resume: evaluate its policies, and stop
+    device: Literal["cpu", "cuda"] = "cpu"  # cuda: the first GPU that CUDA_VISIBLE_DEVICES names
+    torch_threads: int = 1  # CPU threads of the learner; each has a group of agents to itself
+
+    @property
+    def env_id(self) -> str:
+        return f"matrix/{self.game}"
+
+    def __post_init__(self):
+        check_ranges(self)
+        if self.beta_min > self.beta_max:
+            raise ValueError(f"--beta-min must be at most --beta-max {self.beta_max}, got {self.beta_min}.")
+        if not all(0 < probability < 1 for probability in self.start):
+            raise ValueError(f"--start takes probabilities between 0 and 1, without these, got {self.start}.")
+        if self.m_hat != "theory" and not 0 <= self.m_hat < math.inf:
+            raise ValueError(f"--m-hat must be theory or a number from 0, got {self.m_hat}.")
+        if self.m_hat == 0 and self.c == 0:
+            raise ValueError("--c must be positive where --m-hat is 0, got 0.")
 
 
-RESUME_MAY_CHANGE = {"total_timesteps", "resume", "runs_dir"}
+RANGES = {
+    "total_timesteps num_envs update_epochs num_states num_agents num_actions": (1, 10**12),
+    "eval_every checkpoint_every torch_threads": (1, 10**12),
+    "seed game_seed": (0, 2**63 - 1),
+    "learning_rate max_grad_norm d_target": (1e-12, 1e12),
+    "gamma gae_lambda": (0, 1),
+    "ent_coef beta_init beta_min beta_max c": (0, 1e12),
+    "delta omega": (1.0001, 1e12),
+}
+PRESETS: dict[str, dict] = {}  # by environment; one setting serves all of them
 
 
-# --- same in: dpo_mamujoco, dpo_matrix, dpo_mpe, dpo_smac, iddpg, ippo ---
+# --- same in: dpo_mamujoco, dpo_matrix, dpo_mpe, dpo_smac ---
 class StackedMLP(nn.Module):
     """One 3-layer perceptron per agent, none shared: weights (N, in, out), biases (N, 1, out)."""
 
     def __init__(self, num_agents: int, in_dim: int, out_dim: int, head_gain: float, layer_norm: bool):
         super().__init__()
-        dims, gains = (in_dim, 128, 128, out_dim), (2**0.5, 2**0.5, head_gain)
-        self.layer_norm, self.weights, self.biases = layer_norm, nn.ParameterList(), nn.ParameterList()
+        self.layer_norm = layer_norm
+        self.weights = nn.ParameterList()
+        self.biases = nn.ParameterList()
+        dims = (in_dim, 128, 128, out_dim)
+        gains = (2**0.5, 2**0.5, head_gain)
         for (fan_in, fan_out), gain in zip(itertools.pairwise(dims), gains, strict=True):
             layer = [nn.init.orthogonal_(torch.empty(fan_in, fan_out), gain) for _ in range(num_agents)]
             self.weights.append(nn.Parameter(torch.stack(layer)))
@@ -144,8 +143,10 @@ class StackedMLP(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(N, batch, in) -> (N, batch, out); agent i's output depends on x[i] and its own parameters only."""
         for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
-            if layer:
-                x = (F.layer_norm(x, x.shape[-1:]) if self.layer_norm else x).relu_()
+            if layer > 0 and self.layer_norm:
+                x = F.layer_norm(x, x.shape[-1:])
+            if layer > 0:
+                x = x.relu_()
             if weight.shape[-1] > 1:
                 x = torch.baddbmm(bias, x, weight)
             else:  # matrix products are slow where they have a single column
@@ -157,29 +158,33 @@ class StackedMLP(nn.Module):
 class Agents(nn.Module):
     """Actor pi_i, critic V_i and coefficients beta1_i, beta2_i of N agents."""
 
-    def __init__(self, num_agents: int, obs_dim: int, num_actions: int, layer_norm: bool = True):
+    def __init__(self, num_agents: int, obs_dim: int, num_actions: int):
         super().__init__()
-        self.actor = StackedMLP(num_agents, obs_dim, num_actions, 0.01, layer_norm)
-        self.critic = StackedMLP(num_agents, obs_dim, 1, 1.0, layer_norm)
-        self.register_buffer("betas", torch.zeros(2, num_agents))
+        self.num_agents = num_agents
+        self.actor = StackedMLP(num_agents, obs_dim, num_actions, head_gain=0.01, layer_norm=False)
+        self.critic = StackedMLP(num_agents, obs_dim, 1, head_gain=1.0, layer_norm=False)
+        self.register_buffer("beta1", torch.zeros(num_agents))
+        self.register_buffer("beta2", torch.zeros(num_agents))
 
     def value(self, obs: torch.Tensor) -> torch.Tensor:
         """V_i of its own observation: (N, batch, obs_dim) -> (N, batch)."""
         return self.critic(obs).squeeze(-1)
 
     def group(self, part: slice) -> "Agents":
-        """Some of the agents as a module of their own, whose parameters are views of this one's."""
+        """Some of the agents as a module of their own, whose parameters and betas are views of this one's."""
         group = copy.deepcopy(self)
         for mine, whole in zip(group.parameters(), self.parameters(), strict=True):
             mine.data = whole.data[part]
-        group.betas = self.betas.data[:, part]  # .data: a version counter of its own, for autograd in threads
+        group.beta1 = self.beta1.data[part]  # .data: a version counter of its own, for autograd in threads
+        group.beta2 = self.beta2.data[part]
         return group
 
 
-# --- same in: dpo_mamujoco, dpo_matrix, dpo_mpe, dpo_smac, ippo ---
+# --- same in: dpo_mamujoco, dpo_matrix, dpo_mpe, dpo_smac ---
 def exp_minus_linear(x: torch.Tensor) -> torch.Tensor:
     """exp(x) - 1 - x, never negative; near 0 its gradient, expm1(x), is exact where autograd's is noise."""
-    at, slope = x.detach(), torch.expm1(x.detach())
+    at = x.detach()
+    slope = torch.expm1(at)
     return (slope - at).clamp(min=0.0) + slope * (x - at)
 
 
@@ -198,24 +203,28 @@ def categorical_kl(old_logp: torch.Tensor, logp: torch.Tensor) -> torch.Tensor:
 def gae(rewards, values, next_value, final_values, terminations, truncations, gamma, lam):
     """Generalised advantage estimation: advantages and returns, (N, T, E).
 
-    rewards, terminations, truncations: (T, E), the team's; values, final_values: (N, T, E), per agent;
-    final_values is V of the observation before autoreset, used where an episode was truncated; next_value:
+    rewards, terminations, truncations: (T, E), the team's. values, final_values: (N, T, E), per agent;
+    final_values is V of the observation before autoreset, used where an episode was truncated. next_value:
     (N, E), after the last step.
     """
-    advantages, advantage, value = torch.zeros_like(values), torch.zeros_like(next_value), next_value
+    advantages = torch.zeros_like(values)
+    advantage = torch.zeros_like(next_value)
+    following = next_value
     for t in reversed(range(len(rewards))):
         done = terminations[t] | truncations[t]
-        target = rewards[t] + gamma * torch.where(done, final_values[:, t] * ~terminations[t], value)
-        advantages[:, t] = advantage = target - values[:, t] + gamma * lam * advantage * ~done
-        value = values[:, t]
+        following = torch.where(done, final_values[:, t] * ~terminations[t], following)
+        earned = rewards[t] + gamma * following
+        advantage = earned - values[:, t] + gamma * lam * advantage * ~done
+        advantages[:, t] = advantage
+        following = values[:, t]
     return advantages, advantages + values
 
 
 # --- same in: dpo_mamujoco, dpo_matrix, dpo_mpe ---
-def standardize(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """x (N, T, E) to mean 0, deviation 1 over each agent's own samples; also the deviations, (N, 1, 1)."""
+def standardize(x: torch.Tensor) -> torch.Tensor:
+    """x (N, T, E) to mean 0 and deviation 1 over each agent's own samples."""
     deviation, mean = torch.std_mean(x, dim=(1, 2), correction=0, keepdim=True)
-    return (x - mean) / (deviation + 1e-8), deviation
+    return (x - mean) / (deviation + 1e-8)
 
 
 def tabulate(obs, actions, advantages, returns, num_actions: int) -> dict[str, torch.Tensor]:
@@ -224,29 +233,34 @@ def tabulate(obs, actions, advantages, returns, num_actions: int) -> dict[str, t
     Returns weight (N, S), the share of samples in a state; advantages (N, S, A), the sum over the samples
     there divided by rows, and returns (N, S), their mean.
     """
-    visits = obs.transpose(1, 2) / obs.shape[1]
+    rows = obs.shape[1]
+    visits = obs.transpose(1, 2) / rows
     weight = visits.sum(2)
     own = F.one_hot(actions, num_actions) * advantages.unsqueeze(-1)
-    mean_returns = (visits @ returns.unsqueeze(-1)).squeeze(-1) / weight.clamp(min=0.5 / obs.shape[1])
+    mean_returns = (visits @ returns.unsqueeze(-1)).squeeze(-1) / weight.clamp(min=0.5 / rows)
     return dict(weight=weight, advantages=visits @ own, returns=mean_returns)
 
 
-def dpo_loss(agents, obs, old_logp, advantages, returns, weight, ent_coef, num_agents):
-    """Loss of a table of `tabulate`, summed over agents (whose parameters are disjoint); its parts (3, N)."""
+def dpo_loss(agents, obs, old_logp, advantages, returns, weight, ent_coef):
+    """Loss of a table of `tabulate`, summed over agents (whose parameters are disjoint); its parts, (N,)."""
     logp = F.log_softmax(agents.actor(obs), dim=-1)
     surrogate = (advantages * (logp - old_logp).exp()).sum((1, 2))
     entropy = -(weight * (logp.exp() * logp).sum(-1)).sum(1)
     kl_s = categorical_kl(old_logp, logp)
-    sqrt_kl, kl = (weight * (kl_s + 1e-12).sqrt()).sum(1), (weight * kl_s).sum(1)
-    beta1, beta2 = agents.betas
-    objective = (surrogate + ent_coef * entropy) / num_agents - beta1 * sqrt_kl - beta2 * kl  # eq. (20)
+    sqrt_kl = (weight * (kl_s + 1e-12).sqrt()).sum(1)
+    kl = (weight * kl_s).sum(1)
+    N = agents.num_agents
+    # eq. (20), and an entropy bonus beside the surrogate
+    objective = (surrogate + ent_coef * entropy) / N - agents.beta1 * sqrt_kl - agents.beta2 * kl
     # eq. (8), less the spread of the returns within a state, which no critic can do anything about
     v_loss = (weight * (agents.value(obs) - returns).square()).sum(1)
     # N times eq. (20) has the same maximiser, and leaves Adam's eps and the clip at the scale of IPPO's.
-    return (v_loss - num_agents * objective).sum(), torch.stack([-surrogate, v_loss, entropy]).detach()
+    loss = (v_loss - N * objective).sum()
+    parts = {"losses/policy_loss": -surrogate, "losses/value_loss": v_loss, "losses/entropy": entropy}
+    return loss, {name: x.detach() for name, x in parts.items()}
 
 
-# --- same in: dpo_mamujoco, dpo_matrix, dpo_mpe, dpo_smac, iddpg, ippo, iql ---
+# --- same in: dpo_mamujoco, dpo_matrix, dpo_mpe, dpo_smac ---
 def clip_grad_norm_per_agent(network: nn.Module, max_norm: float) -> torch.Tensor:
     """Scales each agent's gradient to norm <= max_norm, in place; returns the norms before, (N,)."""
     grads = [p.grad for p in network.parameters()]
@@ -256,292 +270,184 @@ def clip_grad_norm_per_agent(network: nn.Module, max_norm: float) -> torch.Tenso
     return norm
 
 
+# --- same in: dpo_mamujoco, dpo_matrix, dpo_mpe, dpo_smac ---
+def adapt_beta(beta: torch.Tensor, kl: torch.Tensor, args: Args, num_agents: int) -> torch.Tensor:
+    """eq. (21), per agent: beta (n,) times omega where kl (n,) is above the band, divided where below."""
+    above = kl > args.d_target * args.delta
+    below = kl < args.d_target / args.delta
+    beta = beta * torch.where(above, args.omega, torch.where(below, 1 / args.omega, 1.0))
+    return beta.clamp(args.beta_min / num_agents, args.beta_max / num_agents)
+
+
 # --- same in: dpo_matrix, dpo_mpe ---
-def update(agents, optimizer, batch, args, num_agents, loss_fn=dpo_loss) -> torch.Tensor:
+def update(agents, optimizer, batch, args, loss_fn=dpo_loss) -> dict[str, torch.Tensor]:
     """update_epochs Adam steps of n agents on the whole batch, then their betas; changes the agents in place.
 
     batch: tensors (n, rows, ...) named as in `dpo_loss`, taken in cache-sized chunks whose gradients add up.
-    Returns the first six of STATS, (6, n): losses and gradient norm of the last epoch; KL and sqrt(KL), over
-    the whole batch, of the updated policy against the old one.
+    Returns what is logged of it, (n,) each: losses of the last epoch, KL of the new policy against the old.
     """
-    n, rows = batch["obs"].shape[:2]
-    size = rows if batch["obs"].is_cuda else CHUNK * max(1, 8 // n)  # longer for few: threads share Python
+    n, rows = batch["weight"].shape
+    size = rows if batch["obs"].is_cuda else CHUNK * max(1, 8 // n)  # fewer agents, longer chunks
     chunks = [{name: x[:, i : i + size] for name, x in batch.items()} for i in range(0, rows, size)]
     for _ in range(args.update_epochs):
         optimizer.zero_grad()
-        losses = 0.0
+        parts = []
         for chunk in chunks:
-            loss, parts = loss_fn(agents, **chunk, ent_coef=args.ent_coef, num_agents=num_agents)
+            loss, part = loss_fn(agents, **chunk, ent_coef=args.ent_coef)
             loss.backward()
-            losses = losses + parts
+            parts.append(part)
         grad_norm = clip_grad_norm_per_agent(agents.actor, args.max_grad_norm)
         clip_grad_norm_per_agent(agents.critic, args.max_grad_norm)
         optimizer.step()
-    kls = torch.zeros_like(agents.betas)
+    stats = {name: sum(part[name] for part in parts) for name in parts[0]}
+    stats["losses/grad_norm"] = grad_norm
+
+    kl = torch.zeros_like(agents.beta1)
+    sqrt_kl = torch.zeros_like(agents.beta1)
     with torch.no_grad():
         for chunk in chunks:
-            logp = F.log_softmax(agents.actor(chunk["obs"]), dim=-1)
-            kl_s = categorical_kl(chunk["old_logp"], logp)
-            kls += (chunk["weight"] * torch.stack([kl_s, kl_s.sqrt()])).sum(2)
-        agents.betas.copy_(adapt_betas(agents.betas, kls[0], args, num_agents))
-    return torch.cat([losses, grad_norm[None], kls])
-
-
-# --- same in: dpo_mamujoco, dpo_matrix, dpo_mpe, dpo_smac, iddpg, ippo, iql ---
-class CudaGraph:
-    """`update(batch)` as one launch of a CUDA graph; small networks would wait for thousands of launches.
-
-    PyTorch wants real calls before it records one: the first two run as they are. What is recorded reads and
-    writes the same memory at each replay, so every batch, on any device, is copied to where the first was.
-    """
-
-    def __init__(self, update):
-        self.update, self.calls, self.batch = update, 0, {}
-        self.graph, self.stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
-
-    def __call__(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        self.batch = self.batch or {name: torch.empty_like(x, device="cuda") for name, x in batch.items()}
-        for name, x in batch.items():
-            self.batch[name].copy_(x if x.is_cuda else x.pin_memory(), non_blocking=True)
-        self.calls += 1
-        if self.calls < 3:
-            self.stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(self.stream):
-                self.stats = self.update(self.batch)
-            torch.cuda.current_stream().wait_stream(self.stream)
-        elif self.calls == 3:
-            with torch.cuda.graph(self.graph, stream=self.stream):
-                self.stats = self.update(self.batch)
-        if self.calls >= 3:
-            self.graph.replay()
-        return self.stats.clone()
+            kl_s = categorical_kl(chunk["old_logp"], F.log_softmax(agents.actor(chunk["obs"]), dim=-1))
+            kl += (chunk["weight"] * kl_s).sum(1)
+            sqrt_kl += (chunk["weight"] * kl_s.sqrt()).sum(1)
+    for beta, wanted in ((agents.beta1, args.sqrt_kl_term), (agents.beta2, args.kl_term)):
+        if wanted:
+            beta.copy_(adapt_beta(beta, kl, args, agents.num_agents))
+    stats |= {"dpo/kl": kl, "dpo/sqrt_kl": sqrt_kl, "dpo/beta1": agents.beta1, "dpo/beta2": agents.beta2}
+    stats["dpo/below_band"] = (kl < args.d_target / args.delta).float()
+    stats["dpo/above_band"] = (kl > args.d_target * args.delta).float()
+    return stats
 
 
 # --- same in: dpo_mamujoco, dpo_matrix, dpo_mpe, dpo_smac ---
-def adapt_betas(betas: torch.Tensor, kl: torch.Tensor, args: Args, num_agents: int) -> torch.Tensor:
-    """eq. (21), per agent: betas (2, n) times omega where kl (n,) is above the band, divided where below."""
-    up, down = kl > args.d_target * args.delta, kl < args.d_target / args.delta
-    betas = betas * torch.where(up, args.omega, torch.where(down, 1 / args.omega, 1.0))
-    beta1, beta2 = betas.clamp(args.beta_min / num_agents, args.beta_max / num_agents)
-    return torch.stack([beta1 * args.sqrt_kl_term, beta2 * args.kl_term])
+class Learner:
+    """`update` for groups of agents, each on a thread of its own; on a GPU for all at once, as a CUDA graph.
 
+    Agents share nothing, so a group is a learner by itself, and threads need no synchronisation.
+    """
 
-# --- same in: dpo_mamujoco, dpo_matrix, dpo_mpe, dpo_smac, iddpg, ippo, iql ---
-def to_agents(x: np.ndarray, device: str) -> torch.Tensor:
-    """(E, N, ...) array of the environment's side -> (N, E, ...) tensor of the learner's."""
-    tensor = torch.from_numpy(x)
-    if device != "cpu":  # from pinned memory the copy to a GPU need not be waited for
-        tensor = tensor.pin_memory().to(device, non_blocking=True)
-    return tensor.transpose(0, 1)
+    def __init__(self, agents: Agents, args: Args, loss_fn, saved: list[dict] | None):
+        cuda = args.device == "cuda"
+        if getattr(args, "compile", False):  # on a CPU into C++, which runs without Python's lock
+            loss_fn = torch.compile(loss_fn, options={} if cuda else {"cpp_wrapper": True})
+        count = 1 if cuda else min(args.torch_threads, agents.num_agents)
+        bounds = np.linspace(0, agents.num_agents, count + 1).astype(int).tolist()
+        self.groups = [slice(first, last) for first, last in itertools.pairwise(bounds)]
+        self.optimizers = []
+        self.updates = []
+        for part in self.groups:
+            group = agents.group(part)
+            settings = dict(lr=args.learning_rate, eps=1e-5, fused=True, capturable=cuda)
+            optimizer = torch.optim.Adam(group.parameters(), **settings)
+            learn = functools.partial(update, group, optimizer, args=args, loss_fn=loss_fn)
+            self.optimizers.append(optimizer)
+            self.updates.append(CudaGraph(learn) if cuda else learn)
+        for optimizer, state in zip(self.optimizers, saved or [], strict=saved is not None):
+            optimizer.load_state_dict(state)
+        self.pool = ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,))
+
+    def update(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """`update` on a batch of all agents; what it returns, (N,) each."""
+        parts = [{name: x[part] for name, x in batch.items()} for part in self.groups]
+        stats = list(self.pool.map(operator.call, self.updates, parts))
+        return {name: torch.cat([group[name] for group in stats]) for name in stats[0]}
 
 
 @torch.no_grad()
 def evaluate(agents, envs, optimum: float) -> dict[str, float]:
     """Exact returns of an episode: of the policies, of their most probable actions, and the best of all."""
-    states = torch.eye(envs.num_states).expand(envs.num_agents, -1, -1)
-    logits = agents.actor(states.to(agents.betas.device)).double().cpu()
+    states = torch.eye(envs.num_states, device=envs.device).expand(envs.num_agents, -1, -1)
+    logits = agents.actor(states).double().cpu()
     greedy = F.one_hot(logits.argmax(-1), envs.num_actions)
-    results = envs.exact_return(logits.softmax(-1).numpy()), envs.exact_return(greedy.numpy()), optimum
-    return dict(zip(COLUMNS[1:4], results, strict=True))
+    return {
+        "eval/episodic_return": envs.exact_return(logits.softmax(-1).numpy()),
+        "eval/greedy_return": envs.exact_return(greedy.numpy()),
+        "eval/optimum": optimum,
+    }
 
 
-# --- same in: dpo_mamujoco, dpo_matrix, dpo_mpe, dpo_smac, iddpg, ippo, iql ---
-def save(path: Path, state: dict) -> None:
-    """Writes `state` atomically: whenever the process dies, `path` is the old file or the new one."""
-    buffer, temporary = io.BytesIO(), path.with_suffix(".tmp")
-    torch.save(state | {"script": SCRIPT}, buffer)
-    try:
-        with open(temporary, "wb") as file:
-            file.write(buffer.getbuffer())
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+def train(args: Args, envs, optimum: float, agents: Agents, state: dict) -> Path:
+    """Rollout, advantages, update, over and over. `agents` end with the last parameters; the directory."""
+    N, T, E = envs.num_agents, envs.episode_limit, args.num_envs
+    zeros = functools.partial(torch.zeros, device=args.device)
+    states = torch.eye(envs.num_states, device=args.device).expand(N, -1, -1)
+    obs = zeros(N, T, E, envs.num_states)
+    actions = zeros(N, T, E, dtype=torch.int64)
+    final_values = zeros(N, T, E)
+    rewards = zeros(T, E)
+    terminations, truncations = zeros(2, T, E, dtype=torch.bool)
 
-
-# --- same in: dpo_mamujoco, dpo_matrix, dpo_mpe, dpo_smac, iddpg, ippo, iql ---
-def load(path: Path) -> dict:
-    """Reads what `save` wrote, executing nothing from it; one sentence if it is not ours or not whole."""
-    try:
-        with warnings.catch_warnings(action="ignore"):
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        script, names, _ = state["script"], set(state["args"]), state["counters"]
-    except FileNotFoundError:
-        sys.exit(f"{SCRIPT}: no checkpoint at {path}; give a run directory or a .pt file of {SCRIPT}.py.")
-    except Exception:
-        sys.exit(f"{SCRIPT}: {path} is truncated or no checkpoint of ours; use another or start a new run.")
-    if script != SCRIPT or names != {field.name for field in fields(Args)}:
-        sys.exit(f"{SCRIPT}: {path} is of {script}.py of another version; args.json names its git_commit.")
-    return state
-
-
-def parse_args(argv: list[str] | None = None) -> tuple[Args, dict, Path]:
-    """Command line over the defaults, or over the arguments of a saved run; its state and directory."""
-    args, state = tyro.cli(Args, args=argv, description=__doc__), {}
-    path = run_dir = Path(args.resume)
-    if args.resume:
-        path = path / "checkpoint.pt" if path.is_dir() else path
-        state, run_dir = load(path), path.parent
-    base = Args(**state["args"] if state else {})
-    args = tyro.cli(Args, args=argv, default=base, description=__doc__)
-    changed = {
-        name for name, value in asdict(args).items() if value != getattr(base, name)
-    } - RESUME_MAY_CHANGE
-    if state and changed:
-        sys.exit(f"{SCRIPT}: {path} was made with another {', '.join(sorted(changed))}; drop the flag.")
-    for name in ("num_envs", "update_epochs", "torch_threads", "eval_every", "checkpoint_every"):
-        if getattr(args, name) < 1:
-            sys.exit(f"{SCRIPT}: --{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}.")
-    if not (args.learning_rate > 0 and args.max_grad_norm > 0 and 0 <= args.seed < 2**63):
-        sys.exit(f"{SCRIPT}: --learning-rate and --max-grad-norm must be positive, --seed 0 to 2**63 - 1.")
-    if not (0 <= args.gamma <= 1 and 0 <= args.gae_lambda <= 1 and 0 <= args.ent_coef < float("inf")):
-        sys.exit(f"{SCRIPT}: --gamma and --gae-lambda must be 0 to 1, --ent-coef finite and not negative.")
-    if not (args.d_target > 0 and args.delta > 1 and args.omega > 1 and 0 <= args.beta_min <= args.beta_max):
-        sys.exit(f"{SCRIPT}: eq. (21) needs d_target > 0, delta > 1, omega > 1, 0 <= beta_min <= beta_max.")
-    if args.device not in ("cpu", "cuda"):
-        sys.exit(f"{SCRIPT}: --device is cpu or cuda, got {args.device}; CUDA_VISIBLE_DEVICES names the GPU.")
-    if args.device != "cpu" and not torch.cuda.is_available():
-        sys.exit(f"{SCRIPT}: --device {args.device}, but PyTorch sees no GPU here; use --device cpu.")
-    return args, state, run_dir
-
-
-def train(args: Args, envs, agents: Agents, state: dict, run_dir: Path) -> dict[str, float]:
-    """Rollout, GAE, update and adaptive betas, over and over; returns the evaluation of the last policies."""
-    device, N, T, E = args.device, envs.num_agents, envs.episode_limit, args.num_envs
-    # Agents share nothing, so a group of them is a learner of its own, and threads need no synchronisation.
-    cuts = np.linspace(0, N, min(args.torch_threads if device == "cpu" else 1, N) + 1).astype(int).tolist()
-    groups = [slice(first, last) for first, last in itertools.pairwise(cuts)]
-    learners = [agents.group(group) for group in groups]
-    settings = dict(lr=args.learning_rate, eps=1e-5, fused=True, capturable=device != "cpu")
-    adam = functools.partial(torch.optim.Adam, **settings)
-    optimizers = [adam(learner.parameters()) for learner in learners]
-    pool = ThreadPoolExecutor(len(groups), initializer=torch.set_num_threads, initargs=(1,))
-    learn = functools.partial(update, args=args, num_agents=N)
-    updates = [functools.partial(learn, *pair) for pair in zip(learners, optimizers, strict=True)]
-    updates = updates if device == "cpu" else [CudaGraph(learn) for learn in updates]
-    generator = torch.Generator(device).manual_seed(args.seed + 2**32)  # not the initial parameters' stream
+    learner = Learner(agents, args, dpo_loss, state.get("optimizers"))
+    generator = torch.Generator(args.device).manual_seed(args.seed + 2**32)  # not the parameters' stream
     global_step, next_eval = 0, 0
-    metrics = run_dir / "metrics.csv"
     next_obs, _ = envs.reset()
     if state:
-        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
-        generator.set_state(state["generator"])
         global_step, next_eval = state["counters"]
-        try:
-            envs.set_state({name: x.numpy() for name, x in state["envs"].items()})
-        except ValueError as error:
-            sys.exit(f"{SCRIPT}: {run_dir}/checkpoint.pt cannot be resumed. {error}")
-        next_obs = state["next"].numpy()
-        if not metrics.exists() or metrics.stat().st_size < state["metrics_bytes"]:
-            sys.exit(f"{SCRIPT}: {metrics} is not as the checkpoint knows it; restore it or start a new run.")
-        os.truncate(metrics, state["metrics_bytes"])  # later rows will be written again
-    else:
-        run_dir.mkdir(parents=True)
-        (run_dir / "args.json").write_text(json.dumps(asdict(args) | describe(envs), indent=1) + "\n")
-        metrics.write_text(",".join(COLUMNS) + "\n")
-    writer = SummaryWriter(str(run_dir), purge_step=global_step + 1)
-    optimum = envs.optimum().value
-    print(f"{run_dir}: {N} agents, {envs.num_states} states, optimum {optimum:.2f}", flush=True)
+        generator.set_state(state["generator"])
+        next_obs, _ = envs.set_state(state["envs"])
+    run = Run(args, envs, state)
 
-    def log(row: dict[str, float]) -> None:
-        with open(metrics, "a", newline="") as file:
-            values = {name: f"{value:.6g}" for name, value in row.items()}
-            table = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-            table.writerow({"global_step": global_step} | values)
-            file.flush()
-            os.fsync(file.fileno())
-        for name, value in row.items():
-            writer.add_scalar(name, value, global_step)
+    def snapshot() -> dict:
+        """What a resumed run needs to go on as if it had never stopped."""
+        return {
+            "counters": (global_step, next_eval),
+            "best": agents.state_dict(),  # exact evaluation has no luck to correct for: the last ones count
+            "agents": agents.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in learner.optimizers],
+            "generator": generator.get_state(),
+            "envs": envs.get_state(),
+        }
 
-    signals: list[int] = []
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda signum, _: signals.append(signum))
-    zeros = functools.partial(torch.zeros, device=device)
-    states = torch.eye(envs.num_states, device=device).expand(N, -1, -1)
-    obs, noise = zeros(N, T, E, envs.num_states), zeros(N, E, envs.num_actions)
-    actions, rewards = zeros(N, T, E, dtype=torch.int64), torch.zeros(T, E)
-    values, final_values = zeros(N, T, E), zeros(N, T, E)
-    terminations, truncations = torch.zeros(2, T, E, dtype=torch.bool)
-    bar = tqdm(total=args.total_timesteps, initial=global_step, unit="step", disable=not sys.stderr.isatty())
-    next_checkpoint, next_line = global_step, 0.0
     while True:
+        # --- evaluate and checkpoint ---
         if global_step >= next_eval:
             next_eval += args.eval_every
-            log(evaluate(agents, envs, optimum))
-        finished = global_step >= args.total_timesteps
-        if global_step >= next_checkpoint or finished or signals:
-            next_checkpoint = global_step + args.checkpoint_every
-            checkpoint = {"args": asdict(args), "agents": agents.state_dict()}
-            checkpoint["optimizers"] = [optimizer.state_dict() for optimizer in optimizers]
-            checkpoint["generator"] = generator.get_state()
-            checkpoint["counters"] = global_step, next_eval
-            checkpoint["envs"] = {name: torch.from_numpy(x) for name, x in envs.get_state().items()}
-            checkpoint["next"] = torch.from_numpy(next_obs)
-            checkpoint["metrics_bytes"] = metrics.stat().st_size
-            save(run_dir / "checkpoint.pt", checkpoint)
-        if finished:
-            break
-        if signals:
-            print(f"{SCRIPT}: stopped at step {global_step:,}; go on with --resume {run_dir}")
-            sys.exit(EXIT_REQUEUE)
+            run.log(global_step, evaluate(agents, envs, optimum))
+        run.checkpoint(global_step, snapshot)
+        if global_step >= args.total_timesteps:
+            return run.close()
 
-        start, env_s, episodes = time.perf_counter(), 0.0, []
-        with torch.no_grad():  # the policies stay as they are during a rollout: tables of them will do
-            old_logp, value = F.log_softmax(agents.actor(states), dim=-1), agents.value(states)
-        for step in range(T):
-            obs[:, step] = to_agents(next_obs, device)
-            # Gumbel-max sampling: its draws have a fixed shape, so no agent's depend on another's policy.
-            gumbel = -noise.exponential_(generator=generator).log()
-            actions[:, step] = (obs[:, step] @ old_logp + gumbel).argmax(-1)
-            env_start = time.perf_counter()
-            next_obs, reward, terminated, truncated, infos = envs.step(actions[:, step].T.cpu().numpy())
-            env_s += time.perf_counter() - env_start
-            rewards[step], terminations[step] = torch.from_numpy(reward), torch.from_numpy(terminated)
-            truncations[step] = torch.from_numpy(truncated)
-            if truncated.any():
-                final_obs = to_agents(infos["final_obs"], device)
-                final_values[:, step] = (final_obs @ value.unsqueeze(-1)).squeeze(-1)
-            ended = infos["_episode"]
-            episodes += zip(infos["episode"]["r"][ended], infos["episode"]["l"][ended], strict=True)
+        # --- rollout ---
+        clock = Clock()
+        episodes = []
+        with torch.no_grad():  # policies stay as they are during a rollout: tables of them will do
+            old_logp = F.log_softmax(agents.actor(states), dim=-1)
+            value = agents.value(states).unsqueeze(-1)
+            for step in range(T):
+                obs[:, step] = next_obs
+                logp = next_obs @ old_logp
+                # Gumbel-max sampling: its draws have a fixed shape, so no agent's depend on another's policy.
+                noise = torch.empty_like(logp).exponential_(generator=generator)
+                action = (logp - noise.log()).argmax(-1)
+                actions[:, step] = action
+                clock.lap("act")
+                next_obs, rewards[step], terminations[step], truncations[step], infos = envs.step(action)
+                clock.lap("env")
+                episodes += infos["episodes"]
+                if infos["_final_obs"].any():
+                    final_values[:, step] = (infos["final_obs"] @ value).squeeze(-1)
+            values = (obs.flatten(1, 2) @ value).view(N, T, E)
+            next_value = (next_obs @ value).squeeze(-1)
         global_step += T * E
 
-        values = (obs.flatten(1, 2) @ value.unsqueeze(-1)).view_as(values)
-        next_value = (to_agents(next_obs, device) @ value.unsqueeze(-1)).squeeze(-1)
-        ends = terminations.to(device), truncations.to(device), args.gamma, args.gae_lambda
-        advantages, returns = gae(rewards.to(device), values, next_value, final_values, *ends)
-        samples = obs, actions, standardize(advantages)[0], returns
+        # --- advantages ---
+        ends = (terminations, truncations)
+        advantages, returns = gae(
+            rewards, values, next_value, final_values, *ends, args.gamma, args.gae_lambda
+        )
+        samples = (obs, actions, standardize(advantages), returns)
         batch = tabulate(*(x.flatten(1, 2) for x in samples), envs.num_actions)
         batch |= dict(obs=states, old_logp=old_logp)
-        rollout_s = time.perf_counter() - start
-        parts = [{name: x[group] for name, x in batch.items()} for group in groups]
-        stats = torch.cat(list(pool.map(operator.call, updates, parts)), dim=1)
-        explained = 1 - (standardize(returns - values)[1] / (standardize(returns)[1] + 1e-8)).square()
-        below, above = stats[4] < args.d_target / args.delta, stats[4] > args.d_target * args.delta
-        stats = torch.stack([*stats, explained.flatten(), *agents.betas, below, above]).mean(1).tolist()
-        if not (np.isfinite(stats[:6]).all() and all(p.isfinite().all() for p in agents.parameters())):
-            diagnostic = {"args": asdict(args), "agents": agents.state_dict(), "batch": batch}
-            save(run_dir / "diagnostic.pt", diagnostic)
-            where = f"at step {global_step}; {run_dir}/diagnostic.pt holds the batch, checkpoint.pt is intact"
-            sys.exit(f"{SCRIPT}: the loss is not finite {where}. Start again with a smaller --learning-rate.")
 
-        seconds = time.perf_counter() - start
-        sps = T * E / seconds
-        split = env_s / seconds, (rollout_s - env_s) / seconds, 1 - rollout_s / seconds
-        means = np.mean(episodes, axis=0, dtype=float).tolist()
-        log(dict(zip(COLUMNS[4:], [*means, sps, *split, *stats], strict=True)))
-        status = f"return {means[0]:.2f} of {optimum:.2f}"
-        bar.set_postfix_str(status, refresh=False)
-        bar.update(T * E)
-        if bar.disable and time.perf_counter() > next_line:
-            next_line, eta = time.perf_counter() + 10, max(args.total_timesteps - global_step, 0) / sps / 60
-            print(f"step {global_step:,}, {sps:,.0f} steps/s, {status}, ETA {eta:.0f} min", flush=True)
-    bar.close()
-    writer.close()
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    return evaluate(agents, envs, optimum)
+        # --- update; same in: dpo_mamujoco, dpo_matrix, dpo_mpe ---
+        stats = learner.update(batch)
+        unexplained = (returns - values).std((1, 2)) / (returns.std((1, 2)) + 1e-8)
+        stats["losses/explained_variance"] = 1 - unexplained.square()
+        row = mean_over_agents(stats)
+        clock.lap("update")
+
+        # --- log; same in: dpo_mamujoco, dpo_matrix, dpo_mpe, dpo_smac ---
+        run.check_finite(global_step, row, agents, batch)
+        run.log(global_step, row | mean_over_episodes(episodes, "charts/") | clock.row(T * E))
 
 
 # --- the exact iteration: numpy, float64, no samples ---
@@ -552,7 +458,7 @@ def m_hat_theory(num_agents: int, r_max: float, gamma: float) -> float:
     return float(np.sqrt((num_agents - 1) / num_agents) * 2.0 * r_max / (1.0 - gamma))
 
 
-def _kl(old, z, ratio):
+def kl_of_ratio(old: np.ndarray, z: np.ndarray, ratio: np.ndarray) -> np.ndarray:
     """KL(old ‖ old · ratio) = sum old (z − log ratio), z = ratio − 1, by its series for small z."""
     small = np.abs(z) < 0.05
     x = np.where(small, z, 0.0)
@@ -562,13 +468,6 @@ def _kl(old, z, ratio):
     with np.errstate(divide="ignore"):  # an action given up altogether: KL is infinite
         exact = z - np.log(ratio)
     return (old * np.where(small, x * x * series, exact)).sum(axis=-1)
-
-
-def kl(old: np.ndarray, new: np.ndarray) -> np.ndarray:
-    """KL(old ‖ new) over the last axis, never negative; actions of probability 0 under old count nothing."""
-    safe = np.where(old > 0, old, 1.0)
-    new = np.where(old > 0, new, 1.0)
-    return _kl(old, (new - old) / safe * (old > 0), new / safe)
 
 
 def solve_surrogate(old: np.ndarray, gain: np.ndarray, m_hat: float, c: float) -> np.ndarray:
@@ -586,7 +485,8 @@ def solve_surrogate(old: np.ndarray, gain: np.ndarray, m_hat: float, c: float) -
     if not (m_hat >= 0 and c >= 0 and 0 < m_hat + c < np.inf):
         raise ValueError(f"m_hat and c must be finite, not negative, nor both 0, got {m_hat} and {c}.")
     shape = np.shape(gain)
-    old, gain = np.reshape(old, (-1, shape[-1])), np.reshape(gain, (-1, shape[-1]))
+    old = np.reshape(old, (-1, shape[-1]))
+    gain = np.reshape(gain, (-1, shape[-1]))
     w = np.where(old > 0, gain - (old * gain).sum(axis=-1, keepdims=True), 0.0)
     top = np.where(old > 0, w, -np.inf).max(axis=-1)
     spread = top - np.where(old > 0, w, np.inf).min(axis=-1)
@@ -601,17 +501,20 @@ def solve_surrogate(old: np.ndarray, gain: np.ndarray, m_hat: float, c: float) -
         ratio = eta[..., None] / gap
         near = (np.abs(ratio - 1.0) < 0.5) & (gap > spread[:, None])
         z = np.where(near, (w - (eta * b)[..., None]) / gap, ratio - 1.0)  # each where it is exact
-        k = _kl(old, z, ratio)
+        k = kl_of_ratio(old, z, ratio)
         value = (old * w * z).sum(axis=-1) - m_hat * np.sqrt(k) - c * k
         return ratio, value, eta - c - 0.5 * m_hat / np.sqrt(np.maximum(k, 1e-300))
 
     grid = np.linspace(np.log(1e-15), np.log(1e9), 500)
-    best = point(grid[:, None])[1].argmax(axis=0)
-    low, high = grid[np.maximum(best - 1, 0)], grid[np.minimum(best + 1, len(grid) - 1)]
+    _, values, _ = point(grid[:, None])
+    best = values.argmax(axis=0)
+    low = grid[np.maximum(best - 1, 0)]
+    high = grid[np.minimum(best + 1, len(grid) - 1)]
     for _ in range(55):  # K falls with y: at the maximum the slope in K turns from + (above) to − (below)
         middle = 0.5 * (low + high)
-        falls = point(middle)[2] < 0
-        low, high = np.where(falls, middle, low), np.where(falls, high, middle)
+        _, _, slope = point(middle)
+        low = np.where(slope < 0, middle, low)
+        high = np.where(slope < 0, high, middle)
     ratio, value, _ = point(0.5 * (low + high))
     new = old * ratio
     new /= new.sum(axis=-1, keepdims=True)
@@ -633,31 +536,33 @@ def iterate(rewards, transitions, policies, gamma, m_hat, c, iterations):
 
     A 2x2 matrix game is S = 1, N = A = 2, gamma = 0: p and q are policies[:, 0, 0, 0] and [:, 1, 0, 0].
     """
-    path, returns = [np.asarray(policies, dtype=np.float64)], []
+    path = [np.asarray(policies, dtype=np.float64)]
+    returns = []
     for _ in range(iterations):
         new, value = dpo_step(rewards, transitions, path[-1], gamma, m_hat, c)
         path.append(new)
         returns.append(value)
-    returns.append(float(evaluate_exactly(rewards, transitions, path[-1], gamma)[0][0]))
-    return np.stack(path), np.array(returns)
+    last, _, _ = evaluate_exactly(rewards, transitions, path[-1], gamma)
+    return np.stack(path), np.array([*returns, float(last[0])])
 
 
-def iterate_matrix_game(args: Args, env, run_dir: Path) -> None:
-    """The exact iteration on a 2x2 game: J, p and q as metrics.csv and curves.png in the run directory."""
-    if not (0 < args.start[0] < 1 and 0 < args.start[1] < 1):
-        raise ValueError(f"--start takes two probabilities strictly between 0 and 1, got {args.start}.")
-    theory = m_hat_theory(2, float(np.abs(env.rewards).max()), 0.0)
-    try:
-        m_hat = theory if args.m_hat == "theory" else float(args.m_hat)
-    except ValueError:
-        raise ValueError(f"--m-hat takes theory or a number, got {args.m_hat!r}.") from None
+def iterate_matrix_game(args: Args) -> None:
+    """The exact iteration on a 2x2 game: J, p and q as metrics.csv and curves.png in a run directory."""
+    game = "matrix/1" if args.payoff else args.env_id  # any: the payoff stands for it
+    env = environments.make(game, 1, device="cpu", payoff=args.payoff)
+    m_hat = m_hat_theory(2, float(np.abs(env.rewards).max()), 0.0) if args.m_hat == "theory" else args.m_hat
     policies = np.array([[[x, 1 - x]] for x in args.start])
-    tables = env.rewards.astype(np.float64), env.transitions.astype(np.float64)
+    tables = (env.rewards.astype(np.float64), env.transitions.astype(np.float64))
     path, returns = iterate(*tables, policies, 0.0, m_hat, args.c, ITERATIONS)
-    p, q = path[:, 0, 0, 0], path[:, 1, 0, 0]
-    run_dir.mkdir(parents=True)
-    (run_dir / "args.json").write_text(json.dumps(asdict(args) | describe(env), indent=1) + "\n")
-    with open(run_dir / "metrics.csv", "w", newline="") as file:
+    p = path[:, 0, 0, 0]
+    q = path[:, 1, 0, 0]
+
+    name = f"{environments.env_name(env)}__{SCRIPT}__{args.seed}__{time.time_ns() // 10**6}"
+    directory = Path(args.runs_dir) / name
+    directory.mkdir(parents=True)
+    record = asdict(args) | environments.describe(env)
+    (directory / "args.json").write_text(json.dumps(record, indent=1) + "\n")
+    with open(directory / "metrics.csv", "w", newline="") as file:
         table = csv.writer(file, lineterminator="\n")
         table.writerow(["iteration", "J", "p", "q"])
         table.writerows(zip(range(len(p)), returns, p, q, strict=True))
@@ -673,41 +578,257 @@ def iterate_matrix_game(args: Args, env, run_dir: Path) -> None:
         axes.set_xlabel("iteration")
         axes.legend()
     figure.suptitle(f"Payoff {env.payoff.ravel().tolist()}, M-hat = {m_hat:g}, C = {args.c:g}")
-    figure.savefig(run_dir / "curves.png", dpi=120)
-    (run_dir / "done").write_text(json.dumps({"J": returns[-1], "optimum": optimum}) + "\n")
+    figure.savefig(directory / "curves.png", dpi=120)
+    (directory / "done").write_text(json.dumps({"J": returns[-1], "optimum": optimum}) + "\n")
     moved = "nothing moved" if (path == path[0]).all() else f"p, q = {p[-1]:.4f}, {q[-1]:.4f}"
-    print(f"{run_dir}: M-hat {m_hat:g}, J {returns[0]:.4f} -> {returns[-1]:.4f} of {optimum:.4f}, {moved}")
+    print(f"{directory}: M-hat {m_hat:g}, J {returns[0]:.4f} -> {returns[-1]:.4f} of {optimum:.4f}, {moved}")
 
 
 def main() -> None:
-    args, state, run_dir = parse_args()
+    args, state = parse_args()
+    if args.game != "stochastic" or args.payoff:
+        return iterate_matrix_game(args)
     torch.set_num_threads(1)  # cores are for groups of agents, --torch-threads, not for single operators
     torch.manual_seed(args.seed)
-    try:
-        if args.payoff is None and args.game == "stochastic":
-            names = "num_states", "num_agents", "num_actions", "game_seed"
-            options = {name: getattr(args, name) for name in names}
-            envs = make_envs("matrix/stochastic", args.num_envs, args.seed, **options)
-        else:
-            game = args.game if args.payoff is None else "1"  # any: the payoff stands for it
-            envs = make_envs(f"matrix/{game}", 1, payoff=args.payoff)
-        if not state:
-            run_dir = (
-                Path(args.runs_dir) / f"{env_name(envs)}__{SCRIPT}__{args.seed}__{time.time_ns() // 10**6}"
-            )
-        if envs.env_id != "matrix/stochastic":
-            iterate_matrix_game(args, envs, run_dir)
-            return
-    except (ValueError, MemoryError) as error:
-        sys.exit(f"{SCRIPT}: {error}")
-    agents = Agents(envs.num_agents, envs.num_states, envs.num_actions, layer_norm=False)
-    agents.betas += args.beta_init * torch.tensor([[args.sqrt_kl_term], [args.kl_term]])
+    names = ("num_states", "num_agents", "num_actions", "game_seed")
+    options = {name: getattr(args, name) for name in names}
+    envs = environments.make(args.env_id, args.num_envs, args.seed, args.device, **options)
+    optimum = envs.optimum().value
+
+    agents = Agents(envs.num_agents, envs.num_states, envs.num_actions)
+    agents.beta1 += args.beta_init * args.sqrt_kl_term
+    agents.beta2 += args.beta_init * args.kl_term
     agents.to(args.device)
     if state:
-        agents.load_state_dict(state["agents"])
-    result = train(args, envs, agents, state, run_dir)
-    print(f"{run_dir}: {json.dumps(result)}")
-    (run_dir / "done").write_text(json.dumps(result) + "\n")
+        agents.load_state_dict(state["best"])
+    directory = checkpoint_path(args).parent if args.eval_only else train(args, envs, optimum, agents, state)
+    result = evaluate(agents, envs, optimum)
+    print(f"{directory}: {json.dumps(result)}")
+    if not args.eval_only:
+        finish(args, agents, directory, result)
+
+
+# ==== Plumbing, the same in all seven scripts: arguments, checkpoints, logs. Skip it on first reading. ====
+
+
+def check_ranges(args: Args) -> None:
+    """ValueError, in one sentence, for a flag outside of RANGES."""
+    for names, (low, high) in RANGES.items():
+        for name in names.split():
+            value = getattr(args, name)
+            if not low <= value <= high:
+                flag = "--" + name.replace("_", "-")
+                raise ValueError(f"{flag} must be between {low:g} and {high:g}, got {value}.")
+
+
+def parse_args(argv: list[str] | None = None) -> tuple[Args, dict]:
+    """Flags over the environment's preset, or over the arguments of the run in --resume; and its state."""
+    args = tyro.cli(Args, args=argv, description=__doc__)
+    state = load(checkpoint_path(args)) if args.resume else {}
+    preset = PRESETS.get(args.env_id.partition("/")[0], {}) | PRESETS.get(args.env_id, {})
+    base = Args(**(state["args"] if state else preset))
+    args = tyro.cli(Args, args=argv, default=base, description=__doc__)
+    may_change = {"total_timesteps", "runs_dir", "resume", "eval_only", "capture_video"}
+    if args.eval_only:
+        may_change |= {"seed", "num_envs", "device", "torch_threads", "compile", "backend"}
+    for name, before in state.get("args", {}).items():
+        now = getattr(args, name)
+        if now != before and name not in may_change:
+            flag = "--" + name.replace("_", "-")
+            sys.exit(f"{SCRIPT}: {flag} is {now}, but {args.resume} was made with {before}; drop the flag.")
+    if args.eval_only and not state:
+        sys.exit(f"{SCRIPT}: --eval-only evaluates a run; add --resume RUN_DIRECTORY.")
+    if state and "envs" not in state and not args.eval_only:
+        sys.exit(f"{SCRIPT}: {args.resume} holds policies, not a run to go on with; add --eval-only.")
+    if args.device == "cuda" and not torch.cuda.is_available():
+        sys.exit(f"{SCRIPT}: --device is cuda, but PyTorch sees no GPU here; use --device cpu.")
+    if getattr(args, "compile", False) and not shutil.which(os.environ.get("CXX", "g++")):
+        sys.exit(f"{SCRIPT}: --compile needs a C++ compiler; install g++ (or set CXX), or drop the flag.")
+    return args, state
+
+
+def checkpoint_path(args: Args) -> Path:
+    """What --resume names: a file, or a directory's checkpoint.pt or, where there is none, policy.pt."""
+    path = Path(args.resume)
+    names = ["checkpoint.pt", "policy.pt"] if path.is_dir() else [""]
+    return next((path / name for name in names if (path / name).exists()), path / names[0])
+
+
+def save(path: Path, state: dict) -> None:
+    """Writes `state` atomically: whenever the process dies, `path` is the old file or the new one."""
+    buffer = io.BytesIO()
+    torch.save(state | {"script": SCRIPT}, buffer)
+    temporary = path.with_suffix(".tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(buffer.getbuffer())
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load(path: Path) -> dict:
+    """Reads what `save` wrote, executing nothing from it; one sentence if it is not ours or not whole."""
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        script, names = state["script"], set(state["args"])
+    except FileNotFoundError:
+        sys.exit(f"{SCRIPT}: no checkpoint at {path}; give a run directory or a .pt file of {SCRIPT}.py.")
+    except Exception:
+        sys.exit(f"{SCRIPT}: {path} is truncated or no checkpoint of ours; use another or start a new run.")
+    if script != SCRIPT or names != {field.name for field in fields(Args)}:
+        sys.exit(f"{SCRIPT}: {path} is of {script}.py of another version; args.json names its git_commit.")
+    return state
+
+
+class Run:
+    """A run directory and what is written into it; and the signals that ask the run to stop."""
+
+    def __init__(self, args: Args, envs, state: dict):
+        self.args = args
+        if state:
+            done = state["counters"][0]
+            self.directory = checkpoint_path(args).parent
+            self.metrics = self.directory / "metrics.csv"
+            if not self.metrics.exists() or self.metrics.stat().st_size < state["metrics_bytes"]:
+                what = "is not as the checkpoint knows it; restore it or start a new run"
+                sys.exit(f"{SCRIPT}: {self.metrics} {what}.")
+            os.truncate(self.metrics, state["metrics_bytes"])  # later rows will be written again
+        else:
+            done = 0
+            name = f"{environments.env_name(envs)}__{SCRIPT}__{args.seed}__{time.time_ns() // 10**6}"
+            self.directory = Path(args.runs_dir) / name
+            self.directory.mkdir(parents=True)
+            record = asdict(args) | environments.describe(envs)
+            (self.directory / "args.json").write_text(json.dumps(record, indent=1) + "\n")
+            self.metrics = self.directory / "metrics.csv"
+            self.metrics.write_text(",".join(COLUMNS) + "\n")
+        print(
+            f"{self.directory}: {envs.num_agents} agents, {envs.obs_dim} inputs, {envs.num_actions} actions"
+        )
+        self.next_checkpoint = done
+        self.writer = SummaryWriter(str(self.directory), purge_step=done + 1)
+        # Where output is no terminal, a line every ten seconds in the place of the bar.
+        line = "step {n_fmt} of {total_fmt}, {rate_fmt}, ETA {remaining}{postfix}\n"
+        look = {} if sys.stderr.isatty() else dict(mininterval=10, bar_format=line)
+        self.bar = tqdm(total=args.total_timesteps, initial=done, unit=" steps", unit_scale=True, **look)
+        self.signals: list[int] = []
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda signum, _: self.signals.append(signum))
+
+    def log(self, global_step: int, row: dict[str, float]) -> None:
+        """A row of metrics.csv, on disk before this returns; the same for TensorBoard and the bar."""
+        with open(self.metrics, "a", newline="") as file:
+            values = {name: f"{value:.6g}" for name, value in row.items()}
+            table = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+            table.writerow({"global_step": global_step} | values)
+            file.flush()
+            os.fsync(file.fileno())
+        for name, value in row.items():
+            self.writer.add_scalar(name, value, global_step)
+        if "charts/episodic_return" in row:
+            won = f", win rate {row['charts/win_rate']:.2f}" if "charts/win_rate" in row else ""
+            self.bar.set_postfix_str(f"return {row['charts/episodic_return']:.2f}{won}", refresh=False)
+        self.bar.update(global_step - self.bar.n)
+
+    def check_finite(self, global_step: int, row: dict[str, float], agents: nn.Module, batch: dict) -> None:
+        """Ends a run whose losses or parameters are not finite, with what led there on disk."""
+        if np.isfinite([*row.values()]).all() and all(p.isfinite().all() for p in agents.parameters()):
+            return
+        diagnostic = self.directory / "diagnostic.pt"
+        save(diagnostic, {"args": asdict(self.args), "agents": agents.state_dict(), "batch": batch})
+        what = f"the loss is not finite at step {global_step}; {diagnostic} holds the batch"
+        sys.exit(f"{SCRIPT}: {what}, checkpoint.pt is intact. Start again with a smaller --learning-rate.")
+
+    def checkpoint(self, global_step: int, snapshot: Callable[[], dict]) -> None:
+        """Saves snapshot() every --checkpoint-every steps, at the end, and when a signal asks to stop."""
+        stopped = bool(self.signals)
+        finished = global_step >= self.args.total_timesteps
+        if global_step >= self.next_checkpoint or finished or stopped:
+            self.next_checkpoint = global_step + self.args.checkpoint_every
+            place = {"args": asdict(self.args), "metrics_bytes": self.metrics.stat().st_size}
+            save(self.directory / "checkpoint.pt", snapshot() | place)
+        if stopped and not finished:
+            print(f"{SCRIPT}: stopped at step {global_step:,}; go on with --resume {self.directory}")
+            sys.exit(EXIT_REQUEUE)
+
+    def close(self) -> Path:
+        """Gives the signals back; the run directory."""
+        self.bar.close()
+        self.writer.close()
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        return self.directory
+
+
+def finish(args: Args, agents: nn.Module, directory: Path, result: dict[str, float]) -> None:
+    """Marks a run as done, with its result; policy.pt is what --eval-only needs of it, and small."""
+    save(directory / "policy.pt", {"args": asdict(args), "best": agents.state_dict()})
+    (directory / "done").write_text(json.dumps(result) + "\n")
+
+
+class Clock:
+    """Seconds by phase; a lap is what went by since the last one."""
+
+    def __init__(self):
+        self.seconds = {"env": 0.0, "act": 0.0, "update": 0.0}
+        self.last = time.perf_counter()
+
+    def lap(self, phase: str) -> None:
+        now = time.perf_counter()
+        self.seconds[phase] += now - self.last
+        self.last = now
+
+    def row(self, steps: int) -> dict[str, float]:
+        """Environment steps per second, and the phases' shares of the time."""
+        total = sum(self.seconds.values())
+        return {"charts/SPS": steps / total} | {f"time/{name}": x / total for name, x in self.seconds.items()}
+
+
+def mean_over_agents(stats: dict[str, torch.Tensor]) -> dict[str, float]:
+    """Tensors (N,) to floats, all at once: on a GPU this is where the host waits."""
+    return dict(zip(stats, torch.stack([*stats.values()]).mean(1).tolist(), strict=True))
+
+
+def mean_over_episodes(episodes: list[dict[str, float]], prefix: str) -> dict[str, float]:
+    """Mean return, length and, in battles, win rate of episodes that ended; nothing if none did."""
+    names = [name for name in episodes[0] if name != "env"] if episodes else []
+    return {prefix + name: float(np.mean([episode[name] for episode in episodes])) for name in names}
+
+
+class CudaGraph:
+    """`update(batch)` as one launch of a CUDA graph; small networks would wait for thousands of launches.
+
+    PyTorch wants real calls before it records one: the first two run as they are. What is recorded reads and
+    writes the same memory at each replay, so every batch, on any device, is copied to where the first was.
+    """
+
+    def __init__(self, update):
+        self.update = update
+        self.calls = 0
+        self.batch: dict[str, torch.Tensor] = {}
+        self.graph = torch.cuda.CUDAGraph()
+        self.stream = torch.cuda.Stream()
+
+    def __call__(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        self.batch = self.batch or {name: torch.empty_like(x, device="cuda") for name, x in batch.items()}
+        for name, x in batch.items():
+            self.batch[name].copy_(x if x.is_cuda else x.pin_memory(), non_blocking=True)
+        self.calls += 1
+        if self.calls < 3:
+            self.stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(self.stream):
+                self.stats = self.update(self.batch)
+            torch.cuda.current_stream().wait_stream(self.stream)
+        elif self.calls == 3:
+            with torch.cuda.graph(self.graph, stream=self.stream):
+                self.stats = self.update(self.batch)
+        if self.calls >= 3:
+            self.graph.replay()
+        return {name: x.clone() for name, x in self.stats.items()}
 
 
 if __name__ == "__main__":
@@ -715,5 +836,7 @@ if __name__ == "__main__":
         main()
     except KeyboardInterrupt:
         sys.exit(f"{SCRIPT}: interrupted.")
+    except (environments.BrokenEnvironment, MemoryError) as error:
+        sys.exit(f"{SCRIPT}: {error}")
     except OSError as error:
         sys.exit(f"{SCRIPT}: {error}; make room or allow writing, then --resume the last checkpoint.")

@@ -112,7 +112,7 @@ RANGES = {
 PRESETS: dict[str, dict] = {}  # by environment; one setting serves all of them
 
 
-# --- same in: dpo_mpe, dpo_smac ---
+# --- same in: dpo_mamujoco, dpo_matrix, dpo_mpe, dpo_smac ---
 class StackedMLP(nn.Module):
     """One 3-layer perceptron per agent, none shared: weights (N, in, out), biases (N, 1, out)."""
 
@@ -142,6 +142,7 @@ class StackedMLP(nn.Module):
         return x
 
 
+# --- same in: dpo_matrix, dpo_mpe ---
 class Agents(nn.Module):
     """Actor pi_i, critic V_i and coefficients beta1_i, beta2_i of N agents."""
 
@@ -167,7 +168,7 @@ class Agents(nn.Module):
         return group
 
 
-# --- same in: dpo_mpe, dpo_smac ---
+# --- same in: dpo_mamujoco, dpo_matrix, dpo_mpe, dpo_smac ---
 def exp_minus_linear(x: torch.Tensor) -> torch.Tensor:
     """exp(x) - 1 - x, never negative; near 0 its gradient, expm1(x), is exact where autograd's is noise."""
     at = x.detach()
@@ -175,7 +176,7 @@ def exp_minus_linear(x: torch.Tensor) -> torch.Tensor:
     return (slope - at).clamp(min=0.0) + slope * (x - at)
 
 
-# --- same in: dpo_mpe, dpo_smac ---
+# --- same in: dpo_matrix, dpo_mpe, dpo_smac ---
 def categorical_kl(old_logp: torch.Tensor, logp: torch.Tensor) -> torch.Tensor:
     """KL(pi_old || pi) of each state, (..., A) -> (...), never negative, so that its square root is safe.
 
@@ -186,6 +187,7 @@ def categorical_kl(old_logp: torch.Tensor, logp: torch.Tensor) -> torch.Tensor:
     return (old_logp.exp() * exp_minus_linear(x)).sum(-1)
 
 
+# --- same in: dpo_mamujoco, dpo_matrix, dpo_mpe ---
 def gae(rewards, values, next_value, final_values, terminations, truncations, gamma, lam):
     """Generalised advantage estimation: advantages and returns, (N, T, E).
 
@@ -206,6 +208,7 @@ def gae(rewards, values, next_value, final_values, terminations, truncations, ga
     return advantages, advantages + values
 
 
+# --- same in: dpo_mamujoco, dpo_matrix, dpo_mpe ---
 def standardize(x: torch.Tensor) -> torch.Tensor:
     """x (N, T, E) to mean 0 and deviation 1 over each agent's own samples."""
     deviation, mean = torch.std_mean(x, dim=(1, 2), correction=0, keepdim=True)
@@ -234,7 +237,7 @@ def dpo_loss(agents, obs, actions, old_logp, advantages, returns, weight, ent_co
     return loss, {name: x.detach() for name, x in parts.items()}
 
 
-# --- same in: dpo_mpe, dpo_smac ---
+# --- same in: dpo_mamujoco, dpo_matrix, dpo_mpe, dpo_smac ---
 def clip_grad_norm_per_agent(network: nn.Module, max_norm: float) -> torch.Tensor:
     """Scales each agent's gradient to norm <= max_norm, in place; returns the norms before, (N,)."""
     grads = [p.grad for p in network.parameters()]
@@ -244,7 +247,7 @@ def clip_grad_norm_per_agent(network: nn.Module, max_norm: float) -> torch.Tenso
     return norm
 
 
-# --- same in: dpo_mpe, dpo_smac ---
+# --- same in: dpo_mamujoco, dpo_matrix, dpo_mpe, dpo_smac ---
 def adapt_beta(beta: torch.Tensor, kl: torch.Tensor, args: Args, num_agents: int) -> torch.Tensor:
     """eq. (21), per agent: beta (n,) times omega where kl (n,) is above the band, divided where below."""
     above = kl > args.d_target * args.delta
@@ -253,6 +256,7 @@ def adapt_beta(beta: torch.Tensor, kl: torch.Tensor, args: Args, num_agents: int
     return beta.clamp(args.beta_min / num_agents, args.beta_max / num_agents)
 
 
+# --- same in: dpo_matrix, dpo_mpe ---
 def update(agents, optimizer, batch, args, loss_fn=dpo_loss) -> dict[str, torch.Tensor]:
     """update_epochs Adam steps of n agents on the whole batch, then their betas; changes the agents in place.
 
@@ -291,7 +295,7 @@ def update(agents, optimizer, batch, args, loss_fn=dpo_loss) -> dict[str, torch.
     return stats
 
 
-# --- same in: dpo_mpe, dpo_smac ---
+# --- same in: dpo_mamujoco, dpo_matrix, dpo_mpe, dpo_smac ---
 class Learner:
     """`update` for groups of agents, each on a thread of its own; on a GPU for all at once, as a CUDA graph.
 
@@ -300,7 +304,7 @@ class Learner:
 
     def __init__(self, agents: Agents, args: Args, loss_fn, saved: list[dict] | None):
         cuda = args.device == "cuda"
-        if args.compile:  # on a CPU into C++, which runs without Python's lock
+        if getattr(args, "compile", False):  # on a CPU into C++, which runs without Python's lock
             loss_fn = torch.compile(loss_fn, options={} if cuda else {"cpp_wrapper": True})
         count = 1 if cuda else min(args.torch_threads, agents.num_agents)
         bounds = np.linspace(0, agents.num_agents, count + 1).astype(int).tolist()
@@ -330,7 +334,7 @@ def greedy(agents: Agents, obs: torch.Tensor, action_mask: torch.Tensor) -> torc
     return agents.actor(obs).argmax(-1)
 
 
-# --- same in: dpo_mpe, dpo_smac ---
+# --- same in: dpo_mamujoco, dpo_mpe, dpo_smac ---
 @torch.no_grad()
 def evaluate(agents, envs, num_episodes: int, entropy: list[int], frames: list | None = None):
     """Means over greedy episodes, equally many per environment (or short ones would count too often)."""
@@ -382,7 +386,7 @@ def train(args: Args, envs, eval_envs, agents: Agents, state: dict) -> Path:
         }
 
     while True:
-        # --- evaluate and checkpoint; same in: dpo_mpe, dpo_smac ---
+        # --- evaluate and checkpoint; same in: dpo_mamujoco, dpo_mpe, dpo_smac ---
         if global_step >= next_eval:
             next_eval += args.eval_every
             result = evaluate(agents, eval_envs, EVAL_EPISODES, [args.seed, 0, global_step])
@@ -426,14 +430,14 @@ def train(args: Args, envs, eval_envs, agents: Agents, state: dict) -> Path:
         batch["advantages"] = standardize(advantages)
         batch = {name: x.flatten(1, 2) for name, x in batch.items()}
 
-        # --- update ---
+        # --- update; same in: dpo_mamujoco, dpo_matrix, dpo_mpe ---
         stats = learner.update(batch)
         unexplained = (returns - values).std((1, 2)) / (returns.std((1, 2)) + 1e-8)
         stats["losses/explained_variance"] = 1 - unexplained.square()
         row = mean_over_agents(stats)
         clock.lap("update")
 
-        # --- log; same in: dpo_mpe, dpo_smac ---
+        # --- log; same in: dpo_mamujoco, dpo_matrix, dpo_mpe, dpo_smac ---
         run.check_finite(global_step, row, agents, batch)
         run.log(global_step, row | mean_over_episodes(episodes, "charts/") | clock.row(T * E))
 

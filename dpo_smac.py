@@ -115,7 +115,7 @@ PRESETS = {
 }
 
 
-# --- same in: dpo_mpe, dpo_smac ---
+# --- same in: dpo_mamujoco, dpo_matrix, dpo_mpe, dpo_smac ---
 class StackedMLP(nn.Module):
     """One 3-layer perceptron per agent, none shared: weights (N, in, out), biases (N, 1, out)."""
 
@@ -178,7 +178,7 @@ def masked_log_softmax(logits: torch.Tensor, action_mask: torch.Tensor) -> torch
     return F.log_softmax(logits, dim=-1).masked_fill(~action_mask, 0.0)
 
 
-# --- same in: dpo_mpe, dpo_smac ---
+# --- same in: dpo_mamujoco, dpo_matrix, dpo_mpe, dpo_smac ---
 def exp_minus_linear(x: torch.Tensor) -> torch.Tensor:
     """exp(x) - 1 - x, never negative; near 0 its gradient, expm1(x), is exact where autograd's is noise."""
     at = x.detach()
@@ -186,7 +186,7 @@ def exp_minus_linear(x: torch.Tensor) -> torch.Tensor:
     return (slope - at).clamp(min=0.0) + slope * (x - at)
 
 
-# --- same in: dpo_mpe, dpo_smac ---
+# --- same in: dpo_matrix, dpo_mpe, dpo_smac ---
 def categorical_kl(old_logp: torch.Tensor, logp: torch.Tensor) -> torch.Tensor:
     """KL(pi_old || pi) of each state, (..., A) -> (...), never negative, so that its square root is safe.
 
@@ -274,7 +274,7 @@ def dpo_loss(agents, obs, action_mask, actions, old_logp, advantages, returns, w
     return loss, {name: x.detach() for name, x in parts.items()}
 
 
-# --- same in: dpo_mpe, dpo_smac ---
+# --- same in: dpo_mamujoco, dpo_matrix, dpo_mpe, dpo_smac ---
 def clip_grad_norm_per_agent(network: nn.Module, max_norm: float) -> torch.Tensor:
     """Scales each agent's gradient to norm <= max_norm, in place; returns the norms before, (N,)."""
     grads = [p.grad for p in network.parameters()]
@@ -284,7 +284,7 @@ def clip_grad_norm_per_agent(network: nn.Module, max_norm: float) -> torch.Tenso
     return norm
 
 
-# --- same in: dpo_mpe, dpo_smac ---
+# --- same in: dpo_mamujoco, dpo_matrix, dpo_mpe, dpo_smac ---
 def adapt_beta(beta: torch.Tensor, kl: torch.Tensor, args: Args, num_agents: int) -> torch.Tensor:
     """eq. (21), per agent: beta (n,) times omega where kl (n,) is above the band, divided where below."""
     above = kl > args.d_target * args.delta
@@ -333,7 +333,7 @@ def update(agents, optimizer, batch, args, loss_fn=dpo_loss) -> dict[str, torch.
     return stats
 
 
-# --- same in: dpo_mpe, dpo_smac ---
+# --- same in: dpo_mamujoco, dpo_matrix, dpo_mpe, dpo_smac ---
 class Learner:
     """`update` for groups of agents, each on a thread of its own; on a GPU for all at once, as a CUDA graph.
 
@@ -342,7 +342,7 @@ class Learner:
 
     def __init__(self, agents: Agents, args: Args, loss_fn, saved: list[dict] | None):
         cuda = args.device == "cuda"
-        if args.compile:  # on a CPU into C++, which runs without Python's lock
+        if getattr(args, "compile", False):  # on a CPU into C++, which runs without Python's lock
             loss_fn = torch.compile(loss_fn, options={} if cuda else {"cpp_wrapper": True})
         count = 1 if cuda else min(args.torch_threads, agents.num_agents)
         bounds = np.linspace(0, agents.num_agents, count + 1).astype(int).tolist()
@@ -373,7 +373,7 @@ def greedy(agents: Agents, obs: torch.Tensor, action_mask: torch.Tensor) -> torc
     return logits.masked_fill(~action_mask, -torch.inf).argmax(-1)
 
 
-# --- same in: dpo_mpe, dpo_smac ---
+# --- same in: dpo_mamujoco, dpo_mpe, dpo_smac ---
 @torch.no_grad()
 def evaluate(agents, envs, num_episodes: int, entropy: list[int], frames: list | None = None):
     """Means over greedy episodes, equally many per environment (or short ones would count too often)."""
@@ -426,7 +426,7 @@ def train(args: Args, envs, eval_envs, agents: Agents, state: dict) -> Path:
         }
 
     while True:
-        # --- evaluate and checkpoint; same in: dpo_mpe, dpo_smac ---
+        # --- evaluate and checkpoint; same in: dpo_mamujoco, dpo_mpe, dpo_smac ---
         if global_step >= next_eval:
             next_eval += args.eval_every
             result = evaluate(agents, eval_envs, EVAL_EPISODES, [args.seed, 0, global_step])
@@ -482,7 +482,7 @@ def train(args: Args, envs, eval_envs, agents: Agents, state: dict) -> Path:
         row = mean_over_agents(stats)
         clock.lap("update")
 
-        # --- log; same in: dpo_mpe, dpo_smac ---
+        # --- log; same in: dpo_mamujoco, dpo_matrix, dpo_mpe, dpo_smac ---
         run.check_finite(global_step, row, agents, batch)
         run.log(global_step, row | mean_over_episodes(episodes, "charts/") | clock.row(T * E))
 
@@ -496,6 +496,8 @@ def main() -> None:
         options |= dict(backend=args.backend, last_action=args.last_action)
     make = functools.partial(environments.make, args.env_id, seed=args.seed, device=args.device, **options)
     envs = make(args.num_envs)
+    if not envs.discrete:
+        raise environments.BrokenEnvironment(f"{args.env_id} has real actions; use dpo_mamujoco.py for them.")
     eval_envs = make(EVAL_EPISODES if envs.compiled else args.num_envs)
     video_envs = make(1, render_mode="rgb_array") if args.capture_video else None
 
