@@ -117,7 +117,7 @@ PRESETS = {
 }
 
 
-# --- same in: dpo_mamujoco, dpo_matrix, dpo_mpe, dpo_smac ---
+# --- same in: dpo_mamujoco, dpo_matrix, dpo_mpe, dpo_smac, ippo ---
 class StackedMLP(nn.Module):
     """One 3-layer perceptron per agent, none shared: weights (N, in, out), biases (N, 1, out)."""
 
@@ -228,7 +228,7 @@ class Agents(nn.Module):
         return group
 
 
-# --- same in: dpo_mamujoco, dpo_matrix, dpo_mpe, dpo_smac ---
+# --- same in: dpo_mamujoco, dpo_matrix, dpo_mpe, dpo_smac, ippo ---
 def exp_minus_linear(x: torch.Tensor) -> torch.Tensor:
     """exp(x) - 1 - x, never negative; near 0 its gradient, expm1(x), is exact where autograd's is noise."""
     at = x.detach()
@@ -296,7 +296,7 @@ def dpo_loss(agents, obs, actions, old_mean, old_log_std, logprobs, advantages, 
     return loss, {name: x.detach() for name, x in parts.items()}
 
 
-# --- same in: dpo_mamujoco, dpo_matrix, dpo_mpe, dpo_smac ---
+# --- same in: dpo_mamujoco, dpo_matrix, dpo_mpe, dpo_smac, ippo, iql ---
 def clip_grad_norm_per_agent(network: nn.Module, max_norm: float) -> torch.Tensor:
     """Scales each agent's gradient to norm <= max_norm, in place; returns the norms before, (N,)."""
     grads = [p.grad for p in network.parameters()]
@@ -354,7 +354,7 @@ def update(agents, optimizer, batch, args, loss_fn=dpo_loss) -> dict[str, torch.
     return stats
 
 
-# --- same in: dpo_mamujoco, dpo_matrix, dpo_mpe, dpo_smac ---
+# --- same in: dpo_mamujoco, dpo_matrix, dpo_mpe, dpo_smac, ippo ---
 class Learner:
     """`update` for groups of agents, each on a thread of its own; on a GPU for all at once, as a CUDA graph.
 
@@ -447,7 +447,7 @@ def train(args: Args, envs, eval_envs, agents: Agents, state: dict) -> Path:
         }
 
     while True:
-        # --- evaluate and checkpoint; same in: dpo_mamujoco, dpo_mpe, dpo_smac ---
+        # --- evaluate and checkpoint; same in: dpo_mamujoco, dpo_mpe, dpo_smac, ippo, iql ---
         if global_step >= next_eval:
             next_eval += args.eval_every
             result = evaluate(agents, eval_envs, EVAL_EPISODES, [args.seed, 0, global_step])
@@ -501,10 +501,10 @@ def train(args: Args, envs, eval_envs, agents: Agents, state: dict) -> Path:
         stats = learner.update(batch)
         unexplained = (returns - values).std((1, 2)) / (returns.std((1, 2)) + 1e-8)
         stats["losses/explained_variance"] = 1 - unexplained.square()
-        row = mean_over_agents(stats)
+        row = {name: float(x.mean()) for name, x in stats.items()}
         clock.lap("update")
 
-        # --- log; same in: dpo_mamujoco, dpo_matrix, dpo_mpe, dpo_smac ---
+        # --- log; same in: dpo_mamujoco, dpo_matrix, dpo_mpe, dpo_smac, ippo ---
         run.check_finite(global_step, row, agents, batch)
         run.log(global_step, row | mean_over_episodes(episodes, "charts/") | clock.row(T * E))
 
@@ -722,11 +722,6 @@ class Clock:
         """Environment steps per second, and the phases' shares of the time."""
         total = sum(self.seconds.values())
         return {"charts/SPS": steps / total} | {f"time/{name}": x / total for name, x in self.seconds.items()}
-
-
-def mean_over_agents(stats: dict[str, torch.Tensor]) -> dict[str, float]:
-    """Tensors (N,) to floats, all at once: on a GPU this is where the host waits."""
-    return dict(zip(stats, torch.stack([*stats.values()]).mean(1).tolist(), strict=True))
 
 
 def mean_over_episodes(episodes: list[dict[str, float]], prefix: str) -> dict[str, float]:

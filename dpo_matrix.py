@@ -124,7 +124,7 @@ RANGES = {
 PRESETS: dict[str, dict] = {}  # by environment; one setting serves all of them
 
 
-# --- same in: dpo_mamujoco, dpo_matrix, dpo_mpe, dpo_smac ---
+# --- same in: dpo_mamujoco, dpo_matrix, dpo_mpe, dpo_smac, ippo ---
 class StackedMLP(nn.Module):
     """One 3-layer perceptron per agent, none shared: weights (N, in, out), biases (N, 1, out)."""
 
@@ -180,7 +180,7 @@ class Agents(nn.Module):
         return group
 
 
-# --- same in: dpo_mamujoco, dpo_matrix, dpo_mpe, dpo_smac ---
+# --- same in: dpo_mamujoco, dpo_matrix, dpo_mpe, dpo_smac, ippo ---
 def exp_minus_linear(x: torch.Tensor) -> torch.Tensor:
     """exp(x) - 1 - x, never negative; near 0 its gradient, expm1(x), is exact where autograd's is noise."""
     at = x.detach()
@@ -188,7 +188,7 @@ def exp_minus_linear(x: torch.Tensor) -> torch.Tensor:
     return (slope - at).clamp(min=0.0) + slope * (x - at)
 
 
-# --- same in: dpo_matrix, dpo_mpe, dpo_smac ---
+# --- same in: dpo_matrix, dpo_mpe, dpo_smac, ippo ---
 def categorical_kl(old_logp: torch.Tensor, logp: torch.Tensor) -> torch.Tensor:
     """KL(pi_old || pi) of each state, (..., A) -> (...), never negative, so that its square root is safe.
 
@@ -260,7 +260,7 @@ def dpo_loss(agents, obs, old_logp, advantages, returns, weight, ent_coef):
     return loss, {name: x.detach() for name, x in parts.items()}
 
 
-# --- same in: dpo_mamujoco, dpo_matrix, dpo_mpe, dpo_smac ---
+# --- same in: dpo_mamujoco, dpo_matrix, dpo_mpe, dpo_smac, ippo, iql ---
 def clip_grad_norm_per_agent(network: nn.Module, max_norm: float) -> torch.Tensor:
     """Scales each agent's gradient to norm <= max_norm, in place; returns the norms before, (N,)."""
     grads = [p.grad for p in network.parameters()]
@@ -318,7 +318,7 @@ def update(agents, optimizer, batch, args, loss_fn=dpo_loss) -> dict[str, torch.
     return stats
 
 
-# --- same in: dpo_mamujoco, dpo_matrix, dpo_mpe, dpo_smac ---
+# --- same in: dpo_mamujoco, dpo_matrix, dpo_mpe, dpo_smac, ippo ---
 class Learner:
     """`update` for groups of agents, each on a thread of its own; on a GPU for all at once, as a CUDA graph.
 
@@ -442,10 +442,10 @@ def train(args: Args, envs, optimum: float, agents: Agents, state: dict) -> Path
         stats = learner.update(batch)
         unexplained = (returns - values).std((1, 2)) / (returns.std((1, 2)) + 1e-8)
         stats["losses/explained_variance"] = 1 - unexplained.square()
-        row = mean_over_agents(stats)
+        row = {name: float(x.mean()) for name, x in stats.items()}
         clock.lap("update")
 
-        # --- log; same in: dpo_mamujoco, dpo_matrix, dpo_mpe, dpo_smac ---
+        # --- log; same in: dpo_mamujoco, dpo_matrix, dpo_mpe, dpo_smac, ippo ---
         run.check_finite(global_step, row, agents, batch)
         run.log(global_step, row | mean_over_episodes(episodes, "charts/") | clock.row(T * E))
 
@@ -786,11 +786,6 @@ class Clock:
         """Environment steps per second, and the phases' shares of the time."""
         total = sum(self.seconds.values())
         return {"charts/SPS": steps / total} | {f"time/{name}": x / total for name, x in self.seconds.items()}
-
-
-def mean_over_agents(stats: dict[str, torch.Tensor]) -> dict[str, float]:
-    """Tensors (N,) to floats, all at once: on a GPU this is where the host waits."""
-    return dict(zip(stats, torch.stack([*stats.values()]).mean(1).tolist(), strict=True))
 
 
 def mean_over_episodes(episodes: list[dict[str, float]], prefix: str) -> dict[str, float]:

@@ -115,7 +115,7 @@ PRESETS = {
 }
 
 
-# --- same in: dpo_mamujoco, dpo_matrix, dpo_mpe, dpo_smac ---
+# --- same in: dpo_mamujoco, dpo_matrix, dpo_mpe, dpo_smac, ippo ---
 class StackedMLP(nn.Module):
     """One 3-layer perceptron per agent, none shared: weights (N, in, out), biases (N, 1, out)."""
 
@@ -172,13 +172,14 @@ class Agents(nn.Module):
         return group
 
 
+# --- same in: dpo_smac, ippo ---
 def masked_log_softmax(logits: torch.Tensor, action_mask: torch.Tensor) -> torch.Tensor:
     """log pi (..., A) of available actions; 0 at the others, whose probability and gradient are exactly 0."""
     logits = logits.masked_fill(~action_mask, -torch.inf)
     return F.log_softmax(logits, dim=-1).masked_fill(~action_mask, 0.0)
 
 
-# --- same in: dpo_mamujoco, dpo_matrix, dpo_mpe, dpo_smac ---
+# --- same in: dpo_mamujoco, dpo_matrix, dpo_mpe, dpo_smac, ippo ---
 def exp_minus_linear(x: torch.Tensor) -> torch.Tensor:
     """exp(x) - 1 - x, never negative; near 0 its gradient, expm1(x), is exact where autograd's is noise."""
     at = x.detach()
@@ -186,7 +187,7 @@ def exp_minus_linear(x: torch.Tensor) -> torch.Tensor:
     return (slope - at).clamp(min=0.0) + slope * (x - at)
 
 
-# --- same in: dpo_matrix, dpo_mpe, dpo_smac ---
+# --- same in: dpo_matrix, dpo_mpe, dpo_smac, ippo ---
 def categorical_kl(old_logp: torch.Tensor, logp: torch.Tensor) -> torch.Tensor:
     """KL(pi_old || pi) of each state, (..., A) -> (...), never negative, so that its square root is safe.
 
@@ -197,6 +198,7 @@ def categorical_kl(old_logp: torch.Tensor, logp: torch.Tensor) -> torch.Tensor:
     return (old_logp.exp() * exp_minus_linear(x)).sum(-1)
 
 
+# --- same in: dpo_smac, ippo ---
 def gae(rewards, values, next_value, final_values, terminations, truncations, alive, next_alive, gamma, lam):
     """Generalised advantage estimation: advantages, returns, and which samples to learn from, (N, T, E).
 
@@ -226,18 +228,21 @@ def gae(rewards, values, next_value, final_values, terminations, truncations, al
     return advantages, advantages + values, valid
 
 
+# --- same in: dpo_smac, ippo ---
 def deviation(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """Standard deviation over each agent's own samples: x, weight (N, T, E) -> (N, 1, 1)."""
     mean = (weight * x).sum((1, 2), keepdim=True)
     return (weight * (x - mean).square()).sum((1, 2), keepdim=True).sqrt()
 
 
+# --- same in: dpo_smac, ippo ---
 def standardize(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """x (N, T, E) to mean 0 and deviation 1 over each agent's own samples."""
     mean = (weight * x).sum((1, 2), keepdim=True)
     return (x - mean) / (deviation(x, weight) + 1e-8)
 
 
+# --- same in: dpo_smac, ippo ---
 def samples_first(batch: dict[str, torch.Tensor], valid: torch.Tensor) -> dict[str, torch.Tensor]:
     """Rows (N, rows, ...) of a batch (N, T, E, ...): each agent's samples first, then its dead rows.
 
@@ -274,7 +279,7 @@ def dpo_loss(agents, obs, action_mask, actions, old_logp, advantages, returns, w
     return loss, {name: x.detach() for name, x in parts.items()}
 
 
-# --- same in: dpo_mamujoco, dpo_matrix, dpo_mpe, dpo_smac ---
+# --- same in: dpo_mamujoco, dpo_matrix, dpo_mpe, dpo_smac, ippo, iql ---
 def clip_grad_norm_per_agent(network: nn.Module, max_norm: float) -> torch.Tensor:
     """Scales each agent's gradient to norm <= max_norm, in place; returns the norms before, (N,)."""
     grads = [p.grad for p in network.parameters()]
@@ -333,7 +338,7 @@ def update(agents, optimizer, batch, args, loss_fn=dpo_loss) -> dict[str, torch.
     return stats
 
 
-# --- same in: dpo_mamujoco, dpo_matrix, dpo_mpe, dpo_smac ---
+# --- same in: dpo_mamujoco, dpo_matrix, dpo_mpe, dpo_smac, ippo ---
 class Learner:
     """`update` for groups of agents, each on a thread of its own; on a GPU for all at once, as a CUDA graph.
 
@@ -426,7 +431,7 @@ def train(args: Args, envs, eval_envs, agents: Agents, state: dict) -> Path:
         }
 
     while True:
-        # --- evaluate and checkpoint; same in: dpo_mamujoco, dpo_mpe, dpo_smac ---
+        # --- evaluate and checkpoint; same in: dpo_mamujoco, dpo_mpe, dpo_smac, ippo, iql ---
         if global_step >= next_eval:
             next_eval += args.eval_every
             result = evaluate(agents, eval_envs, EVAL_EPISODES, [args.seed, 0, global_step])
@@ -475,14 +480,14 @@ def train(args: Args, envs, eval_envs, agents: Agents, state: dict) -> Path:
         batch |= dict(advantages=standardize(advantages, weight), returns=returns, weight=weight)
         batch = samples_first(batch, valid)
 
-        # --- update ---
+        # --- update; same in: dpo_smac, ippo ---
         stats = learner.update(batch)
         unexplained = deviation(returns - values, weight) / (deviation(returns, weight) + 1e-8)
         stats["losses/explained_variance"] = 1 - unexplained.square().flatten()
-        row = mean_over_agents(stats)
+        row = {name: float(x.mean()) for name, x in stats.items()}
         clock.lap("update")
 
-        # --- log; same in: dpo_mamujoco, dpo_matrix, dpo_mpe, dpo_smac ---
+        # --- log; same in: dpo_mamujoco, dpo_matrix, dpo_mpe, dpo_smac, ippo ---
         run.check_finite(global_step, row, agents, batch)
         run.log(global_step, row | mean_over_episodes(episodes, "charts/") | clock.row(T * E))
 
@@ -700,11 +705,6 @@ class Clock:
         """Environment steps per second, and the phases' shares of the time."""
         total = sum(self.seconds.values())
         return {"charts/SPS": steps / total} | {f"time/{name}": x / total for name, x in self.seconds.items()}
-
-
-def mean_over_agents(stats: dict[str, torch.Tensor]) -> dict[str, float]:
-    """Tensors (N,) to floats, all at once: on a GPU this is where the host waits."""
-    return dict(zip(stats, torch.stack([*stats.values()]).mean(1).tolist(), strict=True))
 
 
 def mean_over_episodes(episodes: list[dict[str, float]], prefix: str) -> dict[str, float]:
