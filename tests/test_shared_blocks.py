@@ -92,11 +92,11 @@ PHASE_MARK = next(line for line in TEXTS["dpo_mpe"].splitlines() if named(PHASE.
         ("run.checkpoint(global_step, snapshot)", "run.checkpoint(global_step, snapshot())"),
         ("os.fsync(file.fileno())", "pass"),
         (BLOCK_MARK, BLOCK_MARK.replace(", dpo_smac", "")),
-        (BLOCK_MARK, BLOCK_MARK.replace(" ---", ", another ---")),
+        (BLOCK_MARK, BLOCK_MARK.removesuffix(" ---") + ", another ---"),
         (BLOCK_MARK + "\n", ""),
         (BLOCK_MARK, BLOCK_MARK + "\n\n" + BLOCK_MARK),
         (PHASE_MARK, PHASE_MARK.partition(";")[0] + " ---"),
-        (PHASE_MARK, PHASE_MARK.replace(" ---", ", another ---")),
+        (PHASE_MARK, PHASE_MARK.removesuffix(" ---") + ", another ---"),
         (PLUMBING, "# Plumbing"),
     ],
 )
