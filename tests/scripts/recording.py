@@ -18,7 +18,7 @@ class Recording(TeamVectorEnv):
     """If `changed`, agent 1 sees something else; rewards and ends, the team's, are the same in both.
 
     kind: "choices" of A actions, "real" actions, a "table" of OBS states, or "battle": with deaths, actions
-    that are not available, and ends that come early, by termination and truncation. All end after LIMIT steps.
+    that are not available, and early ends, by termination and truncation. Others end after LIMIT steps.
     """
 
     env_id = backend = "recording"

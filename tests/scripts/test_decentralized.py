@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.scripts.recording import LIMIT, A, E, N, OBS, recording
+from tests.scripts.recording import LIMIT, OBS, A, E, N, recording
 from tests.scripts.running import load, undisturbed
 
 CASES = {

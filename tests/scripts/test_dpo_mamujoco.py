@@ -1,27 +1,21 @@
-"""dpo_mamujoco.py: Gaussian policies, padding, running statistics; whole runs.
+"""dpo_mamujoco.py: Gaussian policies, padding, running statistics.
 
-What the scripts share letter for letter is tested in tests/test_dpo_smac.py and tests/test_dpo_mpe.py.
+What the scripts share letter for letter is tested in test_dpo_smac.py and test_dpo_mpe.py; what holds for all
+scripts, in test_runs.py.
 """
 
 from __future__ import annotations
-
-import csv
-import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from torch.distributions import Independent, Normal, kl_divergence
 
 import dpo_mamujoco as dpo
+from tests.scripts.running import finished, load, only, refused, rejected, rows
 
 OBS, ROWS, ACT_DIMS = 6, 600, (3, 1, 2)  # rows: more than a chunk; agents with unequal actions
 N, D = len(ACT_DIMS), max(ACT_DIMS)
-TINY = ["--task=Hopper-3x1", "--num-envs=4", "--num-steps=16", "--total-timesteps=512", "--update-epochs=3"]
-TINY += ["--eval-every=256", "--checkpoint-every=64"]
-CLOCK = {"charts/SPS", "time/env", "time/act", "time/update"}  # the columns that a run need not repeat
+CONTINUOUS = 'env_kwargs={"continuous_actions": true}'
 
 
 def make_agents(act_dims: tuple[int, ...] = ACT_DIMS) -> dpo.Agents:
@@ -29,7 +23,8 @@ def make_agents(act_dims: tuple[int, ...] = ACT_DIMS) -> dpo.Agents:
     agents = dpo.Agents(OBS, act_dims)
     for parameter in agents.parameters():
         parameter.data += 0.05 * torch.randn_like(parameter)
-    agents.betas += torch.tensor([[0.03], [0.02]])
+    agents.beta1 += 0.03
+    agents.beta2 += 0.02
     return agents
 
 
@@ -42,18 +37,19 @@ def make_batch(agents: dpo.Agents, seed: int = 0) -> dict[str, torch.Tensor]:
         old_log_std = agents.actor.log_std + 0.05 * torch.randn(N, 1, D, generator=random)
         actions = old_mean + noise * old_log_std.exp()
         z = (actions - old_mean) / old_log_std.exp()
-        old_logprob = -((0.5 * z.square() + old_log_std) * agents.act_mask).sum(-1)
+        logprobs = -((0.5 * z.square() + old_log_std) * agents.act_mask).sum(-1)
     advantages, returns = torch.randn(2, N, ROWS, generator=random)
     batch = dict(obs=obs, actions=actions, old_mean=old_mean, old_log_std=old_log_std.expand(-1, ROWS, -1))
-    batch |= dict(old_logprob=old_logprob, advantages=advantages, returns=returns)
+    batch |= dict(logprobs=logprobs, advantages=advantages, returns=returns)
     return batch | dict(weight=torch.full((N, ROWS), 1 / ROWS))
 
 
-def learned(agents: dpo.Agents, batch: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+def learned(agents: dpo.Agents, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Parameters, betas and statistics, agents first, after an update."""
     optimizer = torch.optim.Adam(agents.parameters(), 1e-3)
-    stats = dpo.update(agents, optimizer, batch, dpo.Args(update_epochs=3), N)
-    return [*(parameter.data for parameter in agents.parameters()), agents.betas.T, stats.T]
+    stats = dpo.update(agents, optimizer, batch, dpo.Args(update_epochs=3))
+    kept = {name: x for name, x in agents.state_dict().items() if "norm" not in name}
+    return {name: x.clone() for name, x in (stats | kept).items()}
 
 
 @pytest.mark.parametrize("size", [0.0, 1e-6, 1e-3, 0.1, 1.0])
@@ -93,8 +89,8 @@ def test_padding_of_actions_changes_nothing():
         for name in ("actions", "old_mean", "old_log_std"):
             batch[name] = batch[name].clone()
             batch[name][i, :, dim:] += 3.0
-    for one, other in zip(before, learned(make_agents(), batch), strict=True):
-        assert torch.equal(one, other)
+    after = learned(make_agents(), batch)
+    assert all(torch.equal(x, after[name]) for name, x in before.items())
     for i, dim in enumerate(ACT_DIMS):
         begun, now = make_agents().actor.log_std[i, 0], trained.actor.log_std[i, 0]
         assert torch.equal(begun[dim:], now[dim:]) and not torch.equal(begun[:dim], now[:dim])
@@ -105,9 +101,9 @@ def test_agent_update_ignores_other_agents():
     batch, other = make_batch(make_agents(), 0), make_batch(make_agents(), 1)
     perturbed = {name: torch.cat([x[:1], other[name][1:2], x[2:]]) for name, x in batch.items()}
     ours, theirs = learned(make_agents(), batch), learned(make_agents(), perturbed)
-    for before, after in zip(ours, theirs, strict=True):
-        assert torch.equal(before[[0, 2]], after[[0, 2]])
-    assert not torch.equal(ours[0][1], theirs[0][1])
+    for name, x in ours.items():
+        assert torch.equal(x[[0, 2]], theirs[name][[0, 2]]), name
+    assert not torch.equal(ours["actor.weights.0"][1], theirs["actor.weights.0"][1])
 
 
 def test_running_statistics_are_those_of_all_samples():
@@ -125,87 +121,66 @@ def test_new_statistics_of_returns_leave_values_as_they_are():
     """Else every batch would begin with critics that are wrong by the change of scale."""
     agents = make_agents()
     obs = torch.randn(N, 30, OBS)
-    before = agents.in_reward_units(agents.value(obs))
+    before = agents.value(obs)
     scaled = agents.rescale(torch.randn(N, 100, 5) * 40 + 300)
-    assert (
-        scaled.shape == (N, 100, 5)
-        and scaled.mean().abs() < 1e-3
-        and (scaled.std((1, 2)) - 1).abs().max() < 1e-2
-    )
-    torch.testing.assert_close(agents.in_reward_units(agents.value(obs)), before, atol=1e-3, rtol=1e-4)
+    assert scaled.shape == (N, 100, 5) and scaled.mean().abs() < 1e-3
+    assert (scaled.std((1, 2)) - 1).abs().max() < 1e-2
+    torch.testing.assert_close(agents.value(obs), before, atol=1e-3, rtol=1e-4)
     assert (agents.return_norm.mean > 290).all()
 
 
-# --- whole runs -------------------------------------------------------------------------------------------
+# Whole runs; what holds for all scripts is in test_runs.py.
 
 
-def run(directory: Path, *flags: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, dpo.__file__, f"--runs-dir={directory}", *flags]
-    return subprocess.run(command, capture_output=True, text=True)
+HOPPER = ["--task=Hopper-3x1", "--num-envs=4"]
 
 
-def only(runs: Path) -> Path:
-    (directory,) = runs.iterdir()
-    return directory
-
-
-def rows(directory: Path) -> list[dict[str, str]]:
-    with open(directory / "metrics.csv", newline="") as file:
-        return [{k: v for k, v in row.items() if k not in CLOCK} for row in csv.DictReader(file)]
-
-
-@pytest.fixture(scope="module")
-def reference(tmp_path_factory) -> Path:
-    runs = tmp_path_factory.mktemp("runs")
-    result = run(runs, *TINY)
-    assert result.returncode == 0, result.stderr
-    return only(runs)
-
-
-def test_shorter_run_resumes_to_the_longer_one_bit_for_bit(reference, tmp_path):
-    """Running statistics, returns under way and random streams are in the checkpoint, too."""
-    short = [flag for flag in TINY if "total" not in flag]
-    assert run(tmp_path, *short, "--total-timesteps=256").returncode == 0
-    assert run(tmp_path, f"--resume={only(tmp_path)}", "--total-timesteps=512").returncode == 0
-    assert rows(only(tmp_path)) == rows(reference)
-    ours, theirs = (
-        torch.load(path / "checkpoint.pt", weights_only=True)["agents"]
-        for path in (only(tmp_path), reference)
-    )
-    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
-    assert float(theirs["obs_norm.count"]) == 512
-
-
-def test_saved_run_evaluates_to_the_numbers_of_its_end(reference):
-    """A checkpoint without its statistics of observations would evaluate badly."""
-    result = run(reference.parent, "--eval-only", f"--checkpoint={reference}", TINY[0])
-    assert result.returncode == 0, result.stderr
-    assert json.loads((reference / "done").read_text()) == json.loads(
-        result.stdout[result.stdout.index("{") :]
-    )
+def test_statistics_of_observations_count_every_step_once(tmp_path):
+    """Also in a run that went on: counted twice, early observations would weigh more for ever."""
+    tiny = [*HOPPER, "--num-steps=16", "--update-epochs=1", "--total-timesteps=128", f"--runs-dir={tmp_path}"]
+    finished("dpo_mamujoco", *tiny, EVAL_EPISODES=1)
+    finished("dpo_mamujoco", f"--resume={only(tmp_path)}", "--total-timesteps=256", EVAL_EPISODES=1)
+    agents = load(only(tmp_path))["agents"]
+    assert float(agents["obs_norm.count"]) == float(agents["return_norm.count"]) == 256
 
 
 @pytest.mark.parametrize(
     ("flags", "sentence"),
     [
         (["--task=Hoper-3x1"], "Hopper-3x1"),
-        (["--obs=all"], "khop"),
-        (["--agent-obsk=-1"], "agent_obsk"),
-        (["--checkpoint=x"], "--eval-only"),
+        (["--env-options=obs=all"], "khop"),
+        (["--env-options=agent_obsk=-1"], "agent_obsk"),
+        (["--env-options=agent_obs=1"], "did you mean 'agent_obsk'"),
+        (["--task=pettingzoo:mpe2.simple_spread_v3"], "use dpo_smac.py"),
     ],
 )
-def test_what_cannot_be_done_is_refused_with_a_sentence(tmp_path, monkeypatch, flags, sentence):
+def test_what_cannot_be_done_is_refused_with_a_sentence(tmp_path, flags, sentence):
     """Bad input costs a user one line to read, and makes no run directory."""
-    monkeypatch.setattr(sys, "argv", ["dpo_mamujoco.py", f"--runs-dir={tmp_path / 'runs'}", *flags])
-    with pytest.raises(SystemExit) as refusal:
-        dpo.main()
-    assert sentence in str(refusal.value) and "\n" not in str(refusal.value)
+    assert sentence in refused("dpo_mamujoco", f"--runs-dir={tmp_path / 'runs'}", *flags)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_flags_of_its_own_are_rejected_where_they_make_no_sense(tmp_path):
+    """A deviation of exp(99) never reaches the physics."""
+    said = rejected("dpo_mamujoco", f"--runs-dir={tmp_path / 'runs'}", "--log-std-init=99")
+    assert "--log-std-init must be between -20 and 20, got 99.0" in said
     assert not (tmp_path / "runs").exists()
 
 
 def test_falls_do_not_make_the_values_grow(tmp_path):
     """Final values of old rollouts were once rescaled with every update, until they were infinite."""
-    flags = "--task=Hopper-3x1", "--num-envs=4", "--num-steps=32", "--update-epochs=1", "--eval-every=100000"
-    result = run(tmp_path, *flags, "--total-timesteps=10240")
-    assert result.returncode == 0, result.stderr
+    flags = [*HOPPER, "--num-steps=32", "--update-epochs=1", "--eval-every=100000", f"--runs-dir={tmp_path}"]
+    finished("dpo_mamujoco", *flags, "--total-timesteps=10240", EVAL_EPISODES=1)
     assert max(float(row["losses/value_loss"] or 0) for row in rows(only(tmp_path))) < 100
+
+
+def test_continuous_pettingzoo_environments_are_learned_too(tmp_path):
+    """Any ParallelEnv with real actions and a shared reward is a --task, under its own name."""
+    flags = ["--task=pettingzoo:mpe2.simple_spread_v3", "--env-options", "reward=mean", CONTINUOUS]
+    flags += ["--num-envs=2", "--num-steps=30", "--total-timesteps=120", f"--runs-dir={tmp_path}"]
+    finished("dpo_mamujoco", *flags, EVAL_EPISODES=2)
+    assert only(tmp_path).name.startswith("pettingzoo-mpe2.simple_spread_v3__dpo_mamujoco__1__")
+    learned = {
+        name: x for name, x in rows(only(tmp_path))[-1].items() if name.startswith(("losses/", "dpo/"))
+    }
+    assert all(torch.tensor(float(x)).isfinite() for x in learned.values())
