@@ -141,13 +141,13 @@ class AgentsFirst(TeamWrapper):
         They are those last returned where the environment is `restorable`, else those of new episodes.
         ValueError if the state does not fit.
         """
-        # First of all, so that an environment that begins anew has begun, and keeps what is returned here.
-        obs, infos = self.env.reset()
         arrays = {name: tensor.numpy() for name, tensor in state.items()}
         saved = {name.removeprefix("next_"): arrays.pop(name) for name in state if name.startswith("next_")}
-        self.env.set_state(arrays)
         if not self.restorable:
-            return self._return(obs, infos)
+            self.env.set_state(arrays)  # before the reset: it is its new episodes that are to be played
+            return self.reset()
+        obs, infos = self.env.reset()  # for its form alone
+        self.env.set_state(arrays)
         for name, array in {"obs": obs, **{key: infos[key] for key in ("action_mask", "alive")}}.items():
             if name not in saved or (saved[name].shape, saved[name].dtype) != (array.shape, array.dtype):
                 raise ValueError(
