@@ -93,7 +93,7 @@ def act(env, infos, generator):
 
 
 def same(tensor, array):
-    expected = torch.from_numpy(np.array(array))
+    expected = array if torch.is_tensor(array) else torch.from_numpy(array)
     return tensor.dtype == expected.dtype and torch.equal(tensor, expected)
 
 
@@ -134,6 +134,30 @@ def test_tensors_are_the_environments_arrays_agents_first(game):
     assert ends and (deaths or game in ("mpe", "tables", "matrix", "mamujoco", "pettingzoo, real"))
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("game", ["smac", "mamujoco"])
+def test_a_gpu_gets_the_same_tensors(game):
+    """Else copies that are not waited for arrive too late, or a run depends on its device."""
+    host, env = AgentsFirst(GAMES[game](3, 6)), AgentsFirst(GAMES[game](3, 6), "cuda")
+    generator = torch.Generator().manual_seed(0)
+    expected, told = host.reset()
+    obs, infos = env.reset()
+    for _ in range(40):
+        assert obs.is_cuda and torch.equal(obs.cpu(), expected) and infos["episodes"] == told["episodes"]
+        tensors = {name: tensor for name, tensor in told.items() if torch.is_tensor(tensor)}
+        assert all(torch.equal(infos[name].cpu(), tensor) for name, tensor in tensors.items())
+        assert infos.keys() == told.keys()
+        actions = act(host, told, generator)
+        expected, *wanted, told = host.step(actions)
+        obs, *paid, infos = env.step(actions.cuda())
+        assert all(
+            tensor.is_cuda and torch.equal(tensor.cpu(), w) for tensor, w in zip(paid, wanted, strict=True)
+        )
+    assert all(
+        torch.equal(a, b) for a, b in zip(host.get_state().values(), env.get_state().values(), strict=True)
+    )
+
+
 def saved_and_loaded(state):
     """What a checkpoint makes of a state; loading it executes nothing."""
     buffer = io.BytesIO()
@@ -164,11 +188,13 @@ def test_a_checkpoint_goes_on_exactly(game):
     _, obs, infos = played(env, infos, 30, seed=0)
     state = env.get_state()
     kept = {name: tensor.clone() for name, tensor in state.items()}
+    assert same(obs.transpose(0, 1), state["next_obs"])
     assert all(tensor.device.type == "cpu" for tensor in state.values())
     ahead, *_ = played(env, infos, 40, seed=1)
-    assert all(torch.equal(state[name], kept[name]) for name in kept)  # steps do not write into it
+    obs.zero_()
+    assert all(torch.equal(state[name], kept[name]) for name in kept)  # nothing later writes into it
     returned, about = other.set_state(saved_and_loaded(state))
-    assert torch.equal(returned, obs) and returned.dtype == obs.dtype
+    assert same(returned.transpose(0, 1), state["next_obs"])
     assert all(torch.equal(about[name], infos[name]) for name in ("action_mask", "alive"))
     assert about["episodes"] == [] and "final_obs" not in about
     again = other.get_state()
