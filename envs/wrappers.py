@@ -77,12 +77,13 @@ class AgentsFirst(TeamWrapper):
     and, where environments have `wins`, "win_rate", 0.0 or 1.0; episodes that the real game dropped are left
     out. Other infos are the environment's.
 
-    On the CPU tensors share the environment's arrays; on a GPU nothing is waited for.
+    On the CPU tensors share the environment's arrays; on a GPU no copy to it is waited for.
     """
 
     def __init__(self, env: Any, device: str | torch.device = "cpu") -> None:
         super().__init__(env)
         self.device = torch.device(device)
+        self.discrete, self.wins = env.discrete, env.wins  # looked up at every step
         self._last: dict[str, np.ndarray] = {}  # what was returned last, as the environment has it
 
     def _tensor(self, array: np.ndarray) -> torch.Tensor:
@@ -106,7 +107,7 @@ class AgentsFirst(TeamWrapper):
 
     def _episodes(self, infos: dict[str, Any]) -> list[dict[str, Any]]:
         """The statistics of each episode that ended."""
-        episodes = []
+        episodes: list[dict[str, Any]] = []
         for e in infos["_episode"].nonzero()[0].tolist():
             returned, length = (float(infos["episode"][name][e]) for name in "rl")
             episodes.append({"env": e, "episodic_return": returned, "episodic_length": length})
