@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from gymnasium.vector.utils import batch_space
 
-from envs.base import Step
+from envs.base import BrokenEnvironment, Step
 
 
 class TeamWrapper(gym.vector.VectorWrapper):
@@ -140,8 +140,14 @@ class AgentsFirst(TeamWrapper):
         """Goes on from a `get_state()`; returns, like `reset`, obs and infos to go on from.
 
         They are those last returned where the environment is `restorable`, else those of new episodes.
-        ValueError if the state does not fit.
+        BrokenEnvironment if the state does not fit.
         """
+        try:
+            return self._set_state(state)
+        except ValueError as error:
+            raise BrokenEnvironment(f"The saved environments cannot be resumed. {error}") from error
+
+    def _set_state(self, state: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, Any]]:
         arrays = {name: tensor.numpy() for name, tensor in state.items()}
         saved = {name.removeprefix("next_"): arrays.pop(name) for name in state if name.startswith("next_")}
         if not self.restorable:
