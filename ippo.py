@@ -436,7 +436,7 @@ def update(agents, optimizer, batch, args, loss_fn=ippo_loss) -> dict[str, torch
     chunks = [{name: x[:, i : i + size] for name, x in batch.items()} for i in range(0, rows, size)]
     # Chunks without samples add nothing. All have one length, or one agent's death would change how others'
     # sums are rounded. A GPU would have to be waited for to know.
-    chunks = [chunk for chunk in chunks if cuda or chunk["weight"].any()]
+    chunks = [chunk for chunk in chunks if cuda or chunk["weight"].any()] or chunks[:1]
     with torch.no_grad():
         old_policies = [agents.policy(chunk.pop("outputs"), chunk["action_mask"]) for chunk in chunks]
     for _ in range(args.update_epochs):
