@@ -45,13 +45,13 @@ from envs.matrix.exact import evaluate_exactly
 SCRIPT = Path(__file__).stem
 EXIT_REQUEUE = 75  # EX_TEMPFAIL: a signal stopped the run, its checkpoint is on disk, --resume goes on
 ITERATIONS = 100  # of the exact iteration
-CHUNK = 512  # rows of 8 agents or more whose activations stay in the cache of one core
+CHUNK = 512  # rows of a batch, of 8 agents, whose activations stay in the cache of one core
 COLUMNS = """
 global_step eval/episodic_return eval/greedy_return eval/optimum
 charts/episodic_return charts/episodic_length charts/SPS time/env time/act time/update
 losses/policy_loss losses/value_loss losses/entropy losses/grad_norm losses/explained_variance
 dpo/kl dpo/sqrt_kl dpo/beta1 dpo/beta2 dpo/below_band dpo/above_band
-""".split()  # noqa: SIM905
+""".split()  # noqa: SIM905 (of metrics.csv, whose rows may leave some out)
 
 
 @dataclass
@@ -74,7 +74,7 @@ class Args:
     d_target: float = 0.01  # KL per update that eq. (21) steers each agent to
     delta: float = 1.5  # eq. (21): the betas change where KL leaves [d_target / delta, d_target * delta]
     omega: float = 2.0  # eq. (21): the factor by which they change
-    beta_init: float = 0.01  # initial beta1 and beta2
+    beta_init: float = 0.01  # initial beta1 and beta2 (themselves, not N times)
     # Floor of N * beta; without one the betas vanish late in training, and the trust region with them.
     beta_min: float = 0.05
     beta_max: float = 1000.0  # ceiling of N * beta (N times: the surrogate of eq. (20) has weight 1/N)
@@ -143,14 +143,13 @@ class StackedMLP(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(N, batch, in) -> (N, batch, out); agent i's output depends on x[i] and its own parameters only."""
         for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
-            if layer > 0 and self.layer_norm:
-                x = F.layer_norm(x, x.shape[-1:])
-            if layer > 0:
-                x = x.relu_()
             if weight.shape[-1] > 1:
                 x = torch.baddbmm(bias, x, weight)
             else:  # matrix products are slow where they have a single column
                 x = (x * weight.mT).sum(-1, keepdim=True) + bias
+            if layer < 2:
+                x = F.layer_norm(x, x.shape[-1:]) if self.layer_norm else x
+                x = x.relu_()
         return x
 
 
@@ -160,7 +159,7 @@ class Agents(nn.Module):
 
     def __init__(self, num_agents: int, obs_dim: int, num_actions: int):
         super().__init__()
-        self.num_agents = num_agents
+        self.team_size = num_agents  # N of eq. (20), in a `group` of them as well
         self.actor = StackedMLP(num_agents, obs_dim, num_actions, head_gain=0.01, layer_norm=False)
         self.critic = StackedMLP(num_agents, obs_dim, 1, head_gain=1.0, layer_norm=False)
         self.register_buffer("beta1", torch.zeros(num_agents))
@@ -175,7 +174,8 @@ class Agents(nn.Module):
         group = copy.deepcopy(self)
         for mine, whole in zip(group.parameters(), self.parameters(), strict=True):
             mine.data = whole.data[part]
-        group.beta1 = self.beta1.data[part]  # .data: a version counter of its own, for autograd in threads
+        # .data: or else autograd, in threads, would see the groups change one tensor.
+        group.beta1 = self.beta1.data[part]
         group.beta2 = self.beta2.data[part]
         return group
 
@@ -185,7 +185,7 @@ def exp_minus_linear(x: torch.Tensor) -> torch.Tensor:
     """exp(x) - 1 - x, never negative; near 0 its gradient, expm1(x), is exact where autograd's is noise."""
     at = x.detach()
     slope = torch.expm1(at)
-    return (slope - at).clamp(min=0.0) + slope * (x - at)
+    return (slope - at).clamp(min=0.0) + slope * (x - at)  # the last term is 0, and carries the gradient
 
 
 # --- same in: dpo_matrix, dpo_mpe, dpo_smac, ippo ---
@@ -200,16 +200,16 @@ def categorical_kl(old_logp: torch.Tensor, logp: torch.Tensor) -> torch.Tensor:
 
 
 # --- same in: dpo_mamujoco, dpo_matrix, dpo_mpe ---
-def gae(rewards, values, next_value, final_values, terminations, truncations, gamma, lam):
+def gae(rewards, values, final_values, terminations, truncations, gamma, lam):
     """Generalised advantage estimation: advantages and returns, (N, T, E).
 
-    rewards, terminations, truncations: (T, E), the team's. values, final_values: (N, T, E), per agent;
-    final_values is V of the observation before autoreset, used where an episode was truncated. next_value:
-    (N, E), after the last step.
+    rewards, terminations, truncations: (T, E), the team's. values: (N, T + 1, E), V of the observations
+    before each step and after the last. final_values: (N, T, E), V of the observation before autoreset, where
+    an episode was truncated.
     """
-    advantages = torch.zeros_like(values)
-    advantage = torch.zeros_like(next_value)
-    following = next_value
+    advantages = torch.zeros_like(values[:, 1:])
+    advantage = advantages[:, 0]
+    following = values[:, -1]  # what an agent may expect after step t
     for t in reversed(range(len(rewards))):
         done = terminations[t] | truncations[t]
         following = torch.where(done, final_values[:, t] * ~terminations[t], following)
@@ -217,7 +217,7 @@ def gae(rewards, values, next_value, final_values, terminations, truncations, ga
         advantage = earned - values[:, t] + gamma * lam * advantage * ~done
         advantages[:, t] = advantage
         following = values[:, t]
-    return advantages, advantages + values
+    return advantages, advantages + values[:, :-1]
 
 
 # --- same in: dpo_mamujoco, dpo_matrix, dpo_mpe ---
@@ -242,25 +242,26 @@ def tabulate(obs, actions, advantages, returns, num_actions: int) -> dict[str, t
 
 
 def dpo_loss(agents, obs, old_logp, advantages, returns, weight, ent_coef):
-    """Loss of a table of `tabulate`, summed over agents (whose parameters are disjoint); its parts, (N,)."""
+    """Loss of a table of `tabulate`, summed over agents (whose parameters are disjoint); its parts, (N,).
+
+    Per agent, eq. (20) is E[ratio A] / N - beta1 E[sqrt KL] - beta2 E[KL], and eq. (8) E[(V - return)^2].
+    """
     logp = F.log_softmax(agents.actor(obs), dim=-1)
     surrogate = (advantages * (logp - old_logp).exp()).sum((1, 2))
     entropy = -(weight * (logp.exp() * logp).sum(-1)).sum(1)
     kl_s = categorical_kl(old_logp, logp)
-    sqrt_kl = (weight * (kl_s + 1e-12).sqrt()).sum(1)
+    sqrt_kl = (weight * (kl_s + 1e-12).sqrt()).sum(1)  # at KL = 0 the root alone has no gradient
     kl = (weight * kl_s).sum(1)
-    N = agents.num_agents
-    # eq. (20), and an entropy bonus beside the surrogate
-    objective = (surrogate + ent_coef * entropy) / N - agents.beta1 * sqrt_kl - agents.beta2 * kl
+    # N times eq. (20) has the same maximiser, and leaves Adam's eps and the clip at the scale of IPPO's.
+    objective = surrogate - agents.team_size * (agents.beta1 * sqrt_kl + agents.beta2 * kl)
     # eq. (8), less the spread of the returns within a state, which no critic can do anything about
     v_loss = (weight * (agents.value(obs) - returns).square()).sum(1)
-    # N times eq. (20) has the same maximiser, and leaves Adam's eps and the clip at the scale of IPPO's.
-    loss = (v_loss - N * objective).sum()
+    loss = (v_loss - objective - ent_coef * entropy).sum()
     parts = {"losses/policy_loss": -surrogate, "losses/value_loss": v_loss, "losses/entropy": entropy}
     return loss, {name: x.detach() for name, x in parts.items()}
 
 
-# --- same in: dpo_mamujoco, dpo_matrix, dpo_mpe, dpo_smac, ippo, iql ---
+# --- same in: dpo_mamujoco, dpo_matrix, dpo_mpe, dpo_smac, ippo ---
 def clip_grad_norm_per_agent(network: nn.Module, max_norm: float) -> torch.Tensor:
     """Scales each agent's gradient to norm <= max_norm, in place; returns the norms before, (N,)."""
     grads = [p.grad for p in network.parameters()]
@@ -271,12 +272,15 @@ def clip_grad_norm_per_agent(network: nn.Module, max_norm: float) -> torch.Tenso
 
 
 # --- same in: dpo_mamujoco, dpo_matrix, dpo_mpe, dpo_smac ---
-def adapt_beta(beta: torch.Tensor, kl: torch.Tensor, args: Args, num_agents: int) -> torch.Tensor:
-    """eq. (21), per agent: beta (n,) times omega where kl (n,) is above the band, divided where below."""
+def adapt_beta(beta: torch.Tensor, kl: torch.Tensor, args: Args, team_size: int) -> torch.Tensor:
+    """eq. (21), per agent: beta (n,) times omega where kl (n,) is above the band, divided where below.
+
+    The same KL moves both coefficients, so that beta1 = beta2 unless one is left out.
+    """
     above = kl > args.d_target * args.delta
     below = kl < args.d_target / args.delta
     beta = beta * torch.where(above, args.omega, torch.where(below, 1 / args.omega, 1.0))
-    return beta.clamp(args.beta_min / num_agents, args.beta_max / num_agents)
+    return beta.clamp(args.beta_min / team_size, args.beta_max / team_size)
 
 
 # --- same in: dpo_matrix, dpo_mpe ---
@@ -287,7 +291,7 @@ def update(agents, optimizer, batch, args, loss_fn=dpo_loss) -> dict[str, torch.
     Returns what is logged of it, (n,) each: losses of the last epoch, KL of the new policy against the old.
     """
     n, rows = batch["weight"].shape
-    size = rows if batch["obs"].is_cuda else CHUNK * max(1, 8 // n)  # fewer agents, longer chunks
+    size = rows if batch["obs"].is_cuda else CHUNK * max(1, 8 // n)
     chunks = [{name: x[:, i : i + size] for name, x in batch.items()} for i in range(0, rows, size)]
     for _ in range(args.update_epochs):
         optimizer.zero_grad()
@@ -309,9 +313,9 @@ def update(agents, optimizer, batch, args, loss_fn=dpo_loss) -> dict[str, torch.
             kl_s = categorical_kl(chunk["old_logp"], F.log_softmax(agents.actor(chunk["obs"]), dim=-1))
             kl += (chunk["weight"] * kl_s).sum(1)
             sqrt_kl += (chunk["weight"] * kl_s.sqrt()).sum(1)
-    for beta, wanted in ((agents.beta1, args.sqrt_kl_term), (agents.beta2, args.kl_term)):
-        if wanted:
-            beta.copy_(adapt_beta(beta, kl, args, agents.num_agents))
+    for beta, used in ((agents.beta1, args.sqrt_kl_term), (agents.beta2, args.kl_term)):
+        if used:
+            beta.copy_(adapt_beta(beta, kl, args, agents.team_size))
     stats |= {"dpo/kl": kl, "dpo/sqrt_kl": sqrt_kl, "dpo/beta1": agents.beta1, "dpo/beta2": agents.beta2}
     stats["dpo/below_band"] = (kl < args.d_target / args.delta).float()
     stats["dpo/above_band"] = (kl > args.d_target * args.delta).float()
@@ -320,7 +324,7 @@ def update(agents, optimizer, batch, args, loss_fn=dpo_loss) -> dict[str, torch.
 
 # --- same in: dpo_mamujoco, dpo_matrix, dpo_mpe, dpo_smac, ippo ---
 class Learner:
-    """`update` for groups of agents, each on a thread of its own; on a GPU for all at once, as a CUDA graph.
+    """Runs `update` for groups of agents, each on a thread of its own; on a GPU for all, as a CUDA graph.
 
     Agents share nothing, so a group is a learner by itself, and threads need no synchronisation.
     """
@@ -329,27 +333,28 @@ class Learner:
         cuda = args.device == "cuda"
         if getattr(args, "compile", False):  # on a CPU into C++, which runs without Python's lock
             loss_fn = torch.compile(loss_fn, options={} if cuda else {"cpp_wrapper": True})
-        count = 1 if cuda else min(args.torch_threads, agents.num_agents)
-        bounds = np.linspace(0, agents.num_agents, count + 1).astype(int).tolist()
+        count = 1 if cuda else min(args.torch_threads, agents.team_size)
+        bounds = np.linspace(0, agents.team_size, count + 1).astype(int).tolist()
         self.groups = [slice(first, last) for first, last in itertools.pairwise(bounds)]
         self.optimizers = []
         self.updates = []
-        for part in self.groups:
-            group = agents.group(part)
+        for group in self.groups:
+            members = agents.group(group)
             settings = dict(lr=args.learning_rate, eps=1e-5, fused=True, capturable=cuda)
-            optimizer = torch.optim.Adam(group.parameters(), **settings)
-            learn = functools.partial(update, group, optimizer, args=args, loss_fn=loss_fn)
+            optimizer = torch.optim.Adam(members.parameters(), **settings)
+            group_update = functools.partial(update, members, optimizer, args=args, loss_fn=loss_fn)
             self.optimizers.append(optimizer)
-            self.updates.append(CudaGraph(learn) if cuda else learn)
-        for optimizer, state in zip(self.optimizers, saved or [], strict=saved is not None):
-            optimizer.load_state_dict(state)
+            self.updates.append(CudaGraph(group_update) if cuda else group_update)
+        if saved:
+            for optimizer, state in zip(self.optimizers, saved, strict=True):
+                optimizer.load_state_dict(state)
         self.pool = ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,))
 
-    def update(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """`update` on a batch of all agents; what it returns, (N,) each."""
-        parts = [{name: x[part] for name, x in batch.items()} for part in self.groups]
-        stats = list(self.pool.map(operator.call, self.updates, parts))
-        return {name: torch.cat([group[name] for group in stats]) for name in stats[0]}
+    def learn(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """`update` of every group with its part of a batch (N, rows, ...); what it returns, (N,) each."""
+        batches = [{name: x[group] for name, x in batch.items()} for group in self.groups]
+        stats = list(self.pool.map(operator.call, self.updates, batches))
+        return {name: torch.cat([own[name] for own in stats]) for name in stats[0]}
 
 
 @torch.no_grad()
@@ -366,12 +371,13 @@ def evaluate(agents, envs, optimum: float) -> dict[str, float]:
 
 
 def train(args: Args, envs, optimum: float, agents: Agents, state: dict) -> Path:
-    """Rollout, advantages, update, over and over. `agents` end with the last parameters; the directory."""
+    """Rollout, advantages, update, over and over; the run directory. The last parameters stay in `agents`."""
     N, T, E = envs.num_agents, envs.episode_limit, args.num_envs
     zeros = functools.partial(torch.zeros, device=args.device)
     states = torch.eye(envs.num_states, device=args.device).expand(N, -1, -1)
     obs = zeros(N, T, E, envs.num_states)
     actions = zeros(N, T, E, dtype=torch.int64)
+    values = zeros(N, T + 1, E)
     final_values = zeros(N, T, E)
     rewards = zeros(T, E)
     terminations, truncations = zeros(2, T, E, dtype=torch.bool)
@@ -379,11 +385,10 @@ def train(args: Args, envs, optimum: float, agents: Agents, state: dict) -> Path
     learner = Learner(agents, args, dpo_loss, state.get("optimizers"))
     generator = torch.Generator(args.device).manual_seed(args.seed + 2**32)  # not the parameters' stream
     global_step, next_eval = 0, 0
-    next_obs, _ = envs.reset()
     if state:
         global_step, next_eval = state["counters"]
         generator.set_state(state["generator"])
-        next_obs, _ = envs.set_state(state["envs"])
+    next_obs, _ = envs.set_state(state["envs"]) if state else envs.reset()
     run = Run(args, envs, state)
 
     def snapshot() -> dict:
@@ -415,7 +420,7 @@ def train(args: Args, envs, optimum: float, agents: Agents, state: dict) -> Path
             for step in range(T):
                 obs[:, step] = next_obs
                 logp = next_obs @ old_logp
-                # Gumbel-max sampling: its draws have a fixed shape, so no agent's depend on another's policy.
+                # Gumbel-max sampling, argmax(log pi + noise): noise of one shape keeps agents' draws apart.
                 noise = torch.empty_like(logp).exponential_(generator=generator)
                 action = (logp - noise.log()).argmax(-1)
                 actions[:, step] = action
@@ -423,24 +428,22 @@ def train(args: Args, envs, optimum: float, agents: Agents, state: dict) -> Path
                 next_obs, rewards[step], terminations[step], truncations[step], infos = envs.step(action)
                 clock.lap("env")
                 episodes += infos["episodes"]
-                if infos["_final_obs"].any():
+                if "final_obs" in infos:
                     final_values[:, step] = (infos["final_obs"] @ value).squeeze(-1)
-            values = (obs.flatten(1, 2) @ value).view(N, T, E)
-            next_value = (next_obs @ value).squeeze(-1)
+            values[:, :T] = (obs.flatten(1, 2) @ value).view(N, T, E)
+            values[:, T] = (next_obs @ value).squeeze(-1)
         global_step += T * E
 
         # --- advantages ---
         ends = (terminations, truncations)
-        advantages, returns = gae(
-            rewards, values, next_value, final_values, *ends, args.gamma, args.gae_lambda
-        )
+        advantages, returns = gae(rewards, values, final_values, *ends, args.gamma, args.gae_lambda)
         samples = (obs, actions, standardize(advantages), returns)
         batch = tabulate(*(x.flatten(1, 2) for x in samples), envs.num_actions)
         batch |= dict(obs=states, old_logp=old_logp)
 
         # --- update; same in: dpo_mamujoco, dpo_matrix, dpo_mpe ---
-        stats = learner.update(batch)
-        unexplained = (returns - values).std((1, 2)) / (returns.std((1, 2)) + 1e-8)
+        stats = learner.learn(batch)
+        unexplained = (returns - values[:, :-1]).std((1, 2)) / (returns.std((1, 2)) + 1e-8)
         stats["losses/explained_variance"] = 1 - unexplained.square()
         row = {name: float(x.mean()) for name, x in stats.items()}
         clock.lap("update")
@@ -690,7 +693,7 @@ class Run:
     def __init__(self, args: Args, envs, state: dict):
         self.args = args
         if state:
-            done = state["counters"][0]
+            start_step = state["counters"][0]
             self.directory = checkpoint_path(args).parent
             self.metrics = self.directory / "metrics.csv"
             if not self.metrics.exists() or self.metrics.stat().st_size < state["metrics_bytes"]:
@@ -698,7 +701,7 @@ class Run:
                 sys.exit(f"{SCRIPT}: {self.metrics} {what}.")
             os.truncate(self.metrics, state["metrics_bytes"])  # later rows will be written again
         else:
-            done = 0
+            start_step = 0
             name = f"{environments.env_name(envs)}__{SCRIPT}__{args.seed}__{time.time_ns() // 10**6}"
             self.directory = Path(args.runs_dir) / name
             self.directory.mkdir(parents=True)
@@ -709,12 +712,14 @@ class Run:
         print(
             f"{self.directory}: {envs.num_agents} agents, {envs.obs_dim} inputs, {envs.num_actions} actions"
         )
-        self.next_checkpoint = done
-        self.writer = SummaryWriter(str(self.directory), purge_step=done + 1)
+        self.next_checkpoint = start_step
+        self.writer = SummaryWriter(str(self.directory), purge_step=start_step + 1)
         # Where output is no terminal, a line every ten seconds in the place of the bar.
         line = "step {n_fmt} of {total_fmt}, {rate_fmt}, ETA {remaining}{postfix}\n"
         look = {} if sys.stderr.isatty() else dict(mininterval=10, bar_format=line)
-        self.bar = tqdm(total=args.total_timesteps, initial=done, unit=" steps", unit_scale=True, **look)
+        self.bar = tqdm(
+            total=args.total_timesteps, initial=start_step, unit=" steps", unit_scale=True, **look
+        )
         self.signals: list[int] = []
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda signum, _: self.signals.append(signum))
@@ -771,7 +776,10 @@ def finish(args: Args, agents: nn.Module, directory: Path, result: dict[str, flo
 
 
 class Clock:
-    """Seconds by phase; a lap is what went by since the last one."""
+    """Seconds by phase; a lap is what went by since the last one. Evaluation counts nowhere.
+
+    A GPU works on while the host goes ahead, so that its time may be put down to the next phase.
+    """
 
     def __init__(self):
         self.seconds = {"env": 0.0, "act": 0.0, "update": 0.0}
@@ -798,7 +806,8 @@ class CudaGraph:
     """`update(batch)` as one launch of a CUDA graph; small networks would wait for thousands of launches.
 
     PyTorch wants real calls before it records one: the first two run as they are. What is recorded reads and
-    writes the same memory at each replay, so every batch, on any device, is copied to where the first was.
+    writes the same memory at each replay, so every batch is copied to where the first was; those from a
+    replay buffer come from the host.
     """
 
     def __init__(self, update):

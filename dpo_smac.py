@@ -42,13 +42,13 @@ import envs as environments
 SCRIPT = Path(__file__).stem
 EXIT_REQUEUE = 75  # EX_TEMPFAIL: a signal stopped the run, its checkpoint is on disk, --resume goes on
 EVAL_EPISODES = 32  # per evaluation; ten times as many for the absolute metric at the end
-CHUNK = 512  # rows of 8 agents or more whose activations stay in the cache of one core
+CHUNK = 512  # rows of a batch, of 8 agents, whose activations stay in the cache of one core
 COLUMNS = """
 global_step eval/episodic_return eval/episodic_length eval/win_rate
 charts/episodic_return charts/episodic_length charts/win_rate charts/SPS time/env time/act time/update
 losses/policy_loss losses/value_loss losses/entropy losses/grad_norm losses/explained_variance
 dpo/kl dpo/sqrt_kl dpo/beta1 dpo/beta2 dpo/below_band dpo/above_band
-""".split()  # noqa: SIM905
+""".split()  # noqa: SIM905 (of metrics.csv, whose rows may leave some out)
 
 
 @dataclass
@@ -72,7 +72,7 @@ class Args:
     d_target: float = 0.02  # KL per update that eq. (21) steers each agent to
     delta: float = 1.5  # eq. (21): the betas change where KL leaves [d_target / delta, d_target * delta]
     omega: float = 2.0  # eq. (21): the factor by which they change
-    beta_init: float = 0.01  # initial beta1 and beta2
+    beta_init: float = 0.01  # initial beta1 and beta2 (themselves, not N times)
     # Floor of N * beta; without one the betas vanish late in training, and the trust region with them.
     beta_min: float = 0.05
     beta_max: float = 1000.0  # ceiling of N * beta (N times: the surrogate of eq. (20) has weight 1/N)
@@ -134,14 +134,13 @@ class StackedMLP(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(N, batch, in) -> (N, batch, out); agent i's output depends on x[i] and its own parameters only."""
         for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
-            if layer > 0 and self.layer_norm:
-                x = F.layer_norm(x, x.shape[-1:])
-            if layer > 0:
-                x = x.relu_()
             if weight.shape[-1] > 1:
                 x = torch.baddbmm(bias, x, weight)
             else:  # matrix products are slow where they have a single column
                 x = (x * weight.mT).sum(-1, keepdim=True) + bias
+            if layer < 2:
+                x = F.layer_norm(x, x.shape[-1:]) if self.layer_norm else x
+                x = x.relu_()
         return x
 
 
@@ -150,12 +149,12 @@ class Agents(nn.Module):
 
     def __init__(self, num_agents: int, obs_dim: int, num_actions: int, layer_norm: bool = True):
         super().__init__()
-        self.num_agents = num_agents
+        self.team_size = num_agents  # N of eq. (20), in a `group` of them as well
         self.actor = StackedMLP(num_agents, obs_dim, num_actions, 0.01, layer_norm)
         self.critic = StackedMLP(num_agents, obs_dim, 1, 1.0, layer_norm)
         self.register_buffer("beta1", torch.zeros(num_agents))
         self.register_buffer("beta2", torch.zeros(num_agents))
-        # Without parameters, so once for every observation is enough, where networks see it 15 times.
+        # It has no parameters: observations go through it once, in the rollout, not at every epoch.
         self.obs_norm = nn.LayerNorm(obs_dim, elementwise_affine=False) if layer_norm else nn.Identity()
 
     def value(self, obs: torch.Tensor) -> torch.Tensor:
@@ -167,14 +166,19 @@ class Agents(nn.Module):
         group = copy.deepcopy(self)
         for mine, whole in zip(group.parameters(), self.parameters(), strict=True):
             mine.data = whole.data[part]
-        group.beta1 = self.beta1.data[part]  # .data: a version counter of its own, for autograd in threads
+        # .data: or else autograd, in threads, would see the groups change one tensor.
+        group.beta1 = self.beta1.data[part]
         group.beta2 = self.beta2.data[part]
         return group
 
 
 # --- same in: dpo_smac, ippo ---
 def masked_log_softmax(logits: torch.Tensor, action_mask: torch.Tensor) -> torch.Tensor:
-    """log pi (..., A) of available actions; 0 at the others, whose probability and gradient are exactly 0."""
+    """log pi (..., A) of the available actions, and 0 at the others.
+
+    That 0 is no log-probability: it makes terms like pi log pi and log pi - log pi_old vanish there. Whoever
+    sums pi = exp(log pi) alone must mask it.
+    """
     logits = logits.masked_fill(~action_mask, -torch.inf)
     return F.log_softmax(logits, dim=-1).masked_fill(~action_mask, 0.0)
 
@@ -184,7 +188,7 @@ def exp_minus_linear(x: torch.Tensor) -> torch.Tensor:
     """exp(x) - 1 - x, never negative; near 0 its gradient, expm1(x), is exact where autograd's is noise."""
     at = x.detach()
     slope = torch.expm1(at)
-    return (slope - at).clamp(min=0.0) + slope * (x - at)
+    return (slope - at).clamp(min=0.0) + slope * (x - at)  # the last term is 0, and carries the gradient
 
 
 # --- same in: dpo_matrix, dpo_mpe, dpo_smac, ippo ---
@@ -199,33 +203,34 @@ def categorical_kl(old_logp: torch.Tensor, logp: torch.Tensor) -> torch.Tensor:
 
 
 # --- same in: dpo_smac, ippo ---
-def gae(rewards, values, next_value, final_values, terminations, truncations, alive, next_alive, gamma, lam):
-    """Generalised advantage estimation: advantages, returns, and which samples to learn from, (N, T, E).
+def gae(rewards, values, final_values, terminations, truncations, alive, gamma, lam):
+    """Generalised advantage estimation: advantages, returns, and which samples are valid, (N, T, E).
 
-    rewards, terminations, truncations: (T, E), the team's. values, final_values, alive: (N, T, E), per agent;
-    final_values is V of the observation before autoreset, used where an episode was truncated. next_value,
-    next_alive: (N, E), after the last step.
+    rewards, terminations, truncations: (T, E), the team's. values, alive: (N, T + 1, E), of the observations
+    before each step and after the last. final_values: (N, T, E), V of the observation before autoreset, where
+    an episode was truncated; 0 for the dead.
 
-    The dead have no V, as it is not trained on them: what the team still earns, discounted, stands in for it.
-    Where the rollout ends before the episode, that sum is not known to its end; then the step of death is no
-    sample to learn from. Steps of the dead never are.
+    V is not trained on the dead. So where an agent dies, what the team earns after that, discounted, stands
+    in for V; and if the rollout ends before the episode, that is not known, and the step of death is no valid
+    sample. The steps of the dead never are.
     """
-    advantages = torch.zeros_like(values)
-    valid = torch.zeros_like(alive)
-    advantage = torch.zeros_like(next_value)
-    known = next_alive  # whether `following`, the value of what comes next, is known
-    following = next_value
+    advantages = torch.zeros_like(values[:, 1:])
+    valid = torch.zeros_like(alive[:, 1:])
+    advantage = advantages[:, 0]
+    following = values[:, -1]  # what an agent may expect after step t
+    known = alive[:, -1]  # whether it is known: of the dead it is not, until their episode has ended
     for t in reversed(range(len(rewards))):
         done = terminations[t] | truncations[t]
         following = torch.where(done, final_values[:, t] * ~terminations[t], following)
+        known = known | done
+        valid[:, t] = alive[:, t] & known
         earned = rewards[t] + gamma * following
-        valid[:, t] = alive[:, t] & (known | done)
         advantage = earned - values[:, t] + gamma * lam * advantage * ~done
         advantage = advantage * valid[:, t]
         advantages[:, t] = advantage
         following = torch.where(alive[:, t], values[:, t], earned)
-        known = known | done | alive[:, t]
-    return advantages, advantages + values, valid
+        known = known | alive[:, t]
+    return advantages, advantages + values[:, :-1], valid
 
 
 # --- same in: dpo_smac, ippo ---
@@ -244,15 +249,8 @@ def standardize(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 
 # --- same in: dpo_smac, ippo ---
 def samples_first(batch: dict[str, torch.Tensor], valid: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Rows (N, rows, ...) of a batch (N, T, E, ...): each agent's samples first, then its dead rows.
-
-    Chunks of dead rows alone are dropped; whole chunks, so that no agent's arithmetic depends on how long
-    another lives. On a GPU none is: to count them is to wait.
-    """
+    """Rows (N, T * E, ...) of a batch (N, T, E, ...): each agent's valid samples, and then the others."""
     rows = valid.flatten(1).int().argsort(dim=1, descending=True, stable=True)
-    if not valid.is_cuda:
-        longest = int(valid.sum((1, 2)).max())
-        rows = rows[:, : math.ceil(longest / CHUNK) * CHUNK]
     agent = torch.arange(len(rows), device=rows.device)[:, None]
     return {name: x.flatten(1, 2)[agent, rows] for name, x in batch.items()}
 
@@ -260,26 +258,25 @@ def samples_first(batch: dict[str, torch.Tensor], valid: torch.Tensor) -> dict[s
 def dpo_loss(agents, obs, action_mask, actions, old_logp, advantages, returns, weight, ent_coef):
     """Loss of a chunk of rows, summed over agents (whose parameters are disjoint), and its parts, each (N,).
 
-    weight (N, rows): 1 / (the agent's samples in the batch), 0 where dead, so that sums are means.
+    weight (N, rows): 1 / (the agent's valid samples in the batch), 0 at other rows, so that sums are means.
+    Per agent, eq. (20) is E[ratio A] / N - beta1 E[sqrt KL] - beta2 E[KL], and eq. (8) E[(V - return)^2].
     """
     logp = masked_log_softmax(agents.actor(obs), action_mask)
     ratio = (logp - old_logp).gather(-1, actions.unsqueeze(-1)).squeeze(-1).exp()
     surrogate = (weight * ratio * advantages).sum(1)
     entropy = -(weight * (logp.exp() * logp).sum(-1)).sum(1)
     kl_s = categorical_kl(old_logp, logp)
-    sqrt_kl = (weight * (kl_s + 1e-12).sqrt()).sum(1)
+    sqrt_kl = (weight * (kl_s + 1e-12).sqrt()).sum(1)  # at KL = 0 the root alone has no gradient
     kl = (weight * kl_s).sum(1)
-    N = agents.num_agents
-    # eq. (20), and an entropy bonus beside the surrogate
-    objective = (surrogate + ent_coef * entropy) / N - agents.beta1 * sqrt_kl - agents.beta2 * kl
-    v_loss = (weight * (agents.value(obs) - returns).square()).sum(1)  # eq. (8)
     # N times eq. (20) has the same maximiser, and leaves Adam's eps and the clip at the scale of IPPO's.
-    loss = (v_loss - N * objective).sum()
+    objective = surrogate - agents.team_size * (agents.beta1 * sqrt_kl + agents.beta2 * kl)
+    v_loss = (weight * (agents.value(obs) - returns).square()).sum(1)  # eq. (8)
+    loss = (v_loss - objective - ent_coef * entropy).sum()
     parts = {"losses/policy_loss": -surrogate, "losses/value_loss": v_loss, "losses/entropy": entropy}
     return loss, {name: x.detach() for name, x in parts.items()}
 
 
-# --- same in: dpo_mamujoco, dpo_matrix, dpo_mpe, dpo_smac, ippo, iql ---
+# --- same in: dpo_mamujoco, dpo_matrix, dpo_mpe, dpo_smac, ippo ---
 def clip_grad_norm_per_agent(network: nn.Module, max_norm: float) -> torch.Tensor:
     """Scales each agent's gradient to norm <= max_norm, in place; returns the norms before, (N,)."""
     grads = [p.grad for p in network.parameters()]
@@ -290,12 +287,15 @@ def clip_grad_norm_per_agent(network: nn.Module, max_norm: float) -> torch.Tenso
 
 
 # --- same in: dpo_mamujoco, dpo_matrix, dpo_mpe, dpo_smac ---
-def adapt_beta(beta: torch.Tensor, kl: torch.Tensor, args: Args, num_agents: int) -> torch.Tensor:
-    """eq. (21), per agent: beta (n,) times omega where kl (n,) is above the band, divided where below."""
+def adapt_beta(beta: torch.Tensor, kl: torch.Tensor, args: Args, team_size: int) -> torch.Tensor:
+    """eq. (21), per agent: beta (n,) times omega where kl (n,) is above the band, divided where below.
+
+    The same KL moves both coefficients, so that beta1 = beta2 unless one is left out.
+    """
     above = kl > args.d_target * args.delta
     below = kl < args.d_target / args.delta
     beta = beta * torch.where(above, args.omega, torch.where(below, 1 / args.omega, 1.0))
-    return beta.clamp(args.beta_min / num_agents, args.beta_max / num_agents)
+    return beta.clamp(args.beta_min / team_size, args.beta_max / team_size)
 
 
 def update(agents, optimizer, batch, args, loss_fn=dpo_loss) -> dict[str, torch.Tensor]:
@@ -305,8 +305,12 @@ def update(agents, optimizer, batch, args, loss_fn=dpo_loss) -> dict[str, torch.
     Returns what is logged of it, (n,) each: losses of the last epoch, KL of the new policy against the old.
     """
     n, rows = batch["weight"].shape
-    size = rows if batch["obs"].is_cuda else CHUNK * max(1, 8 // n)  # fewer agents, longer chunks
+    cuda = batch["obs"].is_cuda
+    size = rows if cuda else CHUNK * max(1, 8 // n)
     chunks = [{name: x[:, i : i + size] for name, x in batch.items()} for i in range(0, rows, size)]
+    # Chunks without samples add nothing. All have one length, or one agent's death would change how others'
+    # sums are rounded. A GPU would have to be waited for to know.
+    chunks = [chunk for chunk in chunks if cuda or chunk["weight"].any()] or chunks[:1]
     for _ in range(args.update_epochs):
         optimizer.zero_grad()
         parts = []
@@ -329,9 +333,9 @@ def update(agents, optimizer, batch, args, loss_fn=dpo_loss) -> dict[str, torch.
             kl += (chunk["weight"] * kl_s).sum(1)
             sqrt_kl += (chunk["weight"] * kl_s.sqrt()).sum(1)
     sampled = batch["weight"].any(dim=1)  # an agent that died before the batch began has no KL to go by
-    for beta, wanted in ((agents.beta1, args.sqrt_kl_term), (agents.beta2, args.kl_term)):
-        if wanted:
-            beta.copy_(torch.where(sampled, adapt_beta(beta, kl, args, agents.num_agents), beta))
+    for beta, used in ((agents.beta1, args.sqrt_kl_term), (agents.beta2, args.kl_term)):
+        if used:
+            beta.copy_(torch.where(sampled, adapt_beta(beta, kl, args, agents.team_size), beta))
     stats |= {"dpo/kl": kl, "dpo/sqrt_kl": sqrt_kl, "dpo/beta1": agents.beta1, "dpo/beta2": agents.beta2}
     stats["dpo/below_band"] = (kl < args.d_target / args.delta).float()
     stats["dpo/above_band"] = (kl > args.d_target * args.delta).float()
@@ -340,7 +344,7 @@ def update(agents, optimizer, batch, args, loss_fn=dpo_loss) -> dict[str, torch.
 
 # --- same in: dpo_mamujoco, dpo_matrix, dpo_mpe, dpo_smac, ippo ---
 class Learner:
-    """`update` for groups of agents, each on a thread of its own; on a GPU for all at once, as a CUDA graph.
+    """Runs `update` for groups of agents, each on a thread of its own; on a GPU for all, as a CUDA graph.
 
     Agents share nothing, so a group is a learner by itself, and threads need no synchronisation.
     """
@@ -349,27 +353,28 @@ class Learner:
         cuda = args.device == "cuda"
         if getattr(args, "compile", False):  # on a CPU into C++, which runs without Python's lock
             loss_fn = torch.compile(loss_fn, options={} if cuda else {"cpp_wrapper": True})
-        count = 1 if cuda else min(args.torch_threads, agents.num_agents)
-        bounds = np.linspace(0, agents.num_agents, count + 1).astype(int).tolist()
+        count = 1 if cuda else min(args.torch_threads, agents.team_size)
+        bounds = np.linspace(0, agents.team_size, count + 1).astype(int).tolist()
         self.groups = [slice(first, last) for first, last in itertools.pairwise(bounds)]
         self.optimizers = []
         self.updates = []
-        for part in self.groups:
-            group = agents.group(part)
+        for group in self.groups:
+            members = agents.group(group)
             settings = dict(lr=args.learning_rate, eps=1e-5, fused=True, capturable=cuda)
-            optimizer = torch.optim.Adam(group.parameters(), **settings)
-            learn = functools.partial(update, group, optimizer, args=args, loss_fn=loss_fn)
+            optimizer = torch.optim.Adam(members.parameters(), **settings)
+            group_update = functools.partial(update, members, optimizer, args=args, loss_fn=loss_fn)
             self.optimizers.append(optimizer)
-            self.updates.append(CudaGraph(learn) if cuda else learn)
-        for optimizer, state in zip(self.optimizers, saved or [], strict=saved is not None):
-            optimizer.load_state_dict(state)
+            self.updates.append(CudaGraph(group_update) if cuda else group_update)
+        if saved:
+            for optimizer, state in zip(self.optimizers, saved, strict=True):
+                optimizer.load_state_dict(state)
         self.pool = ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,))
 
-    def update(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """`update` on a batch of all agents; what it returns, (N,) each."""
-        parts = [{name: x[part] for name, x in batch.items()} for part in self.groups]
-        stats = list(self.pool.map(operator.call, self.updates, parts))
-        return {name: torch.cat([group[name] for group in stats]) for name in stats[0]}
+    def learn(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """`update` of every group with its part of a batch (N, rows, ...); what it returns, (N,) each."""
+        batches = [{name: x[group] for name, x in batch.items()} for group in self.groups]
+        stats = list(self.pool.map(operator.call, self.updates, batches))
+        return {name: torch.cat([own[name] for own in stats]) for name in stats[0]}
 
 
 def greedy(agents: Agents, obs: torch.Tensor, action_mask: torch.Tensor) -> torch.Tensor:
@@ -380,43 +385,46 @@ def greedy(agents: Agents, obs: torch.Tensor, action_mask: torch.Tensor) -> torc
 
 # --- same in: dpo_mamujoco, dpo_mpe, dpo_smac ---
 @torch.no_grad()
-def evaluate(agents, envs, num_episodes: int, entropy: list[int], frames: list | None = None):
-    """Means over greedy episodes, equally many per environment (or short ones would count too often)."""
-    obs, infos = envs.reset(seed=int(np.random.SeedSequence(entropy).generate_state(1)[0]))
-    wanted = math.ceil(num_episodes / envs.num_envs)
+def evaluate(agents, envs, num_episodes: int, seed: list[int], frames: list | None = None):
+    """Means over greedy episodes, equally many per environment (or short ones would count too often).
+
+    seed: the run's, and what for: 0 and the step during training, 1 at its end, 2 a video.
+    """
+    obs, infos = envs.reset(seed=int(np.random.SeedSequence(seed).generate_state(1)[0]))
+    each = math.ceil(num_episodes / envs.num_envs)
     episodes = [[] for _ in range(envs.num_envs)]
-    while min(len(own) for own in episodes) < wanted:
+    while min(len(own) for own in episodes) < each:
         if frames is not None:
             frames.append(envs.render())
         obs, _, _, _, infos = envs.step(greedy(agents, obs, infos["action_mask"]))
         for episode in infos["episodes"]:
             episodes[episode["env"]].append(episode)
-    return mean_over_episodes([episode for own in episodes for episode in own[:wanted]], "eval/")
+    return mean_over_episodes([episode for own in episodes for episode in own[:each]], "eval/")
 
 
-def train(args: Args, envs, eval_envs, agents: Agents, state: dict) -> Path:
-    """Rollout, advantages, update, over and over. `agents` end with the best parameters; the directory."""
+def train(args: Args, envs, eval_envs, agents: Agents, state: dict) -> tuple[Path, dict]:
+    """Rollout, advantages, update, over and over; the run directory, and what evaluated best."""
     N, T, E = envs.num_agents, args.num_steps, args.num_envs
     zeros = functools.partial(torch.zeros, device=args.device)
     obs = zeros(N, T, E, envs.obs_dim)
     action_mask = zeros(N, T, E, envs.num_actions, dtype=torch.bool)
     actions = zeros(N, T, E, dtype=torch.int64)
     old_logp = zeros(N, T, E, envs.num_actions)
-    alive = zeros(N, T, E, dtype=torch.bool)
-    values, final_values = zeros(2, N, T, E)
+    alive = zeros(N, T + 1, E, dtype=torch.bool)
+    values = zeros(N, T + 1, E)
+    final_values = zeros(N, T, E)
     rewards = zeros(T, E)
     terminations, truncations = zeros(2, T, E, dtype=torch.bool)
 
     learner = Learner(agents, args, dpo_loss, state.get("optimizers"))
     generator = torch.Generator(args.device).manual_seed(args.seed + 2**32)  # not the parameters' stream
     global_step, next_eval, best_return = 0, 0, -math.inf
-    best = agents.state_dict()
-    next_obs, infos = envs.reset()
+    best: dict = {}
     if state:
         global_step, next_eval, best_return = state["counters"]
         best = state["best"]
         generator.set_state(state["generator"])
-        next_obs, infos = envs.set_state(state["envs"])
+    next_obs, infos = envs.set_state(state["envs"]) if state else envs.reset()
     run = Run(args, envs, state)
 
     def snapshot() -> dict:
@@ -431,7 +439,7 @@ def train(args: Args, envs, eval_envs, agents: Agents, state: dict) -> Path:
         }
 
     while True:
-        # --- evaluate and checkpoint; same in: dpo_mamujoco, dpo_mpe, dpo_smac, ippo, iql ---
+        # --- evaluate and checkpoint; same in: dpo_mamujoco, dpo_mpe, dpo_smac, ippo ---
         if global_step >= next_eval:
             next_eval += args.eval_every
             result = evaluate(agents, eval_envs, EVAL_EPISODES, [args.seed, 0, global_step])
@@ -441,8 +449,7 @@ def train(args: Args, envs, eval_envs, agents: Agents, state: dict) -> Path:
                 best = copy.deepcopy(agents.state_dict())
         run.checkpoint(global_step, snapshot)
         if global_step >= args.total_timesteps:
-            agents.load_state_dict(best)
-            return run.close()
+            return run.close(), best
 
         # --- rollout ---
         clock = Clock()
@@ -455,25 +462,25 @@ def train(args: Args, envs, eval_envs, agents: Agents, state: dict) -> Path:
                 values[:, step] = agents.value(obs[:, step])
                 logits = agents.actor(obs[:, step])
                 old_logp[:, step] = masked_log_softmax(logits, action_mask[:, step])
-                # Gumbel-max sampling: its draws have a fixed shape, so no agent's depend on another's policy.
+                # Gumbel-max sampling, argmax(log pi + noise): noise of one shape keeps agents' draws apart.
                 noise = torch.empty_like(logits).exponential_(generator=generator)
-                logits = logits - noise.log()
-                action = logits.masked_fill(~action_mask[:, step], -torch.inf).argmax(-1)
+                scores = logits - noise.log()
+                action = scores.masked_fill(~action_mask[:, step], -torch.inf).argmax(-1)
                 actions[:, step] = action
                 clock.lap("act")
                 next_obs, rewards[step], terminations[step], truncations[step], infos = envs.step(action)
                 clock.lap("env")
                 episodes += infos["episodes"]
-                if infos["_final_obs"].any():
+                if "final_obs" in infos:
                     final_obs = agents.obs_norm(infos["final_obs"])
                     final_values[:, step] = agents.value(final_obs) * infos["final_alive"]
-            next_value = agents.value(agents.obs_norm(next_obs))
+            alive[:, T] = infos["alive"]
+            values[:, T] = agents.value(agents.obs_norm(next_obs))
         global_step += T * E
 
         # --- advantages ---
-        ends = (terminations, truncations, alive, infos["alive"])
         advantages, returns, valid = gae(
-            rewards, values, next_value, final_values, *ends, args.gamma, args.gae_lambda
+            rewards, values, final_values, terminations, truncations, alive, args.gamma, args.gae_lambda
         )
         weight = valid / valid.sum((1, 2), keepdim=True).clamp(min=1)
         batch = dict(obs=obs, action_mask=action_mask, actions=actions, old_logp=old_logp)
@@ -481,8 +488,8 @@ def train(args: Args, envs, eval_envs, agents: Agents, state: dict) -> Path:
         batch = samples_first(batch, valid)
 
         # --- update; same in: dpo_smac, ippo ---
-        stats = learner.update(batch)
-        unexplained = deviation(returns - values, weight) / (deviation(returns, weight) + 1e-8)
+        stats = learner.learn(batch)
+        unexplained = deviation(returns - values[:, :-1], weight) / (deviation(returns, weight) + 1e-8)
         stats["losses/explained_variance"] = 1 - unexplained.square().flatten()
         row = {name: float(x.mean()) for name, x in stats.items()}
         clock.lap("update")
@@ -516,7 +523,8 @@ def main() -> None:
     else:
         if state:
             agents.load_state_dict(state["agents"])
-        directory = train(args, envs, eval_envs, agents, state)
+        directory, best = train(args, envs, eval_envs, agents, state)
+        agents.load_state_dict(best)
     result = evaluate(agents, eval_envs, 10 * EVAL_EPISODES, [args.seed, 1])
     print(f"{directory}, {10 * EVAL_EPISODES} greedy episodes: {json.dumps(result)}")
     if not args.eval_only:
@@ -609,7 +617,7 @@ class Run:
     def __init__(self, args: Args, envs, state: dict):
         self.args = args
         if state:
-            done = state["counters"][0]
+            start_step = state["counters"][0]
             self.directory = checkpoint_path(args).parent
             self.metrics = self.directory / "metrics.csv"
             if not self.metrics.exists() or self.metrics.stat().st_size < state["metrics_bytes"]:
@@ -617,7 +625,7 @@ class Run:
                 sys.exit(f"{SCRIPT}: {self.metrics} {what}.")
             os.truncate(self.metrics, state["metrics_bytes"])  # later rows will be written again
         else:
-            done = 0
+            start_step = 0
             name = f"{environments.env_name(envs)}__{SCRIPT}__{args.seed}__{time.time_ns() // 10**6}"
             self.directory = Path(args.runs_dir) / name
             self.directory.mkdir(parents=True)
@@ -628,12 +636,14 @@ class Run:
         print(
             f"{self.directory}: {envs.num_agents} agents, {envs.obs_dim} inputs, {envs.num_actions} actions"
         )
-        self.next_checkpoint = done
-        self.writer = SummaryWriter(str(self.directory), purge_step=done + 1)
+        self.next_checkpoint = start_step
+        self.writer = SummaryWriter(str(self.directory), purge_step=start_step + 1)
         # Where output is no terminal, a line every ten seconds in the place of the bar.
         line = "step {n_fmt} of {total_fmt}, {rate_fmt}, ETA {remaining}{postfix}\n"
         look = {} if sys.stderr.isatty() else dict(mininterval=10, bar_format=line)
-        self.bar = tqdm(total=args.total_timesteps, initial=done, unit=" steps", unit_scale=True, **look)
+        self.bar = tqdm(
+            total=args.total_timesteps, initial=start_step, unit=" steps", unit_scale=True, **look
+        )
         self.signals: list[int] = []
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda signum, _: self.signals.append(signum))
@@ -690,7 +700,10 @@ def finish(args: Args, agents: nn.Module, directory: Path, result: dict[str, flo
 
 
 class Clock:
-    """Seconds by phase; a lap is what went by since the last one."""
+    """Seconds by phase; a lap is what went by since the last one. Evaluation counts nowhere.
+
+    A GPU works on while the host goes ahead, so that its time may be put down to the next phase.
+    """
 
     def __init__(self):
         self.seconds = {"env": 0.0, "act": 0.0, "update": 0.0}
@@ -717,7 +730,8 @@ class CudaGraph:
     """`update(batch)` as one launch of a CUDA graph; small networks would wait for thousands of launches.
 
     PyTorch wants real calls before it records one: the first two run as they are. What is recorded reads and
-    writes the same memory at each replay, so every batch, on any device, is copied to where the first was.
+    writes the same memory at each replay, so every batch is copied to where the first was; those from a
+    replay buffer come from the host.
     """
 
     def __init__(self, update):

@@ -44,13 +44,13 @@ HALF_LOG_2_PI_E = 0.5 * math.log(2 * math.pi * math.e)  # entropy of a standard 
 SCRIPT = Path(__file__).stem
 EXIT_REQUEUE = 75  # EX_TEMPFAIL: a signal stopped the run, its checkpoint is on disk, --resume goes on
 EVAL_EPISODES = 32  # per evaluation; ten times as many for the absolute metric at the end
-CHUNK = 512  # rows of 8 agents or more whose activations stay in the cache of one core
+CHUNK = 512  # rows of a batch, of 8 agents, whose activations stay in the cache of one core
 COLUMNS = """
 global_step eval/episodic_return eval/episodic_length eval/win_rate
 charts/episodic_return charts/episodic_length charts/win_rate charts/SPS time/env time/act time/update
 losses/policy_loss losses/value_loss losses/entropy losses/grad_norm
 losses/approx_kl losses/clip_fraction dpo/kl losses/explained_variance
-""".split()  # noqa: SIM905
+""".split()  # noqa: SIM905 (of metrics.csv, whose rows may leave some out)
 
 
 @dataclass
@@ -146,20 +146,23 @@ class StackedMLP(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(N, batch, in) -> (N, batch, out); agent i's output depends on x[i] and its own parameters only."""
         for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
-            if layer > 0 and self.layer_norm:
-                x = F.layer_norm(x, x.shape[-1:])
-            if layer > 0:
-                x = x.relu_()
             if weight.shape[-1] > 1:
                 x = torch.baddbmm(bias, x, weight)
             else:  # matrix products are slow where they have a single column
                 x = (x * weight.mT).sum(-1, keepdim=True) + bias
+            if layer < 2:
+                x = F.layer_norm(x, x.shape[-1:]) if self.layer_norm else x
+                x = x.relu_()
         return x
 
 
 # --- same in: dpo_smac, ippo ---
 def masked_log_softmax(logits: torch.Tensor, action_mask: torch.Tensor) -> torch.Tensor:
-    """log pi (..., A) of available actions; 0 at the others, whose probability and gradient are exactly 0."""
+    """log pi (..., A) of the available actions, and 0 at the others.
+
+    That 0 is no log-probability: it makes terms like pi log pi and log pi - log pi_old vanish there. Whoever
+    sums pi = exp(log pi) alone must mask it.
+    """
     logits = logits.masked_fill(~action_mask, -torch.inf)
     return F.log_softmax(logits, dim=-1).masked_fill(~action_mask, 0.0)
 
@@ -169,7 +172,7 @@ def exp_minus_linear(x: torch.Tensor) -> torch.Tensor:
     """exp(x) - 1 - x, never negative; near 0 its gradient, expm1(x), is exact where autograd's is noise."""
     at = x.detach()
     slope = torch.expm1(at)
-    return (slope - at).clamp(min=0.0) + slope * (x - at)
+    return (slope - at).clamp(min=0.0) + slope * (x - at)  # the last term is 0, and carries the gradient
 
 
 # --- same in: dpo_matrix, dpo_mpe, dpo_smac, ippo ---
@@ -191,7 +194,10 @@ class Categorical:
         self.action_mask = action_mask
 
     def sample(self, generator: torch.Generator) -> torch.Tensor:
-        """Actions (N, batch). Gumbel-max: draws have a fixed shape, no agent's depend on another's policy."""
+        """Actions (N, batch): argmax(log pi + Gumbel noise) samples pi.
+
+        Noise of one shape keeps every agent's draws its own, whatever the others' policies are.
+        """
         noise = torch.empty_like(self.logp).exponential_(generator=generator)
         return (self.logp - noise.log()).masked_fill(~self.action_mask, -torch.inf).argmax(-1)
 
@@ -216,7 +222,7 @@ class Gaussian:
     def __init__(self, mean: torch.Tensor, action_mask: torch.Tensor, log_std: torch.Tensor):
         self.mean = mean
         self.log_std = log_std
-        self.action_mask = action_mask  # (N, batch, D), False at padding
+        self.action_mask = action_mask  # (N, batch, D), False at padding; of real actions none is forbidden
 
     def sample(self, generator: torch.Generator) -> torch.Tensor:
         """Actions (N, batch, D), as drawn: they are clipped for the environment only."""
@@ -235,10 +241,13 @@ class Gaussian:
         return ((self.log_std + HALF_LOG_2_PI_E) * self.action_mask).sum(-1)
 
     def kl_from(self, old: "Gaussian") -> torch.Tensor:
-        """KL(old || self), (N, batch): of each action (exp(y) - 1 - y + ((mean - mean_old) / std)^2) / 2."""
-        y = exp_minus_linear(2 * (old.log_std - self.log_std))
+        """KL(old || self), (N, batch): of each action (exp(y) - 1 - y + ((mean - mean_old) / std)^2) / 2.
+
+        y = 2 (log std_old - log std).
+        """
+        spread = exp_minus_linear(2 * (old.log_std - self.log_std))
         gap = (self.mean - old.mean) * (-self.log_std).exp()
-        return 0.5 * ((y + gap.square()) * self.action_mask).sum(-1)
+        return 0.5 * ((spread + gap.square()) * self.action_mask).sum(-1)
 
 
 class RunningNorm(nn.Module):
@@ -288,7 +297,7 @@ class Agents(nn.Module):
         log_std_init: float = 0.0,
     ):
         super().__init__()
-        self.num_agents = num_agents
+        self.team_size = num_agents
         self.discrete = discrete
         self.actor = StackedMLP(num_agents, obs_dim, num_actions, 0.01, layer_norm)
         self.critic = StackedMLP(num_agents, obs_dim, 1, 1.0, layer_norm)
@@ -297,13 +306,16 @@ class Agents(nn.Module):
             self.obs_norm = nn.LayerNorm(obs_dim, elementwise_affine=False) if layer_norm else nn.Identity()
         else:
             self.obs_norm = RunningNorm(num_agents, obs_dim)
+            # Part of the actor, whose gradient it is clipped with.
             self.actor.log_std = nn.Parameter(torch.full((num_agents, 1, num_actions), log_std_init))
 
     def policy(self, outputs: torch.Tensor, action_mask: torch.Tensor) -> Categorical | Gaussian:
         """What the actor's outputs (N, batch, num_actions) stand for."""
         if self.discrete:
             return Categorical(outputs, action_mask)
-        return Gaussian(outputs, action_mask, self.actor.log_std.clone())  # of now: the parameter moves on
+        return Gaussian(
+            outputs, action_mask, self.actor.log_std.clone()
+        )  # later updates change the parameter
 
     def value(self, obs: torch.Tensor) -> torch.Tensor:
         """V_i, in units of the reward, of its own observation: (N, batch, obs_dim) -> (N, batch)."""
@@ -311,7 +323,7 @@ class Agents(nn.Module):
 
     @torch.no_grad()
     def rescale(self, returns: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
-        """Takes returns (N, T, E) into return_norm and gives them in its units; V stays (PopArt)."""
+        """Takes returns (N, T, E) into return_norm; they in its units, at most 10. V stays (PopArt)."""
         rows = returns.flatten(1).unsqueeze(-1)
         norm = self.return_norm
         mean = norm.mean.clone()
@@ -322,7 +334,10 @@ class Agents(nn.Module):
         return norm(rows).view_as(returns)
 
     def group(self, part: slice) -> "Agents":
-        """Some of the agents as a module of their own, whose parameters are views of this one's."""
+        """Some of the agents as a module of their own, whose parameters are views of this one's.
+
+        Running statistics stay those of all: `update` needs none.
+        """
         group = copy.deepcopy(self)
         for mine, whole in zip(group.parameters(), self.parameters(), strict=True):
             mine.data = whole.data[part]
@@ -330,33 +345,34 @@ class Agents(nn.Module):
 
 
 # --- same in: dpo_smac, ippo ---
-def gae(rewards, values, next_value, final_values, terminations, truncations, alive, next_alive, gamma, lam):
-    """Generalised advantage estimation: advantages, returns, and which samples to learn from, (N, T, E).
+def gae(rewards, values, final_values, terminations, truncations, alive, gamma, lam):
+    """Generalised advantage estimation: advantages, returns, and which samples are valid, (N, T, E).
 
-    rewards, terminations, truncations: (T, E), the team's. values, final_values, alive: (N, T, E), per agent;
-    final_values is V of the observation before autoreset, used where an episode was truncated. next_value,
-    next_alive: (N, E), after the last step.
+    rewards, terminations, truncations: (T, E), the team's. values, alive: (N, T + 1, E), of the observations
+    before each step and after the last. final_values: (N, T, E), V of the observation before autoreset, where
+    an episode was truncated; 0 for the dead.
 
-    The dead have no V, as it is not trained on them: what the team still earns, discounted, stands in for it.
-    Where the rollout ends before the episode, that sum is not known to its end; then the step of death is no
-    sample to learn from. Steps of the dead never are.
+    V is not trained on the dead. So where an agent dies, what the team earns after that, discounted, stands
+    in for V; and if the rollout ends before the episode, that is not known, and the step of death is no valid
+    sample. The steps of the dead never are.
     """
-    advantages = torch.zeros_like(values)
-    valid = torch.zeros_like(alive)
-    advantage = torch.zeros_like(next_value)
-    known = next_alive  # whether `following`, the value of what comes next, is known
-    following = next_value
+    advantages = torch.zeros_like(values[:, 1:])
+    valid = torch.zeros_like(alive[:, 1:])
+    advantage = advantages[:, 0]
+    following = values[:, -1]  # what an agent may expect after step t
+    known = alive[:, -1]  # whether it is known: of the dead it is not, until their episode has ended
     for t in reversed(range(len(rewards))):
         done = terminations[t] | truncations[t]
         following = torch.where(done, final_values[:, t] * ~terminations[t], following)
+        known = known | done
+        valid[:, t] = alive[:, t] & known
         earned = rewards[t] + gamma * following
-        valid[:, t] = alive[:, t] & (known | done)
         advantage = earned - values[:, t] + gamma * lam * advantage * ~done
         advantage = advantage * valid[:, t]
         advantages[:, t] = advantage
         following = torch.where(alive[:, t], values[:, t], earned)
-        known = known | done | alive[:, t]
-    return advantages, advantages + values, valid
+        known = known | alive[:, t]
+    return advantages, advantages + values[:, :-1], valid
 
 
 # --- same in: dpo_smac, ippo ---
@@ -375,15 +391,8 @@ def standardize(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 
 # --- same in: dpo_smac, ippo ---
 def samples_first(batch: dict[str, torch.Tensor], valid: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Rows (N, rows, ...) of a batch (N, T, E, ...): each agent's samples first, then its dead rows.
-
-    Chunks of dead rows alone are dropped; whole chunks, so that no agent's arithmetic depends on how long
-    another lives. On a GPU none is: to count them is to wait.
-    """
+    """Rows (N, T * E, ...) of a batch (N, T, E, ...): each agent's valid samples, and then the others."""
     rows = valid.flatten(1).int().argsort(dim=1, descending=True, stable=True)
-    if not valid.is_cuda:
-        longest = int(valid.sum((1, 2)).max())
-        rows = rows[:, : math.ceil(longest / CHUNK) * CHUNK]
     agent = torch.arange(len(rows), device=rows.device)[:, None]
     return {name: x.flatten(1, 2)[agent, rows] for name, x in batch.items()}
 
@@ -404,7 +413,7 @@ def ippo_loss(agents, obs, action_mask, actions, logprobs, advantages, returns, 
     return loss, {name: x.detach() for name, x in parts.items()}
 
 
-# --- same in: dpo_mamujoco, dpo_matrix, dpo_mpe, dpo_smac, ippo, iql ---
+# --- same in: dpo_mamujoco, dpo_matrix, dpo_mpe, dpo_smac, ippo ---
 def clip_grad_norm_per_agent(network: nn.Module, max_norm: float) -> torch.Tensor:
     """Scales each agent's gradient to norm <= max_norm, in place; returns the norms before, (N,)."""
     grads = [p.grad for p in network.parameters()]
@@ -422,8 +431,12 @@ def update(agents, optimizer, batch, args, loss_fn=ippo_loss) -> dict[str, torch
     epoch, KL and clipped share of the new policy against the old.
     """
     n, rows = batch["weight"].shape
-    size = rows if batch["obs"].is_cuda else CHUNK * max(1, 8 // n)  # fewer agents, longer chunks
+    cuda = batch["obs"].is_cuda
+    size = rows if cuda else CHUNK * max(1, 8 // n)
     chunks = [{name: x[:, i : i + size] for name, x in batch.items()} for i in range(0, rows, size)]
+    # Chunks without samples add nothing. All have one length, or one agent's death would change how others'
+    # sums are rounded. A GPU would have to be waited for to know.
+    chunks = [chunk for chunk in chunks if cuda or chunk["weight"].any()] or chunks[:1]
     with torch.no_grad():
         old_policies = [agents.policy(chunk.pop("outputs"), chunk["action_mask"]) for chunk in chunks]
     for _ in range(args.update_epochs):
@@ -454,7 +467,7 @@ def update(agents, optimizer, batch, args, loss_fn=ippo_loss) -> dict[str, torch
 
 # --- same in: dpo_mamujoco, dpo_matrix, dpo_mpe, dpo_smac, ippo ---
 class Learner:
-    """`update` for groups of agents, each on a thread of its own; on a GPU for all at once, as a CUDA graph.
+    """Runs `update` for groups of agents, each on a thread of its own; on a GPU for all, as a CUDA graph.
 
     Agents share nothing, so a group is a learner by itself, and threads need no synchronisation.
     """
@@ -463,27 +476,28 @@ class Learner:
         cuda = args.device == "cuda"
         if getattr(args, "compile", False):  # on a CPU into C++, which runs without Python's lock
             loss_fn = torch.compile(loss_fn, options={} if cuda else {"cpp_wrapper": True})
-        count = 1 if cuda else min(args.torch_threads, agents.num_agents)
-        bounds = np.linspace(0, agents.num_agents, count + 1).astype(int).tolist()
+        count = 1 if cuda else min(args.torch_threads, agents.team_size)
+        bounds = np.linspace(0, agents.team_size, count + 1).astype(int).tolist()
         self.groups = [slice(first, last) for first, last in itertools.pairwise(bounds)]
         self.optimizers = []
         self.updates = []
-        for part in self.groups:
-            group = agents.group(part)
+        for group in self.groups:
+            members = agents.group(group)
             settings = dict(lr=args.learning_rate, eps=1e-5, fused=True, capturable=cuda)
-            optimizer = torch.optim.Adam(group.parameters(), **settings)
-            learn = functools.partial(update, group, optimizer, args=args, loss_fn=loss_fn)
+            optimizer = torch.optim.Adam(members.parameters(), **settings)
+            group_update = functools.partial(update, members, optimizer, args=args, loss_fn=loss_fn)
             self.optimizers.append(optimizer)
-            self.updates.append(CudaGraph(learn) if cuda else learn)
-        for optimizer, state in zip(self.optimizers, saved or [], strict=saved is not None):
-            optimizer.load_state_dict(state)
+            self.updates.append(CudaGraph(group_update) if cuda else group_update)
+        if saved:
+            for optimizer, state in zip(self.optimizers, saved, strict=True):
+                optimizer.load_state_dict(state)
         self.pool = ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,))
 
-    def update(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """`update` on a batch of all agents; what it returns, (N,) each."""
-        parts = [{name: x[part] for name, x in batch.items()} for part in self.groups]
-        stats = list(self.pool.map(operator.call, self.updates, parts))
-        return {name: torch.cat([group[name] for group in stats]) for name in stats[0]}
+    def learn(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """`update` of every group with its part of a batch (N, rows, ...); what it returns, (N,) each."""
+        batches = [{name: x[group] for name, x in batch.items()} for group in self.groups]
+        stats = list(self.pool.map(operator.call, self.updates, batches))
+        return {name: torch.cat([own[name] for own in stats]) for name in stats[0]}
 
 
 def greedy(agents: Agents, obs: torch.Tensor, action_mask: torch.Tensor) -> torch.Tensor:
@@ -492,52 +506,54 @@ def greedy(agents: Agents, obs: torch.Tensor, action_mask: torch.Tensor) -> torc
 
 
 @torch.no_grad()
-def evaluate(agents, envs, num_episodes: int, entropy: list[int], frames: list | None = None):
+def evaluate(agents, envs, num_episodes: int, seed: list[int], frames: list | None = None):
     """Means over greedy episodes, equally many per environment (or short ones would count too often).
 
-    In tabular games instead the exact return of the policies, as dpo_matrix.py evaluates.
+    seed: the run's, and what for: 0 and the step during training, 1 at its end, 2 a video. Of tabular games
+    it is the exact return of the policies, as in dpo_matrix.py.
     """
     if envs.exact and frames is None:
         states = torch.eye(envs.obs_dim, device=envs.device).expand(envs.num_agents, -1, -1)
         logits = agents.actor(agents.obs_norm(states))
         return {"eval/episodic_return": envs.exact_return(logits.double().softmax(-1).cpu().numpy())}
-    obs, infos = envs.reset(seed=int(np.random.SeedSequence(entropy).generate_state(1)[0]))
-    wanted = math.ceil(num_episodes / envs.num_envs)
+    obs, infos = envs.reset(seed=int(np.random.SeedSequence(seed).generate_state(1)[0]))
+    each = math.ceil(num_episodes / envs.num_envs)
     episodes = [[] for _ in range(envs.num_envs)]
-    while min(len(own) for own in episodes) < wanted:
+    while min(len(own) for own in episodes) < each:
         if frames is not None:
             frames.append(envs.render())
         obs, _, _, _, infos = envs.step(greedy(agents, obs, infos["action_mask"]))
         for episode in infos["episodes"]:
             episodes[episode["env"]].append(episode)
-    return mean_over_episodes([episode for own in episodes for episode in own[:wanted]], "eval/")
+    return mean_over_episodes([episode for own in episodes for episode in own[:each]], "eval/")
 
 
-def train(args: Args, envs, eval_envs, agents: Agents, state: dict) -> Path:
-    """Rollout, advantages, update, over and over. `agents` end with the best parameters; the directory."""
+def train(args: Args, envs, eval_envs, agents: Agents, state: dict) -> tuple[Path, dict]:
+    """Rollout, advantages, update, over and over; the run directory, and what evaluated best."""
     N, T, E = envs.num_agents, args.num_steps, args.num_envs
     zeros = functools.partial(torch.zeros, device=args.device)
-    obs = zeros(N, T, E, envs.obs_dim)
+    raw_obs = zeros(N, T, E, envs.obs_dim)
+    obs = zeros(N, T, E, envs.obs_dim)  # as obs_norm has them
     action_mask = zeros(N, T, E, envs.num_actions, dtype=torch.bool)
     outputs = zeros(N, T, E, envs.num_actions)  # of the actors: logits or means
     shape, dtype = ((), torch.int64) if envs.discrete else ((envs.num_actions,), torch.float32)
     actions = zeros(N, T, E, *shape, dtype=dtype)
     logprobs = zeros(N, T, E)
-    alive = zeros(N, T, E, dtype=torch.bool)
-    values, final_values = zeros(2, N, T, E)
+    alive = zeros(N, T + 1, E, dtype=torch.bool)
+    values = zeros(N, T + 1, E)
+    final_values = zeros(N, T, E)
     rewards = zeros(T, E)
     terminations, truncations = zeros(2, T, E, dtype=torch.bool)
 
     learner = Learner(agents, args, ippo_loss, state.get("optimizers"))
     generator = torch.Generator(args.device).manual_seed(args.seed + 2**32)  # not the parameters' stream
     global_step, next_eval, best_return = 0, 0, -math.inf
-    best = agents.state_dict()
-    next_obs, infos = envs.reset()
+    best: dict = {}
     if state:
         global_step, next_eval, best_return = state["counters"]
         best = state["best"]
         generator.set_state(state["generator"])
-        next_obs, infos = envs.set_state(state["envs"])
+    next_obs, infos = envs.set_state(state["envs"]) if state else envs.reset()
     run = Run(args, envs, state)
 
     def snapshot() -> dict:
@@ -552,7 +568,7 @@ def train(args: Args, envs, eval_envs, agents: Agents, state: dict) -> Path:
         }
 
     while True:
-        # --- evaluate and checkpoint; same in: dpo_mamujoco, dpo_mpe, dpo_smac, ippo, iql ---
+        # --- evaluate and checkpoint; same in: dpo_mamujoco, dpo_mpe, dpo_smac, ippo ---
         if global_step >= next_eval:
             next_eval += args.eval_every
             result = evaluate(agents, eval_envs, EVAL_EPISODES, [args.seed, 0, global_step])
@@ -562,20 +578,19 @@ def train(args: Args, envs, eval_envs, agents: Agents, state: dict) -> Path:
                 best = copy.deepcopy(agents.state_dict())
         run.checkpoint(global_step, snapshot)
         if global_step >= args.total_timesteps:
-            agents.load_state_dict(best)
-            return run.close()
+            return run.close(), best
 
         # --- rollout ---
         clock = Clock()
         episodes = []
         with torch.no_grad():
             for step in range(T):
-                obs[:, step] = next_obs
+                raw_obs[:, step] = next_obs
+                obs[:, step] = agents.obs_norm(next_obs)
                 action_mask[:, step] = infos["action_mask"]
                 alive[:, step] = infos["alive"]
-                normed = agents.obs_norm(next_obs)
-                values[:, step] = agents.value(normed)
-                outputs[:, step] = agents.actor(normed)
+                values[:, step] = agents.value(obs[:, step])
+                outputs[:, step] = agents.actor(obs[:, step])
                 policy = agents.policy(outputs[:, step], action_mask[:, step])
                 action = policy.sample(generator)
                 actions[:, step] = action
@@ -584,29 +599,28 @@ def train(args: Args, envs, eval_envs, agents: Agents, state: dict) -> Path:
                 next_obs, rewards[step], terminations[step], truncations[step], infos = envs.step(action)
                 clock.lap("env")
                 episodes += infos["episodes"]
-                if infos["_final_obs"].any():
+                if "final_obs" in infos:
                     final_obs = agents.obs_norm(infos["final_obs"])
                     final_values[:, step] = agents.value(final_obs) * infos["final_alive"]
-            next_value = agents.value(agents.obs_norm(next_obs))
+            alive[:, T] = infos["alive"]
+            values[:, T] = agents.value(agents.obs_norm(next_obs))
         global_step += T * E
 
         # --- advantages ---
-        ends = (terminations, truncations, alive, infos["alive"])
         advantages, returns, valid = gae(
-            rewards, values, next_value, final_values, *ends, args.gamma, args.gae_lambda
+            rewards, values, final_values, terminations, truncations, alive, args.gamma, args.gae_lambda
         )
         weight = valid / valid.sum((1, 2), keepdim=True).clamp(min=1)
+        targets = agents.rescale(returns, valid) if args.value_norm else returns
         batch = dict(obs=obs, action_mask=action_mask, actions=actions, logprobs=logprobs, outputs=outputs)
-        batch |= dict(advantages=standardize(advantages, weight), weight=weight)
-        batch["returns"] = agents.rescale(returns, valid) if args.value_norm else returns
+        batch |= dict(advantages=standardize(advantages, weight), returns=targets, weight=weight)
         batch = samples_first(batch, valid)
-        batch["obs"] = agents.obs_norm(batch["obs"])
         if not envs.discrete:  # for the next rollout: this one was acted on without it
-            agents.obs_norm.add(obs.flatten(1, 2), alive.flatten(1))
+            agents.obs_norm.add(raw_obs.flatten(1, 2), alive[:, :T].flatten(1))
 
         # --- update; same in: dpo_smac, ippo ---
-        stats = learner.update(batch)
-        unexplained = deviation(returns - values, weight) / (deviation(returns, weight) + 1e-8)
+        stats = learner.learn(batch)
+        unexplained = deviation(returns - values[:, :-1], weight) / (deviation(returns, weight) + 1e-8)
         stats["losses/explained_variance"] = 1 - unexplained.square().flatten()
         row = {name: float(x.mean()) for name, x in stats.items()}
         clock.lap("update")
@@ -625,7 +639,7 @@ def main() -> None:
     make = functools.partial(environments.make, args.env_id, seed=args.seed, device=args.device, **options)
     envs = make(args.num_envs)
     if envs.exact and args.num_steps % envs.episode_limit:
-        wanted = f"give --num-steps {envs.episode_limit}, the number of states"
+        wanted = f"give --num-steps {envs.episode_limit} or a multiple"
         raise environments.BrokenEnvironment(f"Rollouts of tabular games are whole episodes: {wanted}.")
     eval_envs = envs if envs.exact else make(EVAL_EPISODES if envs.compiled else args.num_envs)
     video_envs = make(1, render_mode="rgb_array") if args.capture_video else None
@@ -639,9 +653,9 @@ def main() -> None:
     else:
         if state:
             agents.load_state_dict(state["agents"])
-        directory = train(args, envs, eval_envs, agents, state)
-        if envs.exact:  # no luck to correct for: the last parameters count, as in dpo_matrix.py
-            agents.load_state_dict(load(directory / "checkpoint.pt")["agents"])
+        directory, best = train(args, envs, eval_envs, agents, state)
+        if not envs.exact:  # where evaluation has no luck to correct for, the last parameters count
+            agents.load_state_dict(best)
     result = evaluate(agents, eval_envs, 10 * EVAL_EPISODES, [args.seed, 1])
     how = "exact" if envs.exact else f"{10 * EVAL_EPISODES} greedy episodes"
     print(f"{directory}, {how}: {json.dumps(result)}")
@@ -736,7 +750,7 @@ class Run:
     def __init__(self, args: Args, envs, state: dict):
         self.args = args
         if state:
-            done = state["counters"][0]
+            start_step = state["counters"][0]
             self.directory = checkpoint_path(args).parent
             self.metrics = self.directory / "metrics.csv"
             if not self.metrics.exists() or self.metrics.stat().st_size < state["metrics_bytes"]:
@@ -744,7 +758,7 @@ class Run:
                 sys.exit(f"{SCRIPT}: {self.metrics} {what}.")
             os.truncate(self.metrics, state["metrics_bytes"])  # later rows will be written again
         else:
-            done = 0
+            start_step = 0
             name = f"{environments.env_name(envs)}__{SCRIPT}__{args.seed}__{time.time_ns() // 10**6}"
             self.directory = Path(args.runs_dir) / name
             self.directory.mkdir(parents=True)
@@ -755,12 +769,14 @@ class Run:
         print(
             f"{self.directory}: {envs.num_agents} agents, {envs.obs_dim} inputs, {envs.num_actions} actions"
         )
-        self.next_checkpoint = done
-        self.writer = SummaryWriter(str(self.directory), purge_step=done + 1)
+        self.next_checkpoint = start_step
+        self.writer = SummaryWriter(str(self.directory), purge_step=start_step + 1)
         # Where output is no terminal, a line every ten seconds in the place of the bar.
         line = "step {n_fmt} of {total_fmt}, {rate_fmt}, ETA {remaining}{postfix}\n"
         look = {} if sys.stderr.isatty() else dict(mininterval=10, bar_format=line)
-        self.bar = tqdm(total=args.total_timesteps, initial=done, unit=" steps", unit_scale=True, **look)
+        self.bar = tqdm(
+            total=args.total_timesteps, initial=start_step, unit=" steps", unit_scale=True, **look
+        )
         self.signals: list[int] = []
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda signum, _: self.signals.append(signum))
@@ -817,7 +833,10 @@ def finish(args: Args, agents: nn.Module, directory: Path, result: dict[str, flo
 
 
 class Clock:
-    """Seconds by phase; a lap is what went by since the last one."""
+    """Seconds by phase; a lap is what went by since the last one. Evaluation counts nowhere.
+
+    A GPU works on while the host goes ahead, so that its time may be put down to the next phase.
+    """
 
     def __init__(self):
         self.seconds = {"env": 0.0, "act": 0.0, "update": 0.0}
@@ -844,7 +863,8 @@ class CudaGraph:
     """`update(batch)` as one launch of a CUDA graph; small networks would wait for thousands of launches.
 
     PyTorch wants real calls before it records one: the first two run as they are. What is recorded reads and
-    writes the same memory at each replay, so every batch, on any device, is copied to where the first was.
+    writes the same memory at each replay, so every batch is copied to where the first was; those from a
+    replay buffer come from the host.
     """
 
     def __init__(self, update):

@@ -64,6 +64,36 @@ class TeamVectorEnv(VectorEnv):
         return {}
 
 
+def integers(actions: Any, num_envs: int, num_agents: int) -> np.ndarray:
+    """Actions (E, N) as an array; ValueError on another shape or dtype."""
+    actions = np.asarray(actions)
+    if actions.shape != (num_envs, num_agents) or actions.dtype.kind not in "iu":
+        raise ValueError(
+            f"actions must be integers of shape {(num_envs, num_agents)} (num_envs, num_agents); "
+            f"got {actions.dtype} of shape {actions.shape}."
+        )
+    return actions
+
+
+def playable(actions: Any, mask: np.ndarray) -> np.ndarray:
+    """Actions (E, N) as an array; ValueError unless mask (E, N, A) has every one of them available."""
+    actions = integers(actions, *mask.shape[:2])
+    inside = (actions >= 0) & (actions < mask.shape[-1])
+    chosen = np.where(inside, actions, 0)[..., None]
+    bad = np.argwhere(~(inside & np.take_along_axis(mask, chosen, axis=2)[..., 0]))
+    if len(bad):
+        raise unavailable(actions, mask, *bad[0])
+    return actions
+
+
+def unavailable(actions: np.ndarray, mask: np.ndarray, env: int, agent: int) -> ValueError:
+    """What to say of an agent's action (of all of them (E, N)) that mask (E, N, A) does not have."""
+    return ValueError(
+        f"Action {actions[env, agent]} of agent {agent} in environment {env} is not available; available are "
+        f"{np.flatnonzero(mask[env, agent]).tolist()}. Choose by infos['action_mask']."
+    )
+
+
 def free_bytes() -> int | None:
     """Memory in bytes that this process may still take, None where the system does not tell."""
     found = []

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from gymnasium.vector.utils import batch_space
 
-from envs.base import Step
+from envs.base import BrokenEnvironment, Step
 
 
 class TeamWrapper(gym.vector.VectorWrapper):
@@ -77,12 +77,13 @@ class AgentsFirst(TeamWrapper):
     and, where environments have `wins`, "win_rate", 0.0 or 1.0; episodes that the real game dropped are left
     out. Other infos are the environment's.
 
-    On the CPU tensors share the environment's arrays; on a GPU nothing is waited for.
+    On the CPU tensors share the environment's arrays; on a GPU no copy to it is waited for.
     """
 
     def __init__(self, env: Any, device: str | torch.device = "cpu") -> None:
         super().__init__(env)
         self.device = torch.device(device)
+        self.discrete, self.wins = env.discrete, env.wins  # looked up at every step
         self._last: dict[str, np.ndarray] = {}  # what was returned last, as the environment has it
 
     def _tensor(self, array: np.ndarray) -> torch.Tensor:
@@ -106,7 +107,7 @@ class AgentsFirst(TeamWrapper):
 
     def _episodes(self, infos: dict[str, Any]) -> list[dict[str, Any]]:
         """The statistics of each episode that ended."""
-        episodes = []
+        episodes: list[dict[str, Any]] = []
         for e in infos["_episode"].nonzero()[0].tolist():
             returned, length = (float(infos["episode"][name][e]) for name in "rl")
             episodes.append({"env": e, "episodic_return": returned, "episodic_length": length})
@@ -139,15 +140,21 @@ class AgentsFirst(TeamWrapper):
         """Goes on from a `get_state()`; returns, like `reset`, obs and infos to go on from.
 
         They are those last returned where the environment is `restorable`, else those of new episodes.
-        ValueError if the state does not fit.
+        BrokenEnvironment if the state does not fit.
         """
-        # First of all, so that an environment that begins anew has begun, and keeps what is returned here.
-        obs, infos = self.env.reset()
+        try:
+            return self._set_state(state)
+        except ValueError as error:
+            raise BrokenEnvironment(f"The saved environments cannot be resumed. {error}") from error
+
+    def _set_state(self, state: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, Any]]:
         arrays = {name: tensor.numpy() for name, tensor in state.items()}
         saved = {name.removeprefix("next_"): arrays.pop(name) for name in state if name.startswith("next_")}
-        self.env.set_state(arrays)
         if not self.restorable:
-            return self._return(obs, infos)
+            self.env.set_state(arrays)  # before the reset: it is its new episodes that are to be played
+            return self.reset()
+        obs, infos = self.env.reset()  # for its form alone
+        self.env.set_state(arrays)
         for name, array in {"obs": obs, **{key: infos[key] for key in ("action_mask", "alive")}}.items():
             if name not in saved or (saved[name].shape, saved[name].dtype) != (array.shape, array.dtype):
                 raise ValueError(

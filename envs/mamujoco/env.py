@@ -108,7 +108,8 @@ class MaMujocoVectorEnv(TeamVectorEnv):
         self.agent_obs_dims = tuple(len(index) for index in seen)
         self.agent_act_dims = tuple(len(joints) for joints in parts)
         self.obs_dim, self.num_actions = max(self.agent_obs_dims), max(self.agent_act_dims)
-        self._own = np.arange(self.num_actions) < np.array(self.agent_act_dims)[:, None]
+        own = np.arange(self.num_actions) < np.array(self.agent_act_dims)[:, None]
+        self._mask = np.tile(own, (num_envs, 1, 1))
         # Padding looks at the zero behind the end.
         self._index = np.full((self.num_agents, self.obs_dim), self.state_dim)
         order = list(robot.joints)
@@ -335,7 +336,7 @@ class MaMujocoVectorEnv(TeamVectorEnv):
         """The infos of a step on which no episode ended."""
         E, N = self.num_envs, self.num_agents
         return {
-            "action_mask": np.tile(self._own, (E, 1, 1)),
+            "action_mask": self._mask.copy(),
             "alive": np.ones((E, N), dtype=np.bool_),
             "final_obs": np.zeros((E, N, self.obs_dim), dtype=np.float32),
             "final_alive": np.zeros((E, N), dtype=np.bool_),

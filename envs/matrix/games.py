@@ -16,7 +16,7 @@ import numpy as np
 from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 
-from envs.base import Step, TeamVectorEnv, free_bytes
+from envs.base import Step, TeamVectorEnv, free_bytes, integers
 
 PAYOFFS: dict[str, tuple[float, float, float, float]] = {
     "1": (10.0, 5.0, 5.0, 0.0),  # action 1 is better whatever the other does
@@ -197,13 +197,7 @@ class TabularGame(TeamVectorEnv):
         """Play actions int (E, N). ValueError, with nothing played, on a wrong shape, dtype or action."""
         if not self._started:
             raise RuntimeError("Call reset() before the first step.")
-        actions = np.asarray(actions)
-        shape = self.num_envs, self.num_agents
-        if actions.shape != shape or actions.dtype.kind not in "iu":
-            raise ValueError(
-                f"actions must be integers of shape {shape} (num_envs, num_agents); "
-                f"got {actions.dtype} of shape {actions.shape}."
-            )
+        actions = integers(actions, self.num_envs, self.num_agents)
         actions = np.ascontiguousarray(actions, dtype=np.int64)
         if actions.min() < 0 or actions.max() >= self.num_actions:
             e, i = np.argwhere((actions < 0) | (actions >= self.num_actions))[0]

@@ -17,7 +17,7 @@ import numpy as np
 from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 
-from envs.base import Step, TeamVectorEnv
+from envs.base import Step, TeamVectorEnv, integers
 from envs.mpe import world
 
 TASKS = ("simple_spread", "line_control", "circle_control")
@@ -122,13 +122,7 @@ def _bodies(task: str, agent_pos: Any, landmark_pos: Any) -> tuple[np.ndarray, n
 
 def _actions(actions: Any, num_envs: int, num_agents: int) -> np.ndarray:
     """Actions as int64 (E, N); ValueError on another shape or dtype."""
-    actions = np.asarray(actions)
-    if actions.shape != (num_envs, num_agents) or actions.dtype.kind not in "iu":
-        raise ValueError(
-            f"actions must be integers of shape {(num_envs, num_agents)} (num_envs, num_agents); "
-            f"got {actions.dtype} of shape {actions.shape}."
-        )
-    return np.ascontiguousarray(actions, dtype=np.int64)
+    return np.ascontiguousarray(integers(actions, num_envs, num_agents), dtype=np.int64)
 
 
 def _refusal(actions: np.ndarray, place: int) -> ValueError:

@@ -21,7 +21,7 @@ from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 from pettingzoo import AECEnv
 
-from envs.base import BrokenEnvironment, Step, TeamVectorEnv
+from envs.base import BrokenEnvironment, Step, TeamVectorEnv, playable
 
 
 def _load(path: str) -> Callable[..., Any]:
@@ -364,29 +364,17 @@ class ParallelVectorEnv(TeamVectorEnv):
 
     def _check(self, actions: np.ndarray) -> np.ndarray:
         """The actions as an array, if every one of them can be played."""
+        if self.discrete:
+            return playable(actions, self._mask)
         actions = np.asarray(actions)
         shape = (self.num_envs, *self.single_action_space.shape)
-        kinds, what = ("iu", "integers") if self.discrete else ("fiu", "numbers")
-        if actions.shape != shape or actions.dtype.kind not in kinds:
+        if actions.shape != shape or actions.dtype.kind not in "fiu":
             raise ValueError(
-                f"actions must be {what} of shape {shape}; got {actions.dtype} of shape {actions.shape}."
+                f"actions must be numbers of shape {shape}; got {actions.dtype} of shape {actions.shape}."
             )
-        if not self.discrete:
-            if not np.isfinite(actions).all():
-                e, i = np.argwhere(~np.isfinite(actions))[0][:2]
-                raise ValueError(
-                    f"The action of agent {i} in environment {e} is not finite: {actions[e, i]}."
-                )
-            return actions
-        inside = (actions >= 0) & (actions < self.num_actions)
-        chosen = np.where(inside, actions, 0)[..., None]
-        bad = np.argwhere(~(inside & np.take_along_axis(self._mask, chosen, axis=2)[..., 0]))
-        if len(bad):
-            e, i = bad[0]
-            raise ValueError(
-                f"Action {actions[e, i]} of agent {i} in environment {e} is not available; available are "
-                f"{np.flatnonzero(self._mask[e, i]).tolist()}. Choose by infos['action_mask']."
-            )
+        if not np.isfinite(actions).all():
+            e, i = np.argwhere(~np.isfinite(actions))[0][:2]
+            raise ValueError(f"The action of agent {i} in environment {e} is not finite: {actions[e, i]}.")
         return actions
 
     def _infos(self) -> dict[str, Any]:

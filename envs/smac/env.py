@@ -9,7 +9,7 @@ import numpy as np
 from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 
-from envs.base import Step, TeamVectorEnv
+from envs.base import Step, TeamVectorEnv, integers, unavailable
 from envs.smac import combat, engine
 from envs.smac.contract import NO_ACTION, observe_kernel, reward_kernel, state_kernel
 from envs.smac.maps import REWARD_SCALE, SIZE, get_map
@@ -98,13 +98,7 @@ class SmacVectorEnv(TeamVectorEnv):
         ValueError, with nothing played, on a wrong shape or dtype or an action that infos["action_mask"] of
         the last step forbids.
         """
-        actions = np.asarray(actions)
-        shape = (self.num_envs, self.num_agents)
-        if actions.shape != shape or actions.dtype.kind not in "iu":
-            raise ValueError(
-                f"actions must be integers of shape {shape} (num_envs, num_agents); "
-                f"got {actions.dtype} of shape {actions.shape}."
-            )
+        actions = integers(actions, self.num_envs, self.num_agents)
         return self._step(np.ascontiguousarray(actions, dtype=np.int64), scripted=False)
 
     def step_scripted(self) -> Step:
@@ -127,7 +121,7 @@ class SmacVectorEnv(TeamVectorEnv):
             self._ints, self._table, self._before, won, over, self._length,
         )  # fmt: skip
         if bad >= 0:
-            self._refuse(actions, *divmod(bad, self.num_agents))
+            raise unavailable(actions, self._mask, *divmod(bad, self.num_agents))
         if not scripted:
             self._last_action = actions.copy()
         reward = np.empty(self.num_envs, dtype=np.float32)
@@ -183,13 +177,6 @@ class SmacVectorEnv(TeamVectorEnv):
             self._units, self.map.sizes, self.map.looks, self.map.pathing_grid, select, obs,
             infos["action_mask"], infos["alive"],
         )  # fmt: skip
-
-    def _refuse(self, actions: np.ndarray, env: int, agent: int) -> None:
-        available = np.flatnonzero(self._mask[env, agent]).tolist()
-        raise ValueError(
-            f"Action {actions[env, agent]} of agent {agent} in environment {env} is not available; "
-            f"available are {available}. Choose by infos['action_mask']."
-        )
 
     def state(self) -> np.ndarray:
         """SMAC's global state of every battle, (E, state_dim) float32."""

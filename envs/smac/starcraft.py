@@ -22,7 +22,7 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 
-from envs.base import Step, TeamVectorEnv
+from envs.base import Step, TeamVectorEnv, playable
 from envs.smac.maps import MAPS, NOT_YET
 from envs.smac.starcraft_process import (
     INSTALL,
@@ -169,7 +169,7 @@ class StarCraftVectorEnv(TeamVectorEnv):
         """
         if not self._mask.any():
             raise RuntimeError("Call reset() before the first step.")
-        actions = self._check(actions)
+        actions = playable(actions, self._mask)
         E = self.num_envs
         self._fresh[:] = False
         reward = np.zeros(E, dtype=np.float32)
@@ -361,26 +361,6 @@ class StarCraftVectorEnv(TeamVectorEnv):
                 RuntimeWarning,
                 stacklevel=4,
             )
-
-    def _check(self, actions: np.ndarray) -> np.ndarray:
-        """The actions as an array, if every one of them can be played."""
-        actions = np.asarray(actions)
-        shape = (self.num_envs, self.num_agents)
-        if actions.shape != shape or actions.dtype.kind not in "iu":
-            raise ValueError(
-                f"actions must be integers of shape {shape} (num_envs, num_agents); "
-                f"got {actions.dtype} of shape {actions.shape}."
-            )
-        inside = (actions >= 0) & (actions < self.num_actions)
-        chosen = np.where(inside, actions, 0)[..., None]
-        bad = np.argwhere(~(inside & np.take_along_axis(self._mask, chosen, axis=2)[..., 0]))
-        if len(bad):
-            e, i = bad[0]
-            raise ValueError(
-                f"Action {actions[e, i]} of agent {i} in environment {e} is not available; available are "
-                f"{np.flatnonzero(self._mask[e, i]).tolist()}. Choose by infos['action_mask']."
-            )
-        return actions
 
     def _living(self) -> np.ndarray:
         """Agents alive (E, N) bool: SMAC gives the no-op to the dead alone."""

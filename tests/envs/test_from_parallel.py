@@ -7,67 +7,12 @@ import re
 import gymnasium as gym
 import numpy as np
 import pytest
-from pettingzoo import ParallelEnv
 
 import envs
 from envs.pettingzoo import ParallelVectorEnv
+from tests.standin.toys import Reach, Toy
 
 LINE = "pettingzoo:mpe2.simple_line_v1"
-
-
-class Toy(ParallelEnv):
-    """Agents of unequal spaces. Agent i sees (2, i + 1) numbers t + 10 i, where t counts steps, plus `noise`
-    times U(0, 1); has i + 2 actions; earns `pay[i]`; leaves at a step and in a way, `leaves[i]`. `changes`
-    replace attributes and methods.
-    """
-
-    metadata = {"name": "toy"}
-
-    def __init__(self, leaves=((3, "terminated"), (3, "terminated")), pay=(1.0, 1.0), noise=0.0, **changes):
-        self.possible_agents = [f"a{i}" for i in range(len(leaves))]
-        self.leaves, self.pay, self.noise = leaves, pay, noise
-        self.agents, self.rng, self.seeds, self.played, self.closed = [], None, [], [], False
-        for name, value in changes.items():
-            setattr(self, name, value)
-
-    def observation_space(self, agent):
-        return gym.spaces.Box(5, 50, (2, self.possible_agents.index(agent) + 1), np.float64)
-
-    def action_space(self, agent):
-        return gym.spaces.Discrete(2 + self.possible_agents.index(agent), start=7)
-
-    def look(self, agents):
-        where = {agent: self.possible_agents.index(agent) for agent in agents}
-        return {
-            agent: np.full((2, i + 1), self.t + 10 * i + self.noise * self.rng.random())
-            for agent, i in where.items()
-        }
-
-    def about(self, agents):
-        return {agent: {} for agent in agents}
-
-    def reset(self, seed=None, options=None):
-        self.seeds.append(seed)
-        self.agents, self.t, self.rng = list(self.possible_agents), 0, np.random.default_rng(seed)
-        return self.look(self.agents), self.about(self.agents)
-
-    def step(self, actions):
-        self.played.append(actions)
-        assert set(actions) == set(self.agents)
-        assert all(self.action_space(agent).contains(action) for agent, action in actions.items())
-        self.t += 1
-        now = list(self.agents)
-        how = {a: kind for a, (t, kind) in zip(self.possible_agents, self.leaves, strict=True) if t == self.t}
-        self.agents = [agent for agent in now if agent not in how]
-        ends = [{a: how.get(a) == kind for a in now} for kind in ("terminated", "truncated")]
-        rewards = {a: self.pay[self.possible_agents.index(a)] for a in now}
-        return self.look(now), rewards, *ends, self.about(now)
-
-    def render(self):
-        return np.full((4, 6, 3), self.t)
-
-    def close(self):
-        self.closed = True
 
 
 def toys(num_envs=1, seed=0, reward="shared", **changes):
@@ -162,9 +107,11 @@ def test_agents_that_leave_early_wait_for_the_end_of_the_episode(leaves, termina
                 env.step([[1, 0]])
         if over:
             assert infos["final_obs"][0].tolist() == [[4 * was[0]] * 2 + [0, 0], [14] * 4]
+            assert infos["final_alive"][0].tolist() == [was[0], True]
             assert (infos["episode"]["r"][0], infos["episode"]["l"][0]) == (4, 4)
         else:
             assert not infos["final_obs"].any() and infos["episode"]["l"][0] == 0
+            assert not infos["final_alive"].any()
 
 
 def test_agents_may_join_late():
@@ -176,6 +123,27 @@ def test_agents_may_join_late():
     env.envs[0].agents.append("a1")
     alive.append(env.step([[0, 0]])[4]["alive"][0].tolist())
     assert alive == [[True, False], [True, True]]
+
+
+def test_who_was_alive_when_an_episode_ended():
+    """Else a learner bootstraps for those who had left or died, or not for those who lived."""
+
+    class Lingers(Toy):
+        """Keeps naming an agent that has left among its agents, and says who is alive, where `tells`."""
+
+        def step(self, actions):
+            seen, rewards, ends, *rest, about = super().step(actions)
+            ends |= {"a0": self.t >= 1}
+            if self.t < 3:
+                self.agents = list(self.possible_agents)
+            return seen, rewards, ends, *rest, about | {"a1": {"alive": self.t < 2}} if self.tells else about
+
+    for tells, expected in ((False, [False, True]), (True, [False, False])):
+        env = ParallelVectorEnv(functools.partial(Lingers, tells=tells))
+        env.reset()
+        for step in (1, 2, 3):
+            *_, infos = env.step([[0, 0]])
+            assert infos["final_alive"][0].tolist() == (expected if step == 3 else [False, False])
 
 
 def test_each_environment_ends_and_begins_on_its_own():
@@ -294,14 +262,6 @@ def test_action_masks_of_the_environment_are_kept():
     for wrong in ([1, 1, 1, 1], [0, 0]):
         with pytest.raises(ValueError, match="action_mask of a0 of toy must hold 2 entries, one of them"):
             toys(about=lambda agents, mask=wrong: {a: {"action_mask": mask} for a in agents}).reset()
-
-
-class Reach(Toy):
-    """Continuous: agent i acts in a (1, i + 1) Box of ±(i + 1)."""
-
-    def action_space(self, agent):
-        i = self.possible_agents.index(agent)
-        return gym.spaces.Box(-i - 1.0, i + 1.0, (1, i + 1), np.float64)
 
 
 def test_continuous_actions_reach_each_agent_in_its_own_shape_and_range():

@@ -12,8 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from envs.smac import starcraft, starcraft_process
+from envs.wrappers import AgentsFirst
 
 ROOT = Path(__file__).parents[2]
 STANDIN = ROOT / "tests" / "standin"
@@ -116,7 +118,7 @@ def test_episodes_are_those_that_smac_plays(machine, make):
     twin = direct(int(machine.events("launch")[0][3]))
     try:
         seen, state = twin.reset()
-        total, length, ended, won = 0.0, 0, 0, 0
+        total, length, ended, won, fallen = 0.0, 0, 0, 0, 0
         while ended < 4:
             mask = np.array(twin.get_avail_actions(), dtype=bool)
             assert np.array_equal(obs[0], np.array(seen)) and np.array_equal(env.state()[0], state)
@@ -133,12 +135,15 @@ def test_episodes_are_those_that_smac_plays(machine, make):
             seen, state = twin.get_obs(), twin.get_state()
             if over:
                 assert np.array_equal(infos["final_obs"][0], np.array(seen))
+                living = [unit.health > 0 for unit in twin.agents.values()]
+                assert np.array_equal(infos["final_alive"][0], living)
+                fallen += living.count(False)
                 assert infos["episode"]["r"][0] == pytest.approx(total) and infos["episode"]["l"][0] == length
                 seen, state = twin.reset()
                 total, length, ended, won = 0.0, 0, ended + 1, won + info["battle_won"]
             else:
-                assert not infos["final_obs"].any()
-        assert 0 < won < 4
+                assert not infos["final_obs"].any() and not infos["final_alive"].any()
+        assert 0 < won < 4 and 0 < fallen < 4 * 5
     finally:
         twin.close()
 
@@ -152,6 +157,7 @@ def test_results_have_the_shapes_and_types_of_the_contract(make):
         assert obs.shape == (2, 5, 80) and obs.dtype == np.float32 and env.observation_space.contains(obs)
         assert infos["action_mask"].shape == (2, 5, 11) and infos["action_mask"].dtype == bool
         assert infos["alive"].shape == (2, 5) and infos["final_obs"].shape == (2, 5, 80)
+        assert infos["final_alive"].shape == (2, 5) and infos["final_alive"].dtype == bool
         for key in ("_final_obs", "_episode", "battle_won", "dropped"):
             assert infos[key].shape == (2,) and infos[key].dtype == bool
     kept = obs.copy()
@@ -160,6 +166,13 @@ def test_results_have_the_shapes_and_types_of_the_contract(make):
     assert reward.dtype == np.float32 and terminated.dtype == truncated.dtype == bool
     assert (env.num_agents, env.num_actions, env.obs_dim, env.state_dim) == (5, 11, 80, 120)
     assert (env.episode_limit, env.backend, env.env_id) == (120, "starcraft", "smac/2s3z")
+    assert (env.discrete, env.restorable, env.compiled, env.exact, env.wins) == (
+        True,
+        False,
+        False,
+        False,
+        True,
+    )
     assert env.state().shape == (2, 120)
 
 
@@ -233,6 +246,7 @@ def test_game_lost_in_a_step_costs_its_episode_and_nothing_else(machine, make, k
     e = int(np.argmax(infos["dropped"]))
     assert infos["dropped"].sum() == 1 and truncated[e] and not terminated[e] and reward[e] == 0
     assert infos["_final_obs"][e] and np.array_equal(infos["final_obs"][e], before[0][e])
+    assert np.array_equal(infos["final_alive"], before[-1]["alive"] & infos["dropped"][:, None])
     assert not infos["_episode"].any() and not infos["battle_won"].any() and not infos["episode"]["l"].any()
     assert not truncated[1 - e] and infos["alive"].all() and env.restarts[e] == 1 and env.restarts.sum() == 1
     results = play(env, infos, 80)
@@ -253,6 +267,24 @@ def test_game_lost_in_a_reset_is_replaced(machine, make, kind):
     ended = [r for r in results if r[-1]["_episode"].any()]
     assert ended and not any(r[-1]["dropped"].any() for r in results)
     assert env.restarts[0] == 1 and ended[0][-1]["alive"].all()
+
+
+def test_a_lost_battle_is_no_episode_of_a_learner(machine, make):
+    """If this fails, crashes of the game lower the return and the win rate that are logged."""
+    machine.faults({"at": "step", "n": 2, "launch": 0, "kind": "raise"})
+    env = AgentsFirst(make(num_envs=2, seed=1))
+    _, infos = env.reset()
+    episodes, dropped = [], 0
+    with pytest.warns(RuntimeWarning, match="lost its game"):
+        for _ in range(60):
+            actions = torch.from_numpy(attack({"action_mask": infos["action_mask"].numpy()}))
+            _, _, terminated, truncated, infos = env.step(actions)
+            ended = (terminated | truncated).numpy()
+            assert ("final_obs" in infos) == ended.any()
+            assert [e["env"] for e in infos["episodes"]] == np.flatnonzero(ended & ~infos["dropped"]).tolist()
+            episodes, dropped = episodes + infos["episodes"], dropped + infos["dropped"].sum()
+    assert dropped == 1 and len(episodes) > 2
+    assert all(episode["episodic_length"] > 2 and episode["win_rate"] in (0.0, 1.0) for episode in episodes)
 
 
 def test_first_launch_that_fails_is_tried_again(machine, make):
@@ -367,6 +399,23 @@ def test_saved_state_begins_new_episodes_and_says_so_once(machine, make):
     for other in ({"units": np.zeros(3)}, saved | {"launches": np.zeros(2)}):
         with pytest.raises(ValueError, match="not one of 1 environments"):
             env.set_state(other)
+
+
+def test_a_resumed_learner_goes_on_from_the_new_battles(machine, make):
+    """If this fails, a resumed run acts on observations of battles that are gone, or plays the same again."""
+    env = AgentsFirst(make(num_envs=2, seed=4))
+    env.reset()
+    state = env.get_state()
+    env.close()
+    env = AgentsFirst(make(num_envs=2, seed=4))
+    with pytest.warns(UserWarning, match="new episodes"):
+        obs, infos = env.set_state(state)
+    assert not torch.equal(obs, state["next_obs"].transpose(0, 1)) and infos["alive"].all()
+    assert len(machine.events("reset")) == 4 and len({event[3] for event in machine.events("launch")}) == 4
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        again, _ = env.reset()  # the same battles, which have not begun
+    assert torch.equal(again, obs)
 
 
 # ---------------------------------------------------------------- processes

@@ -44,7 +44,7 @@ def test_view_plays_the_episode_that_the_vector_environment_plays(env_id):
             assert np.array_equal(observations[agent]["action_mask"], infos["action_mask"][0, i])
             assert view.observation_space(agent).contains(observations[agent])
         actions = {agent: view.action_space(agent).sample() for agent in view.agents}
-        observations, rewards, terminations, truncations, _ = view.step(actions)
+        observations, rewards, terminations, truncations, about = view.step(actions)
         obs, reward, terminated, truncated, infos = plain.step(np.array([list(actions.values())]))
         assert set(rewards.values()) == {float(reward[0])}
         assert set(terminations.values()) == {bool(terminated[0])}
@@ -55,6 +55,7 @@ def test_view_plays_the_episode_that_the_vector_environment_plays(env_id):
             for i, agent in enumerate(view.possible_agents):
                 assert np.array_equal(observations[agent]["observation"], infos["final_obs"][0, i])
                 assert not observations[agent]["action_mask"].any()
+                assert about[agent]["alive"] == infos["final_alive"][0, i]
             observations, _ = view.reset()
             steps, episodes = 0, episodes + 1
 
@@ -149,7 +150,7 @@ def test_our_environments_come_back_from_pettingzoo_unchanged(env_id):
         obs, *expected, infos = plain.step(actions)
         for a, b in zip(result, expected, strict=True):
             assert np.array_equal(a, b) and a.dtype == b.dtype
-        for key in ("final_obs", "_final_obs", "_episode"):
+        for key in ("final_obs", "final_alive", "_final_obs", "_episode"):
             assert np.array_equal(about[key], infos[key])
         if infos["_episode"][0]:
             break

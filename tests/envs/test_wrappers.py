@@ -1,8 +1,18 @@
-"""The wrapper that appends an agent's own last action to its observation."""
+"""The wrappers: one's own last action to see, and tensors with the agents in front."""
+
+import copy
+import functools
+import io
+import pickle
 
 import numpy as np
+import pytest
+import torch
 
 import envs
+from envs.pettingzoo import ParallelVectorEnv
+from envs.wrappers import AgentsFirst, LastAction
+from tests.standin.toys import Reach, Toy
 
 
 def test_last_action_is_appended_for_the_living_only():
@@ -25,6 +35,7 @@ def test_last_action_is_appended_for_the_living_only():
         final, base = infos["final_obs"], plain_infos["final_obs"]
         assert np.array_equal(final[..., :30], base)
         assert np.array_equal(final[..., 30:], np.eye(9)[actions] * base.any(-1)[..., None])
+        assert np.array_equal(infos["final_alive"], base.any(-1))
         assert wrapped.observation_space.contains(obs)
         ends, deaths = ends + ended.sum(), deaths + (~infos["alive"]).sum()
     assert ends and deaths
@@ -46,3 +57,211 @@ def test_last_action_wrapper_keeps_what_a_script_uses():
         39,
     )
     assert envs.describe(wrapped)["backend"] == "embedded"
+
+
+def toys(kind, num_envs, seed, **changes):
+    return ParallelVectorEnv(functools.partial(kind, noise=1.0, **changes), num_envs, seed)
+
+
+GAMES = {
+    "smac": lambda seed, E: envs.make("smac/3m", E, seed, backend="embedded"),
+    "last action": lambda seed, E: envs.make("smac/3m", E, seed, backend="embedded", last_action=True),
+    "mpe": lambda seed, E: envs.make("mpe/circle_control", E, seed, num_agents=3),
+    "tables": lambda seed, E: envs.make(
+        "matrix/stochastic", E, seed, num_states=4, num_agents=3, num_actions=2
+    ),
+    "matrix": lambda seed, E: envs.make("matrix/2", E, seed),
+    "mamujoco": lambda seed, E: envs.make("mamujoco/Humanoid-9|8", E, seed, threads=1),
+    "pettingzoo": lambda seed, E: toys(Toy, E, seed, leaves=((2, "truncated"), (5, "terminated"))),
+    "pettingzoo, real": lambda seed, E: toys(Reach, E, seed),
+}
+RESTORABLE = [game for game in GAMES if "pettingzoo" not in game]
+
+
+class Recorded(AgentsFirst):
+    """Keeps the arrays that it makes tensors of."""
+
+    def _tensor(self, array):
+        self.arrays.append(array)
+        return super()._tensor(array)
+
+
+def act(env, infos, generator):
+    """Random actions: available ones, or numbers beyond the bounds and in the padding."""
+    chances = torch.rand(infos["action_mask"].shape, generator=generator)
+    return (chances * infos["action_mask"]).argmax(-1) if env.discrete else 6 * chances - 3
+
+
+def same(tensor, array):
+    expected = array if torch.is_tensor(array) else torch.from_numpy(array)
+    return tensor.dtype == expected.dtype and torch.equal(tensor, expected)
+
+
+@pytest.mark.parametrize("game", GAMES)
+def test_tensors_are_the_environments_arrays_agents_first(game):
+    """Else a learner sees, does or is paid something else than the environment says."""
+    plain, env = GAMES[game](3, 6), Recorded(GAMES[game](3, 6))
+    N, generator, ends, deaths = env.num_agents, torch.Generator().manual_seed(0), 0, 0
+    env.arrays = []
+    expected, told = plain.reset()
+    obs, infos = env.reset()
+    for _ in range(70):
+        assert obs.shape == (N, 6, env.obs_dim) and same(obs.transpose(0, 1), expected)
+        assert np.shares_memory(obs.numpy(), env.arrays[0])  # nothing is copied
+        ended = told["_final_obs"]
+        for name in ("action_mask", "alive"):
+            assert same(infos[name].transpose(0, 1), told[name])
+            assert any(np.shares_memory(infos[name].numpy(), array) for array in env.arrays)
+        for name in ("final_obs", "final_alive"):
+            assert (name in infos) == ended.any()
+            assert name not in infos or same(infos[name].transpose(0, 1), told[name])
+        assert [episode["env"] for episode in infos["episodes"]] == np.flatnonzero(told["_episode"]).tolist()
+        for episode in infos["episodes"]:
+            e = episode.pop("env")
+            wanted = {"episodic_return": told["episode"]["r"][e], "episodic_length": told["episode"]["l"][e]}
+            wanted |= {"win_rate": told["battle_won"][e]} if plain.wins else {}
+            assert episode == wanted and all(type(value) is float for value in episode.values())
+        ends, deaths = ends + ended.sum(), deaths + (~told["alive"]).sum()
+        actions = act(env, infos, generator)
+        given = actions.transpose(0, 1).numpy()
+        if not env.discrete:
+            assert (given > plain.single_action_space.high).any()
+            given = np.clip(given, plain.single_action_space.low, plain.single_action_space.high)
+        env.arrays = []
+        obs, *paid, infos = env.step(actions)
+        expected, *wanted, told = plain.step(given)
+        assert len(paid) == 3 and all(map(same, paid, wanted))
+    assert ends and (deaths or game in ("mpe", "tables", "matrix", "mamujoco", "pettingzoo, real"))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("game", ["smac", "mamujoco"])
+def test_a_gpu_gets_the_same_tensors(game):
+    """Else copies that are not waited for arrive too late, or a run depends on its device."""
+    host, env = AgentsFirst(GAMES[game](3, 6)), AgentsFirst(GAMES[game](3, 6), "cuda")
+    generator = torch.Generator().manual_seed(0)
+    expected, told = host.reset()
+    obs, infos = env.reset()
+    for _ in range(40):
+        assert obs.is_cuda and torch.equal(obs.cpu(), expected) and infos["episodes"] == told["episodes"]
+        tensors = {name: tensor for name, tensor in told.items() if torch.is_tensor(tensor)}
+        assert all(torch.equal(infos[name].cpu(), tensor) for name, tensor in tensors.items())
+        assert infos.keys() == told.keys()
+        actions = act(host, told, generator)
+        expected, *wanted, told = host.step(actions)
+        obs, *paid, infos = env.step(actions.cuda())
+        assert all(
+            tensor.is_cuda and torch.equal(tensor.cpu(), w) for tensor, w in zip(paid, wanted, strict=True)
+        )
+    assert all(
+        torch.equal(a, b) for a, b in zip(host.get_state().values(), env.get_state().values(), strict=True)
+    )
+
+
+def saved_and_loaded(state):
+    """What a checkpoint makes of a state; loading it executes nothing."""
+    buffer = io.BytesIO()
+    torch.save({"envs": state}, buffer)
+    buffer.seek(0)
+    return torch.load(buffer, weights_only=True)["envs"]
+
+
+def played(env, infos, steps, seed):
+    """What each of `steps` of random play returned, and the last obs and infos."""
+    generator, seen = torch.Generator().manual_seed(seed), []
+    for _ in range(steps):
+        obs, *rest, infos = env.step(act(env, infos, generator))
+        seen.append((obs, *rest, infos["action_mask"], infos["alive"], infos["episodes"]))
+    return seen, obs, infos
+
+
+def equal(one, other):
+    pairs = zip(one, other, strict=True)
+    return all(torch.equal(a, b) if torch.is_tensor(a) else a == b for a, b in pairs)
+
+
+@pytest.mark.parametrize("game", RESTORABLE)
+def test_a_checkpoint_goes_on_exactly(game):
+    """Else a resumed run is not the run that was stopped."""
+    env, other = AgentsFirst(GAMES[game](5, 4)), AgentsFirst(GAMES[game](99, 4))
+    _, infos = env.reset()
+    _, obs, infos = played(env, infos, 30, seed=0)
+    state = env.get_state()
+    kept = {name: tensor.clone() for name, tensor in state.items()}
+    assert same(obs.transpose(0, 1), state["next_obs"])
+    assert all(tensor.device.type == "cpu" for tensor in state.values())
+    ahead, *_ = played(env, infos, 40, seed=1)
+    obs.zero_()
+    assert all(torch.equal(state[name], kept[name]) for name in kept)  # nothing later writes into it
+    returned, about = other.set_state(saved_and_loaded(state))
+    assert same(returned.transpose(0, 1), state["next_obs"])
+    assert all(torch.equal(about[name], infos[name]) for name in ("action_mask", "alive"))
+    assert about["episodes"] == [] and "final_obs" not in about
+    again = other.get_state()
+    assert again.keys() == state.keys() and all(torch.equal(again[name], state[name]) for name in state)
+    behind, *_ = played(other, about, 40, seed=1)
+    assert all(map(equal, ahead, behind))
+
+
+def test_what_cannot_go_on_begins_anew_and_returns_how():
+    """Else a resumed learner acts on observations of episodes that are gone."""
+    env, other = (AgentsFirst(GAMES["pettingzoo"](seed, 3)) for seed in (5, 99))
+    _, infos = env.reset()
+    _, obs, _ = played(env, infos, 4, seed=0)
+    state = saved_and_loaded(env.get_state())
+    with pytest.warns(UserWarning, match="cannot continue saved episodes"):
+        returned, about = other.set_state(state)
+    assert not torch.equal(returned, obs) and about["alive"].all() and about["episodes"] == []
+    assert not {seed for one in env.envs for seed in one.seeds} & {one.seeds[-1] for one in other.envs}
+    assert (returned[0, :, 0] // 1).tolist() == [one.t for one in other.envs] == [0, 0, 0]
+    assert other.get_state()["seed"] == 5
+
+
+@pytest.mark.parametrize("game", ["smac", "mpe", "mamujoco", "pettingzoo"])
+def test_states_that_do_not_fit_are_refused(game):
+    """Else a run goes on from something else, and nobody knows."""
+    env, wide = AgentsFirst(GAMES[game](1, 2)), AgentsFirst(GAMES[game](1, 3))
+    env.reset()
+    wide.reset()
+    with pytest.raises(ValueError, match="not one of 2 environments"):
+        env.set_state(wide.get_state())
+    if not env.restorable:
+        return
+    state = env.get_state()
+    for name in ("next_obs", "next_action_mask", "next_alive"):
+        missing = {key: tensor for key, tensor in state.items() if key != name}
+        for bad in (missing, state | {name: state[name][:1]}, state | {name: state[name].to(torch.float64)}):
+            with pytest.raises(ValueError, match=f"not one of 2 environments of .*'{name}' must be"):
+                env.set_state(bad)
+    with pytest.raises(ValueError, match="damaged"):
+        env.set_state(state | {"length": state["length"] - 1})
+
+
+def test_an_environment_can_be_made_with_tensors():
+    """Else every script wraps what `make` returns."""
+    options = {"seed": 3, "backend": "embedded", "last_action": True, "render_mode": "rgb_array"}
+    env, plain = envs.make("smac/3m", 2, device="cpu", **options), envs.make("smac/3m", 2, **options)
+    assert isinstance(env, AgentsFirst) and isinstance(plain, LastAction)
+    assert same(env.reset(seed=4)[0].transpose(0, 1), plain.reset(seed=4)[0])
+    assert env.device == torch.device("cpu")
+    assert envs.env_name(env) == envs.env_name(plain) == "smac-3m-embedded"
+    assert envs.describe(env) == envs.describe(plain)
+    for name in ("num_envs", "obs_dim", "num_actions", "episode_limit", "wins", "backend", "metadata"):
+        assert getattr(env, name) == getattr(plain, name)
+    assert env.single_observation_space == plain.single_observation_space
+    assert np.array_equal(env.render(1), plain.render(1)) and (env.render(0) != env.render(1)).any()
+    with pytest.raises(AttributeError, match="wings"):
+        _ = env.wings
+    env.close()
+    assert env.unwrapped.closed
+    with pytest.raises(ValueError, match="no option 'devise'"):
+        envs.make("mpe/simple_spread", 1, devise="cpu")
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda env: pickle.loads(pickle.dumps(env))])
+def test_wrapped_environments_can_be_copied(duplicate):
+    """Else a look-up of an attribute on a half-made copy recurses for ever."""
+    env = AgentsFirst(GAMES["last action"](1, 2))
+    _, infos = env.reset()
+    twin = duplicate(env)
+    assert all(map(equal, played(env, infos, 5, 0)[0], played(twin, infos, 5, 0)[0]))

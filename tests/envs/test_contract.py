@@ -1,0 +1,164 @@
+"""What all families of environments have in common, and which of their files may import which."""
+
+import ast
+import functools
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import envs
+from envs.base import TeamVectorEnv
+from envs.pettingzoo import ParallelVectorEnv
+from tests.standin.toys import Reach, Toy
+
+FOLDER = Path(envs.__file__).parent
+E = 5
+LEAVES = ((2, "truncated"), (5, "truncated"))
+FAMILIES = {
+    "smac": lambda: envs.make("smac/3m", E, seed=1, backend="embedded"),
+    "last action": lambda: envs.make("smac/3m", E, seed=1, backend="embedded", last_action=True),
+    "mpe": lambda: envs.make("mpe/line_control", E, seed=1),
+    "tables": lambda: envs.make("matrix/stochastic", E, num_states=4, num_agents=3, num_actions=2),
+    "matrix": lambda: envs.make("matrix/2", E),
+    "mamujoco": lambda: envs.make("mamujoco/Humanoid-9|8", E, seed=1, threads=1),
+    "pettingzoo": lambda: ParallelVectorEnv(functools.partial(Toy, leaves=LEAVES), E),
+    "pettingzoo, real": lambda: ParallelVectorEnv(Reach, E),
+}
+# discrete, restorable, compiled, exact, wins
+ANSWERS = {
+    "smac": (True, True, True, False, True),
+    "last action": (True, True, True, False, True),
+    "mpe": (True, True, True, False, False),
+    "tables": (True, True, True, True, False),
+    "matrix": (True, True, True, True, False),
+    "mamujoco": (False, True, True, False, False),
+    "pettingzoo": (True, False, False, False, False),
+    "pettingzoo, real": (False, False, False, False, False),
+}
+
+
+def random_actions(env, infos, rng):
+    """Available ones, or numbers within the bounds, 0 where those are padding."""
+    mask = infos["action_mask"]
+    if env.discrete:
+        return (rng.random(mask.shape) * mask).argmax(-1)
+    space = env.single_action_space
+    return rng.uniform(space.low, space.high, mask.shape).astype(np.float32)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_attributes_answer_what_a_caller_may_ask(family):
+    """Else scripts guess what an environment can do from its name or its methods."""
+    env = FAMILIES[family]()
+    answers = env.discrete, env.restorable, env.compiled, env.exact, env.wins
+    assert answers == ANSWERS[family] and all(type(answer) is bool for answer in answers)
+    assert env.exact == hasattr(env, "exact_return")
+    assert env.episode_limit is None or env.episode_limit > 0
+    assert envs.env_name(env) == "-".join(filter(None, [re.sub("[/:]", "-", env.env_id), env.label]))
+    assert envs.describe(env)["backend"] == env.backend
+    N, width = env.num_agents, (env.obs_dim, env.num_actions)
+    assert env.single_observation_space.shape == (N, env.obs_dim)
+    assert len(env.agent_obs_dims) == len(env.agent_act_dims) == N
+    assert width == (max(env.agent_obs_dims), max(env.agent_act_dims))
+    if env.discrete:
+        assert env.single_action_space.nvec.tolist() == [env.num_actions] * N
+    else:
+        assert env.single_action_space.shape == (N, env.num_actions)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_infos_are_the_same_in_all_families(family):
+    """Else a learner that works with one family breaks on another."""
+    env, rng = FAMILIES[family](), np.random.default_rng(0)
+    N, A = env.num_agents, env.num_actions
+    own = np.arange(A) < np.array(env.agent_act_dims)[:, None]
+    wanted = {
+        "action_mask": ((E, N, A), bool),
+        "alive": ((E, N), bool),
+        "final_obs": ((E, N, env.obs_dim), np.float32),
+        "final_alive": ((E, N), bool),
+        "_final_obs": ((E,), bool),
+        "_episode": ((E,), bool),
+    } | ({"battle_won": ((E,), bool)} if env.wins else {})
+    _, infos = env.reset()
+    ended, ends = np.zeros(E, bool), 0
+    for _ in range(60):
+        assert {name: (infos[name].shape, infos[name].dtype) for name in wanted} == wanted
+        assert env.wins == ("battle_won" in infos)
+        assert not (infos["action_mask"] & ~own).any() and infos["action_mask"].any(-1).all()
+        if not env.discrete:
+            assert (infos["action_mask"] == own).all()
+        assert (infos["_final_obs"] == ended).all()
+        assert not infos["final_obs"][~ended].any() and not infos["final_alive"][~ended].any()
+        # In all of these games who is alive sees something.
+        assert (infos["final_alive"] <= infos["final_obs"].any(-1)).all()
+        _, _, terminated, truncated, infos = env.step(random_actions(env, infos, rng))
+        ended = terminated | truncated
+        ends += ended.sum()
+    assert ends
+
+
+def test_the_dead_are_told_from_the_living_where_a_battle_ended():
+    """Else values are bootstrapped for the dead, or the dead are told what they have not done."""
+    env = envs.make("smac/2s3z", 32, seed=2, backend="embedded")
+    env.reset()
+    dead = living = 0
+    for _ in range(130):
+        before = env.get_state()["units"]
+        _, _, terminated, truncated, infos = env.step_scripted()
+        ended = terminated | truncated
+        # Whoever is alive sees its own health, the dead see zeros; nobody rises.
+        assert np.array_equal(infos["final_alive"], infos["final_obs"].any(-1))
+        assert not (infos["final_alive"] & ended[:, None] & (before[:, 0, :5] <= 0)).any()
+        dead += (~infos["final_alive"][ended]).sum()
+        living += infos["final_alive"].sum()
+    assert dead and living
+
+
+def test_every_environment_lives_to_the_end_where_nobody_dies():
+    """Else a truncated episode of robots or particles is bootstrapped with nothing."""
+    for family in ("mpe", "tables", "mamujoco"):
+        env, rng = FAMILIES[family](), np.random.default_rng(0)
+        _, infos = env.reset()
+        for _ in range(60):
+            *_, infos = env.step(random_actions(env, infos, rng))
+            assert np.array_equal(infos["final_alive"], np.tile(infos["_episode"][:, None], env.num_agents))
+
+
+def imports(path):
+    """Modules of this repository that a file imports, wherever in it, as dotted names."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{path}: write the whole name"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    ours = {path.stem for path in FOLDER.parent.iterdir()}
+    return {name for name in found if name.split(".")[0] in ours}
+
+
+def test_no_import_runs_upwards():
+    """Else a change in one family breaks another, and a circle of imports breaks all."""
+    files = {path: imports(path) for path in FOLDER.rglob("*.py")}
+    assert len(files) > 20
+    for path, found in files.items():
+        place = path.relative_to(FOLDER).parts
+        if place == ("base.py",):
+            allowed = ()
+        elif place == ("wrappers.py",):
+            allowed = ("envs.base.",)
+        elif place == ("__init__.py",):
+            allowed = ("envs.",)
+        else:  # a family
+            allowed = ("envs.base.", f"envs.{place[0]}.")
+        assert all(name.startswith(allowed) for name in found), f"{path} imports {found}"
+    assert "envs.base.TeamVectorEnv" in files[FOLDER / "smac" / "env.py"]  # the search does find them
+
+
+def test_the_base_of_all_families_is_one():
+    """Else an attribute is added to the contract and a family does not have it."""
+    for family in FAMILIES:
+        assert isinstance(FAMILIES[family]().unwrapped, TeamVectorEnv)
