@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.scripts.recording import LIMIT, OBS, A, E, N, recording
-from tests.scripts.running import load, undisturbed
+from tests.scripts.running import load, only, undisturbed
 
 CASES = {
     "dpo_smac": ("dpo_smac", "battle", {}),
@@ -51,18 +51,19 @@ def test_whole_training_of_an_agent_ignores_what_another_agent_sees(case, tmp_pa
         flags = flags | dict(update_epochs=2)
     if name not in ("dpo_matrix", *OFF_POLICY):
         flags = flags | dict(num_steps=LIMIT)
-    flags |= dict(num_envs=E, total_timesteps=5 * E * LIMIT, eval_every=10**6, runs_dir=str(tmp_path))
+    flags |= dict(num_envs=E, total_timesteps=5 * E * LIMIT, eval_every=10**6)
     trained, initial = [], {}
     for changed in (False, True):
         torch.manual_seed(0)
+        flags["runs_dir"] = str(tmp_path / str(changed))
         agents = make_agents(script, kind)
         initial = {name: p.detach().clone() for name, p in agents.named_parameters()}
         for beta in (x for name, x in agents.named_buffers() if name.startswith("beta")):
             beta += 0.01
         evaluated = 1.0 if name == "dpo_matrix" else recording(kind)
         with undisturbed():
-            directory = script.train(script.Args(**flags), recording(kind, changed), evaluated, agents, {})
-        saved = load(directory)
+            script.train(script.Args(**flags), recording(kind, changed), evaluated, agents, {})
+        saved = load(only(tmp_path / str(changed)))
         learned = [saved[key] for key in ("agents", "target", "optimizers", "optimizer") if key in saved]
         trained.append(agents_first(learned))
         for key, before in initial.items():

@@ -69,10 +69,9 @@ def test_gae_is_that_of_the_other_scripts_where_nobody_dies():
     """One estimator, whatever the family: truncation bootstraps, termination does not."""
     random = torch.Generator().manual_seed(1)
     rewards, ends = torch.randn(9, E, generator=random), torch.rand(9, E, generator=random)
-    values, final_values = torch.randn(2, N, 9, E, generator=random)
-    args = rewards, values, torch.randn(N, E, generator=random), final_values, ends < 0.1, ends > 0.8
-    alive = torch.ones(N, 9, E, dtype=torch.bool), torch.ones(N, E, dtype=torch.bool)
-    theirs = dpo_smac.gae(*args, *alive, 0.9, 0.8)
+    values, final_values = torch.randn(N, 10, E, generator=random), torch.randn(N, 9, E, generator=random)
+    args = rewards, values, final_values, ends < 0.1, ends > 0.8
+    theirs = dpo_smac.gae(*args, torch.ones(N, 10, E, dtype=torch.bool), 0.9, 0.8)
     for own, other in zip(dpo.gae(*args, 0.9, 0.8), theirs[:2], strict=True):
         torch.testing.assert_close(own, other)
     assert theirs[2].all()

@@ -18,7 +18,17 @@ import dpo_smac
 import envs
 from dpo_smac import Agents, Args, adapt_beta, categorical_kl, dpo_loss, gae, masked_log_softmax, update
 from tests.scripts.recording import recording
-from tests.scripts.running import evaluations, finished, load, only, refused, rejected, rows, undisturbed
+from tests.scripts.running import (
+    evaluations,
+    finished,
+    load,
+    only,
+    refused,
+    rejected,
+    rows,
+    same,
+    undisturbed,
+)
 
 N, OBS, A = 3, 11, 6
 
@@ -45,7 +55,7 @@ def make_agents(seed: int = 0, beta: float = 0.01, spread: float = 0.2, num_agen
 def make_batch(agents: Agents, rows: int = 40, seed: int = 1, drift: float = 0.0) -> dict[str, torch.Tensor]:
     """A batch as `train` makes it: about a third of the rows dead; pi_old = the agents' policy plus drift."""
     generator = torch.Generator().manual_seed(seed)
-    dtype, n = agents.beta1.dtype, agents.num_agents
+    dtype, n = agents.beta1.dtype, len(agents.beta1)
     draw = lambda *shape: torch.randn(*shape, generator=generator, dtype=dtype)  # noqa: E731
     obs, alive = draw(n, rows, OBS), torch.rand(n, rows, generator=generator) < 0.7
     mask = random_mask(n, rows, A, generator=generator)
@@ -234,15 +244,13 @@ def random_rollout(seed: int, T: int = 25, E: int = 6):
     alive = np.ones((N, T + 1, E), dtype=bool)
     for t in range(T):
         alive[:, t + 1] = (alive[:, t] | ends[t]) & (rng.random((N, E)) < 0.85)
-    rewards, values, final_values, next_value = (
-        rng.normal(size=shape) for shape in ((T, E), (N, T, E), (N, T, E), (N, E))
-    )
+    rewards, values, final_values = (rng.normal(size=x) for x in ((T, E), (N, T + 1, E), (N, T, E)))
     final_values *= rng.random(final_values.shape) < 0.8  # `train` passes 0 for those dead at the end
-    return rewards, values, next_value, final_values, ends & ~cut, ends & cut, alive[:, :T], alive[:, T]
+    return rewards, values, final_values, ends & ~cut, ends & cut, alive
 
 
-def gae_reference(rewards, values, next_value, final_values, term, trunc, alive, next_alive, gamma, lam):
-    """One agent in one environment, (T,) each, by the definition: A_t = sum_k (gamma lam)^k delta_{t+k}.
+def gae_reference(rewards, values, final_values, term, trunc, alive, gamma, lam):
+    """One agent in one environment, (T,) or (T + 1,), by definition: A_t = sum_k (gamma lam)^k delta_{t+k}.
 
     The sum ends with the episode, the rollout or the agent. The value of the state after a step is V there
     while the agent lives; 0 after a termination; final_values after a truncation; once the agent is dead,
@@ -257,10 +265,10 @@ def gae_reference(rewards, values, next_value, final_values, term, trunc, alive,
             return 0.0
         if trunc[t]:
             return final_values[t]
-        if t + 1 == T:
-            return next_value if next_alive else None
         if alive[t + 1]:
             return values[t + 1]
+        if t + 1 == T:
+            return None
         rest = after(t + 1)
         return None if rest is None else rewards[t + 1] + gamma * rest
 
@@ -285,16 +293,17 @@ def call_gae(rollout, gamma=0.9, lam=0.8):
 def test_gae_is_the_definition_for_every_agent_with_deaths_ends_and_cuts(seed):
     """Advantages that leak across episodes, or blame the dead, teach agents something else than to win."""
     rollout = random_rollout(seed)
-    rewards, values, next_value, final_values, term, trunc, alive, next_alive = rollout
+    rewards, values, final_values, term, trunc, alive = rollout
     advantages, returns, valid = call_gae(rollout)
     for i, e in np.ndindex(N, rewards.shape[1]):
-        own = (values[i, :, e], next_value[i, e], final_values[i, :, e], term[:, e], trunc[:, e])
-        expected, samples = gae_reference(rewards[:, e], *own, alive[i, :, e], next_alive[i, e], 0.9, 0.8)
+        own = (values[i, :, e], final_values[i, :, e], term[:, e], trunc[:, e], alive[i, :, e])
+        expected, samples = gae_reference(rewards[:, e], *own, 0.9, 0.8)
         assert np.allclose(advantages[i, :, e], expected, atol=1e-12)
         assert np.array_equal(valid[i, :, e], samples)
-    assert (advantages[~alive] == 0).all()
-    assert np.allclose(returns, advantages + values)
-    assert term.any() and trunc.any() and (~next_alive).any() and valid.sum() < alive.sum() < alive.size
+    assert (advantages[~alive[:, :-1]] == 0).all()
+    assert np.allclose(returns, advantages + values[:, :-1])
+    assert term.any() and trunc.any() and (~alive[:, -1]).any()
+    assert valid.sum() < alive[:, :-1].sum() < alive[:, :-1].size
 
 
 def small(rewards, values, **given):
@@ -305,12 +314,10 @@ def small(rewards, values, **given):
         (
             np.array(rewards, float)[:, None],
             np.array(values, float)[None, :, None],
-            take("next_value", 0.0).reshape(1, 1).astype(float),
             take("final_values", [0.0] * T).reshape(1, T, 1).astype(float),
             take("terminations", [False] * T).reshape(T, 1),
             take("truncations", [False] * T).reshape(T, 1),
-            take("alive", [True] * T).reshape(1, T, 1),
-            take("next_alive", True).reshape(1, 1),
+            take("alive", [True] * (T + 1)).reshape(1, T + 1, 1),
         ),
         0.5,
         0.5,
@@ -321,18 +328,18 @@ def small(rewards, values, **given):
 def test_gae_by_hand():
     """Four sums a reader can check with a pencil: boundary, termination, truncation, death."""
     # Rollout boundary: delta_1 = 2 + 0.5*8 - 4 = 2, delta_0 = 1 + 0.5*4 - 2 = 1; A_0 = 1 + 0.25*2.
-    assert small([1, 2], [2, 4], next_value=8) == [1.5, 2]
+    assert small([1, 2], [2, 4, 8]) == [1.5, 2]
     # Termination after the first step: delta_0 = 1 - 2, whatever follows.
-    assert small([1, 2], [2, 4], next_value=8, terminations=[True, False]) == [-1, 2]
+    assert small([1, 2], [2, 4, 8], terminations=[True, False]) == [-1, 2]
     # Truncation: delta_0 = 1 + 0.5*6 - 2 with V(final observation) = 6, not the next episode's 4.
     cut = dict(truncations=[True, False], final_values=[6, 0])
-    assert small([1, 2], [2, 4], next_value=8, **cut) == [2, 2]
+    assert small([1, 2], [2, 4, 8], **cut) == [2, 2]
     # Dead after the first step, episode over two steps later: A_0 = 1 + 0.5*3 + 0.25*5 - 2, no V of the dead.
-    dead = dict(alive=[True, False, False], terminations=[False, False, True])
-    assert small([1, 3, 5], [2, 99, 99], **dead) == [1.75, 0, 0]
+    dead = dict(alive=[True, False, False, True], terminations=[False, False, True])
+    assert small([1, 3, 5], [2, 99, 99, 99], **dead) == [1.75, 0, 0]
     # The same death, but the rollout ends first: what the team still earns is unknown.
-    dead = dict(alive=[True, True, False], next_alive=False)
-    assert small([1, 3, 5], [2, 4, 99], next_value=99, **dead) == [1, 0, 0]
+    dead = dict(alive=[True, True, False, False])
+    assert small([1, 3, 5], [2, 4, 99, 99], **dead) == [1, 0, 0]
 
 
 # Normalisation.
@@ -564,23 +571,17 @@ def test_agent_update_ignores_other_agents(name):
     assert any(key.startswith(network) for key in moved) and loss in moved
 
 
-@pytest.mark.parametrize("name", ["values", "alive", "next_value", "final_values", "next_alive"])
-def test_agent_advantages_ignore_other_agents(name):
+@pytest.mark.parametrize("name", ["values", "alive", "final_values"])
+@pytest.mark.parametrize("last", [False, True])
+def test_agent_advantages_ignore_other_agents(name, last):
     """The way from rollout to advantage is decentralized, too: only the team's reward is common."""
-    names = (
-        "rewards",
-        "values",
-        "next_value",
-        "final_values",
-        "terminations",
-        "truncations",
-        "alive",
-        "next_alive",
-    )
+    names = ("rewards", "values", "final_values", "terminations", "truncations", "alive")
     rollout = dict(zip(names, random_rollout(0), strict=True))
+    rollout["terminations"][-1], rollout["truncations"][-1] = False, np.arange(6) < 3  # some at the last step
     before, _, valid_before = call_gae(rollout.values())
     other = rollout[name].copy()
-    other[1] = ~other[1] if other.dtype == bool else other[1] + 3
+    changed = other[1, -1:] if last else other[1]
+    changed[...] = ~changed if other.dtype == bool else changed + 3
     after, _, valid_after = call_gae((rollout | {name: other}).values())
     assert np.array_equal(after[[0, 2]], before[[0, 2]])
     assert np.array_equal(valid_after[[0, 2]], valid_before[[0, 2]])
@@ -758,11 +759,13 @@ def test_evaluation_takes_equally_many_episodes_of_each_environment():
 
 
 def train(directory: Path, **args) -> tuple[dict, Agents]:
-    """Parameters in the last checkpoint of a training on a recording, and the agents it leaves behind."""
+    """The last checkpoint of a training on a recording, and the agents as they are then."""
     agents, args = Agents(3, 6, 5), dict(num_envs=4, num_steps=16, runs_dir=str(directory)) | args
     with undisturbed():
-        dpo_smac.train(Args(**args), recording("battle"), recording("battle"), agents, {})
-    return load(only(directory)), agents
+        where, best = dpo_smac.train(Args(**args), recording("battle"), recording("battle"), agents, {})
+    saved = load(where)
+    assert same(saved["best"], dict(best))
+    return saved, agents
 
 
 def test_parameters_that_are_not_finite_are_never_saved(tmp_path, monkeypatch):
@@ -791,9 +794,8 @@ def test_of_parameters_that_evaluate_alike_the_last_are_kept(tmp_path, monkeypat
     monkeypatch.setattr(dpo_smac, "evaluate", evaluate)
     saved, agents = train(tmp_path, total_timesteps=192, eval_every=64)
     assert len(seen) == 4
-    for name, x in agents.state_dict().items():
-        assert torch.equal(x, seen[kept][name]) and torch.equal(x, saved["best"][name])
-    assert (kept == 3) == all(torch.equal(x, saved["agents"][name]) for name, x in saved["best"].items())
+    assert all(torch.equal(x, seen[kept][name]) for name, x in saved["best"].items())
+    assert (kept == 3) == all(torch.equal(x, saved["best"][name]) for name, x in agents.state_dict().items())
 
 
 # Whole runs; what holds for all scripts is in test_runs.py.

@@ -181,6 +181,45 @@ def test_padding_of_actions_changes_nothing():
     assert torch.equal(begun[1:], now[1:]) and not torch.equal(begun[:1], now[:1])
 
 
+UNCLIPPED = dict(clip_coef=1e12)  # so is the surrogate of DPO without its two terms
+BARE = dict(sqrt_kl_term=False, kl_term=False)
+
+
+@pytest.mark.parametrize("script", [dpo_mpe, dpo_smac, dpo_mamujoco], ids=lambda script: script.__name__)
+def test_without_its_clip_the_update_is_that_of_dpo_without_its_terms(script):
+    """What is compared differs in the surrogate, nothing else: optimiser, gradient clip, critic, chunks."""
+    discrete = script is not dpo_mamujoco
+    torch.manual_seed(4)
+    ours = ippo.Agents(N, OBS, A, discrete, layer_norm=False)
+    batch = make_batch(discrete)
+    if script is dpo_mpe:  # where every action is available
+        batch["action_mask"] = torch.ones_like(batch["action_mask"])
+        chosen = batch["actions"].unsqueeze(-1)
+        batch["logprobs"] = batch["outputs"].log_softmax(-1).gather(-1, chosen).squeeze(-1)
+    names = {"obs", "actions", "advantages", "returns", "weight"}
+    given = {name: x for name, x in batch.items() if name in names}
+    if discrete:
+        theirs = script.Agents(N, OBS, A, *[False] * (script is dpo_smac))
+        given["old_logp"] = dpo_smac.masked_log_softmax(batch["outputs"], batch["action_mask"])
+        given |= {"action_mask": batch["action_mask"]} if script is dpo_smac else {}
+    else:
+        theirs = script.Agents(OBS, (4, 1, 3))
+        old_log_std = ours.actor.log_std.detach().expand(-1, ROWS, -1).clone()
+        given |= dict(old_mean=batch["outputs"], old_log_std=old_log_std, logprobs=batch["logprobs"])
+    theirs.load_state_dict(dict(ours.named_parameters()), strict=False)
+    before = [p.detach().clone() for p in ours.parameters()]
+    args = ippo.Args(update_epochs=5, **UNCLIPPED)
+    stats = ippo.update(ours, torch.optim.Adam(ours.parameters(), 5e-4, eps=1e-5), batch, args)
+    optimizer = torch.optim.Adam(theirs.parameters(), 5e-4, eps=1e-5)
+    expected = script.update(theirs, optimizer, given, script.Args(update_epochs=5, **BARE))
+    for one, other, begun in zip(ours.parameters(), theirs.parameters(), before, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=2e-6)
+        assert (one - begun).abs().max() > 1e-3
+    for name in ("losses/policy_loss", "losses/value_loss", "losses/entropy", "losses/grad_norm"):
+        torch.testing.assert_close(stats[name], expected[name], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(stats["dpo/kl"], expected["dpo/kl"], rtol=1e-3, atol=1e-7)
+
+
 def test_running_statistics_are_those_of_the_living():
     """A saved agent sees the world through these numbers; what the dead see is padding."""
     norm, samples, alive = ippo.RunningNorm(N, 2), torch.randn(N, 241, 2) * 3 + 5, torch.rand(N, 241) < 0.6
@@ -260,12 +299,13 @@ def opengl_works() -> bool:
 
 def test_statistics_count_every_step_once_and_a_robot_can_be_seen(tmp_path):
     """Also in a run that went on: counted twice, early observations would weigh more for ever."""
-    finished("ippo", *HOPPER, "--total-timesteps=128", f"--runs-dir={tmp_path}", EVAL_EPISODES=1)
+    task = ["--env-id=mamujoco/Reacher-2x1", *HOPPER[1:]]  # of short episodes: drawing takes long
+    finished("ippo", *task, "--total-timesteps=128", f"--runs-dir={tmp_path}", EVAL_EPISODES=1)
     directory = only(tmp_path)
     finished("ippo", f"--resume={directory}", "--total-timesteps=256", EVAL_EPISODES=1)
     agents = load(directory)["agents"]
     for name in ("obs_norm.count", "return_norm.count"):
-        assert agents[name].flatten().tolist() == [256] * 3
+        assert agents[name].flatten().tolist() == [256] * 2
     video = ["--capture-video"] if opengl_works() else []
     finished("ippo", "--eval-only", f"--resume={directory}", *video, EVAL_EPISODES=1)
     assert (directory / "video.mp4").exists() == bool(video)
@@ -280,12 +320,40 @@ def test_tabular_games_are_evaluated_exactly_with_the_last_parameters(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("script", "task", "env_id"),
+    [
+        ("dpo_mamujoco", ["--task=Hopper-3x1"], "mamujoco/Hopper-3x1"),
+        ("dpo_mamujoco", ["--task=Hopper-3x1", "--no-value-norm"], "mamujoco/Hopper-3x1"),
+        ("dpo_mpe", ["--task=simple_spread"], "mpe/simple_spread"),
+        ("dpo_smac", ["--map=3m", "--backend=embedded"], "smac/3m"),
+    ],
+    ids=["dpo_mamujoco", "dpo_mamujoco-no-value-norm", "dpo_mpe", "dpo_smac"],
+)
+def test_without_its_clip_a_run_is_that_of_the_dpo_script_without_its_terms(tmp_path, script, task, env_id):
+    """From the first observation to the updated policy: same seeds, rollout, advantages, numbers."""
+    flags = ["--num-envs=4", "--num-steps=50", "--total-timesteps=400", "--eval-every=100000"]
+    same = ["--env-options=backend=embedded"] if script == "dpo_smac" else [x for x in task if "--no" in x]
+    ours, theirs = tmp_path / "ours", tmp_path / "theirs"
+    unclipped = [f"--env-id={env_id}", *same, "--clip-coef=1e12", f"--runs-dir={ours}"]
+    finished("ippo", *unclipped, *flags, EVAL_EPISODES=2)
+    bare = [*task, "--no-sqrt-kl-term", "--no-kl-term", f"--runs-dir={theirs}"]
+    finished(script, *bare, *flags, EVAL_EPISODES=2)
+    both = list(zip(rows(only(ours)), rows(only(theirs)), strict=True))
+    assert len(both) == 3
+    for row, expected in both:
+        filled = {name for name in expected if row.get(name) and expected[name]}
+        assert "eval/episodic_return" in filled or {"losses/policy_loss", "dpo/kl"} < filled
+        for name in filled:
+            assert float(row[name]) == pytest.approx(float(expected[name]), rel=1e-3, abs=1e-4), name
+
+
+@pytest.mark.parametrize(
     ("flags", "sentence"),
     [
         (["--env-id=smac/2z3s", "--env-options=backend=embedded"], "did you mean"),
         (["--env-options", "num_agents"], "name=value"),
         ([*GAME, "states=3"], "did you mean 'num_states'"),
-        ([*GAME, "--num-steps=100"], "--num-steps 6, the number of states"),
+        ([*GAME, "--num-steps=100"], "give --num-steps 6 or a multiple"),
         ([*HOPPER, "--env-options=obs=all"], "khop"),
     ],
 )
