@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-DOCUMENTS += sorted((ROOT / "benchmark" / "results").glob("*/README.md"))
+DOCUMENTS += sorted((ROOT / "benchmark" / "results").rglob("*.md"))
 
 
 def anchors(path):

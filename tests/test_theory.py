@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize
 
 import dpo_matrix as dpo
-from envs import exact
-from envs.matrix import PAYOFFS, MatrixGame, StochasticGame
+from envs.matrix import PAYOFFS, MatrixGame, StochasticGame, exact
 
 quick = settings(max_examples=60, deadline=None, derandomize=True)
 
@@ -157,7 +156,7 @@ def test_bound_needs_the_penalty_weighted_by_visits():
     new[0] += [-1e-6, 1e-6]
     value, _, advantages = exact.evaluate_exactly(rewards, transitions, old, gamma)
     rho = exact.visitation(transitions, old, gamma)
-    own, kls = (new * advantages).sum(axis=-1), dpo.kl(old, new)
+    own, kls = (new * advantages).sum(axis=-1), dpo.kl_of_ratio(old, (new - old) / old, new / old)
     gain = exact.evaluate_exactly(rewards, transitions, new, gamma)[0][0] - value[0]
     m_hat, c = dpo.m_hat_theory(2, 1.0, gamma), 4 * gamma * np.abs(advantages).max() / (1 - gamma) ** 2
     rest = c * kls.max(axis=1).sum()

@@ -8,51 +8,73 @@ import csv
 import functools
 import importlib
 import shutil
-import subprocess
-import sys
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
 
+import dpo_mamujoco
 import dpo_mpe
+import dpo_smac
 import ippo
-import iql
-from benchmark.learners import made_up
 
-FAMILIES = pytest.mark.parametrize(
-    ("family", "name"), [("smac", "3m"), ("mpe", "simple_spread"), ("mamujoco", "Hopper-3x1")]
+import iql
+from tests.scripts import running
+from tests.scripts.running import CLOCK, finished, load, only
+
+N, OBS, A = 3, 10, 4
+LEARNERS = pytest.mark.parametrize(
+    "script", [dpo_smac, dpo_mpe, dpo_mamujoco, ippo], ids=lambda script: script.__name__
 )
 COMPILER = pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile on a CPU needs a C++ compiler")
 ON_CPU = {"cpp_wrapper": True}  # what --compile asks of torch.compile there
+Tensors = dict[str, torch.Tensor]
+
+
+def made_up(script: ModuleType, rows: int, device: str = "cpu") -> tuple[torch.nn.Module, Tensors]:
+    """Agents, and a batch of random samples (N, rows, ...) for a script's `update`."""
+    draw = torch.Generator().manual_seed(0)
+    batch = {"obs": torch.randn(N, rows, OBS, generator=draw), "weight": torch.full((N, rows), 1 / rows)}
+    batch |= {name: torch.randn(N, rows, generator=draw) for name in ("advantages", "returns")}
+    if script is dpo_mamujoco:
+        agents, old = script.Agents(OBS, (A,) * N), torch.randn(N, rows, A, generator=draw)
+        batch |= {"actions": old + torch.randn(N, rows, A, generator=draw), "old_mean": old}
+        batch |= {"old_log_std": torch.zeros(N, rows, A)}
+        batch["logprobs"] = agents.log_prob(old, batch["actions"]).detach()
+    else:
+        agents, logits = script.Agents(N, OBS, A), torch.randn(N, rows, A, generator=draw)
+        batch["actions"], logp = torch.randint(A, (N, rows), generator=draw), logits.log_softmax(-1)
+        if script is not dpo_mpe:
+            batch["action_mask"] = torch.ones(N, rows, A, dtype=torch.bool)
+        if script is ippo:
+            batch["logprobs"] = logp.gather(-1, batch["actions"].unsqueeze(-1)).squeeze(-1)
+            batch["outputs"] = logits
+        else:
+            batch["old_logp"] = logp
+    for beta in (x for name, x in agents.named_buffers() if name.startswith("beta")):
+        beta += 0.01
+    return agents.to(device), {name: x.to(device) for name, x in batch.items()}
 
 
 def adam(agents: torch.nn.Module) -> torch.optim.Adam:
     return torch.optim.Adam(agents.parameters(), lr=5e-4, eps=1e-5)  # fused=True refuses `meta`
 
 
-def masked(batch: dict[str, torch.Tensor], num_actions: int) -> dict[str, torch.Tensor]:
-    """A batch of dpo_mpe.py as ippo.py names it, every action available."""
-    batch = {"old_policy" if name == "old_logp" else name: x for name, x in batch.items()}
-    mask = torch.ones(*batch["actions"].shape, num_actions, dtype=torch.bool)
-    return batch | {"action_mask": mask.to(batch["obs"].device)}
+def double(x: torch.Tensor) -> torch.Tensor:
+    return x.double() if x.is_floating_point() else x
 
 
-@FAMILIES
-def test_dpo_update_never_waits_for_the_device(family, name):
-    learner = made_up(family, name, 64, "meta")
-    num_agents, args = len(learner.batch["obs"]), learner.script.Args(update_epochs=2)
-    stats = learner.script.update(learner.agents, adam(learner.agents), learner.batch, args, num_agents)
-    assert stats.device.type == "meta" and stats.shape == (6, num_agents)
-
-
-@pytest.mark.parametrize("kl_penalty", [False, True])
-def test_ippo_update_never_waits_for_the_device(kl_penalty):
-    batch = masked(made_up("mpe", "simple_spread", 64, "meta").batch, 5)
-    agents = ippo.Agents(5, batch["obs"].shape[-1], 5).to("meta")
-    stats = ippo.update(agents, adam(agents), batch, ippo.Args(update_epochs=2, kl_penalty=kl_penalty))
-    assert stats.device.type == "meta" and stats.shape == (7, 5)
+@LEARNERS
+def test_update_never_waits_for_the_device(script, monkeypatch):
+    """A wait in each update is what makes small networks slow on a GPU."""
+    agents, batch = made_up(script, 64, "meta")
+    # Chunks without samples are left out on a CPU only, where `update` sees that it is on one.
+    monkeypatch.setattr(torch.Tensor, "is_cuda", property(lambda x: x.device.type == "meta"))
+    stats = script.update(agents, adam(agents), batch, script.Args(update_epochs=2))
+    assert {"losses/policy_loss", "losses/value_loss", "losses/grad_norm", "dpo/kl"} < stats.keys()
+    assert all(x.device.type == "meta" and x.shape == (N,) for x in stats.values())
 
 
 def test_a_wait_would_be_noticed():
@@ -60,45 +82,50 @@ def test_a_wait_would_be_noticed():
         torch.zeros(3, device="meta").sum().item()
 
 
-def test_gae_and_standardisation_never_wait_for_the_device():
-    rewards, values = torch.zeros(6, 2, device="meta"), torch.zeros(5, 6, 2, device="meta")
-    ends = rewards.bool(), rewards.bool()
-    advantages, returns = dpo_mpe.gae(rewards, values, values[:, 0], values, *ends, 0.99, 0.95)
-    assert dpo_mpe.standardize(advantages)[0].shape == returns.shape == (5, 6, 2)
+def test_advantages_and_batches_never_wait_for_the_device():
+    rewards, values = torch.zeros(6, 2, device="meta"), torch.zeros(5, 7, 2, device="meta")
+    final_values, ends = values[:, 1:], (rewards.bool(), rewards.bool())
+    advantages, returns = dpo_mpe.gae(rewards, values, final_values, *ends, 0.99, 0.95)
+    assert dpo_mpe.standardize(advantages).shape == returns.shape == (5, 6, 2)
+    advantages, returns, valid = dpo_smac.gae(rewards, values, final_values, *ends, values.bool(), 0.99, 0.95)
+    weight = valid / valid.sum((1, 2), keepdim=True).clamp(min=1)
+    batch = dict(advantages=dpo_smac.standardize(advantages, weight), returns=returns, weight=weight)
+    rows = dpo_smac.samples_first(batch, valid)
+    assert all(x.device.type == "meta" and x.shape == (5, 12) for x in rows.values())
 
 
 @COMPILER
-@pytest.mark.parametrize(("family", "name"), [("mpe", "simple_spread"), ("mamujoco", "Hopper-3x1")])
-def test_compiled_dpo_update_agrees_with_eager(family, name):
+@pytest.mark.parametrize("script", [dpo_mpe, dpo_mamujoco], ids=lambda script: script.__name__)
+def test_compiled_dpo_update_agrees_with_eager(script):
     """Statistics and parameters after three steps on two chunks, in float64, where rounding hides nothing.
 
-    dpo_smac.py has its own, with masks, in tests/test_dpo_smac.py.
+    dpo_smac.py has its own, with masks, in test_dpo_smac.py.
     """
     results = []
     for compiled in (False, True):
         torch.manual_seed(1)
-        learner = made_up(family, name, 2 * 2048, "cpu")
-        script, agents = learner.script, learner.agents.double()
-        batch = {name: x.double() if x.is_floating_point() else x for name, x in learner.batch.items()}
+        agents, batch = made_up(script, 2 * 2 * script.CHUNK)
+        agents, batch = agents.double(), {name: double(x) for name, x in batch.items()}
         loss_fn = torch.compile(script.dpo_loss, options=ON_CPU) if compiled else script.dpo_loss
-        args = script.Args(update_epochs=3)
         optimizer = torch.optim.SGD(agents.parameters(), lr=0.1)  # Adam divides by gradients that may be 0
-        stats = script.update(agents, optimizer, batch, args, len(batch["obs"]), loss_fn)
-        results.append([stats, *(p.detach() for p in agents.parameters())])
-    for eager, compiled in zip(*results, strict=True):
-        assert torch.allclose(compiled, eager, rtol=1e-7, atol=1e-10)
+        stats = script.update(agents, optimizer, batch, script.Args(update_epochs=3), loss_fn)
+        results.append(stats | dict(agents.named_parameters()))
+    eager, compiled = results
+    for name, x in eager.items():
+        assert torch.allclose(compiled[name], x, rtol=1e-7, atol=1e-10), name
 
 
 @COMPILER
 def test_compiled_ippo_loss_agrees_with_eager():
     torch.manual_seed(1)
-    batch = masked(made_up("mpe", "simple_spread", 64, "cpu").batch, 5)
-    agents, results = ippo.Agents(5, batch["obs"].shape[-1], 5), []
+    agents, batch = made_up(ippo, 64)
+    del batch["outputs"]
+    results = []
     for loss_fn in (ippo.ippo_loss, torch.compile(ippo.ippo_loss, options=ON_CPU)):
         agents.zero_grad()
         loss, parts = loss_fn(agents, **batch, args=ippo.Args())
         loss.backward()
-        results.append([loss.detach(), parts, *(p.grad.clone() for p in agents.parameters())])
+        results.append([loss.detach(), *parts.values(), *(p.grad.clone() for p in agents.parameters())])
     for eager, compiled in zip(*results, strict=True):
         assert torch.allclose(compiled, eager, rtol=1e-4, atol=1e-5)
 
@@ -118,10 +145,10 @@ def test_compiled_gru_cell_agrees_with_eager():
 def train(directory: Path, *flags: str) -> list[dict[str, float]]:
     """A tiny run of dpo_mpe.py; its rows that tell of an update."""
     tiny = ["--num-envs=8", "--total-timesteps=600", "--eval-every=600", f"--runs-dir={directory}"]
-    subprocess.run([sys.executable, dpo_mpe.__file__, *tiny, *flags], check=True, capture_output=True)
-    with open(next(directory.glob("*/metrics.csv"))) as file:
+    finished("dpo_mpe", *tiny, *flags, EVAL_EPISODES=2)
+    with open(only(directory) / "metrics.csv") as file:
         return [
-            {name: float(x) for name, x in row.items() if x and not name.startswith(("time/", "charts/SPS"))}
+            {name: float(x) for name, x in row.items() if x and name not in CLOCK}
             for row in csv.DictReader(file)
             if row["losses/value_loss"]
         ]
@@ -163,22 +190,20 @@ def test_training_on_a_gpu_agrees_with_the_cpu(tmp_path, flags):
 
 
 @GPU
-@FAMILIES
-def test_cuda_graph_replays_what_the_update_does(family, name):
+@LEARNERS
+def test_cuda_graph_replays_what_the_update_does(script):
     """Five updates, the last three replayed, on batches that differ."""
     results = []
     for replayed in (False, True):
         torch.manual_seed(1)
-        learner = made_up(family, name, 256, "cuda")
-        script, agents, num_agents = learner.script, learner.agents, len(learner.batch["obs"])
+        agents, batch = made_up(script, 256, "cuda")
         settings = dict(lr=5e-4, eps=1e-5, fused=True, capturable=True)
         optimizer = torch.optim.Adam(agents.parameters(), **settings)
-        update = functools.partial(
-            script.update, agents, optimizer, args=script.Args(update_epochs=3), num_agents=num_agents
-        )
+        update = functools.partial(script.update, agents, optimizer, args=script.Args(update_epochs=3))
         update, seen = script.CudaGraph(update) if replayed else update, []
         for scale in (1.0, 0.5, 2.0, -1.0, 0.1):
-            seen.append(update(learner.batch | {"advantages": scale * learner.batch["advantages"]}))
+            stats = update(batch | {"advantages": scale * batch["advantages"]})
+            seen.append(torch.stack([*stats.values()]))
         results.append([*seen, *agents.state_dict().values()])
     for eager, graph in zip(*results, strict=True):
         assert torch.allclose(graph, eager, rtol=1e-4, atol=1e-5)
@@ -199,18 +224,9 @@ TINY = {
 @pytest.mark.parametrize("script", TINY)
 def test_a_resumed_run_on_a_gpu_ends_as_one_that_never_stopped(tmp_path, script):
     """On a GPU as on a CPU: the same seed, the same parameters, to the last bit."""
-
-    def run(*flags: str) -> None:
-        path = Path(dpo_mpe.__file__).with_name(f"{script}.py")
-        subprocess.run([sys.executable, path, *flags], check=True, capture_output=True)
-
-    def agents(name: str) -> dict[str, torch.Tensor]:
-        [path] = (tmp_path / name).glob("*/checkpoint.pt")
-        return torch.load(path, weights_only=True, map_location="cpu")["agents"]
-
     for name, steps in (("stopped", 1000), ("whole", 2000)):
-        run(*TINY[script].format(steps=steps).split(), "--device=cuda", f"--runs-dir={tmp_path / name}")
-    [directory] = (tmp_path / "stopped").iterdir()
-    run("--resume", str(directory), "--total-timesteps=2000")
-    stopped, whole = agents("stopped"), agents("whole")
-    assert all(torch.equal(stopped[name], x) for name, x in whole.items())
+        flags = TINY[script].format(steps=steps).split()
+        finished(script, *flags, "--device=cuda", f"--runs-dir={tmp_path / name}")
+    finished(script, "--resume", only(tmp_path / "stopped"), "--total-timesteps=2000")
+    stopped, whole = (load(only(tmp_path / name))["agents"] for name in ("stopped", "whole"))
+    assert running.same(stopped, whole)
