@@ -124,7 +124,7 @@ RANGES = {
 PRESETS: dict[str, dict] = {}  # by environment; one setting serves all of them
 
 
-# --- same in: dpo_mamujoco, dpo_matrix, dpo_mpe, dpo_smac, ippo ---
+# --- same in: dpo_mamujoco, dpo_matrix, dpo_mpe, dpo_smac, iddpg, ippo ---
 class StackedMLP(nn.Module):
     """One 3-layer perceptron per agent, none shared: weights (N, in, out), biases (N, 1, out)."""
 
@@ -261,7 +261,7 @@ def dpo_loss(agents, obs, old_logp, advantages, returns, weight, ent_coef):
     return loss, {name: x.detach() for name, x in parts.items()}
 
 
-# --- same in: dpo_mamujoco, dpo_matrix, dpo_mpe, dpo_smac, ippo ---
+# --- same in: dpo_mamujoco, dpo_matrix, dpo_mpe, dpo_smac, iddpg, ippo, iql ---
 def clip_grad_norm_per_agent(network: nn.Module, max_norm: float) -> torch.Tensor:
     """Scales each agent's gradient to norm <= max_norm, in place; returns the norms before, (N,)."""
     grads = [p.grad for p in network.parameters()]

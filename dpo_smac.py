@@ -115,7 +115,7 @@ PRESETS = {
 }
 
 
-# --- same in: dpo_mamujoco, dpo_matrix, dpo_mpe, dpo_smac, ippo ---
+# --- same in: dpo_mamujoco, dpo_matrix, dpo_mpe, dpo_smac, iddpg, ippo ---
 class StackedMLP(nn.Module):
     """One 3-layer perceptron per agent, none shared: weights (N, in, out), biases (N, 1, out)."""
 
@@ -276,7 +276,7 @@ def dpo_loss(agents, obs, action_mask, actions, old_logp, advantages, returns, w
     return loss, {name: x.detach() for name, x in parts.items()}
 
 
-# --- same in: dpo_mamujoco, dpo_matrix, dpo_mpe, dpo_smac, ippo ---
+# --- same in: dpo_mamujoco, dpo_matrix, dpo_mpe, dpo_smac, iddpg, ippo, iql ---
 def clip_grad_norm_per_agent(network: nn.Module, max_norm: float) -> torch.Tensor:
     """Scales each agent's gradient to norm <= max_norm, in place; returns the norms before, (N,)."""
     grads = [p.grad for p in network.parameters()]
@@ -383,7 +383,7 @@ def greedy(agents: Agents, obs: torch.Tensor, action_mask: torch.Tensor) -> torc
     return logits.masked_fill(~action_mask, -torch.inf).argmax(-1)
 
 
-# --- same in: dpo_mamujoco, dpo_mpe, dpo_smac ---
+# --- same in: dpo_mamujoco, dpo_mpe, dpo_smac, iddpg ---
 @torch.no_grad()
 def evaluate(agents, envs, num_episodes: int, seed: list[int], frames: list | None = None):
     """Means over greedy episodes, equally many per environment (or short ones would count too often).
@@ -439,7 +439,7 @@ def train(args: Args, envs, eval_envs, agents: Agents, state: dict) -> tuple[Pat
         }
 
     while True:
-        # --- evaluate and checkpoint; same in: dpo_mamujoco, dpo_mpe, dpo_smac, ippo ---
+        # --- evaluate and checkpoint; same in: dpo_mamujoco, dpo_mpe, dpo_smac, iddpg, ippo, iql ---
         if global_step >= next_eval:
             next_eval += args.eval_every
             result = evaluate(agents, eval_envs, EVAL_EPISODES, [args.seed, 0, global_step])

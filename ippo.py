@@ -127,7 +127,7 @@ PRESETS = {  # by family and by id: the settings of the family's DPO script; dpo
 }
 
 
-# --- same in: dpo_mamujoco, dpo_matrix, dpo_mpe, dpo_smac, ippo ---
+# --- same in: dpo_mamujoco, dpo_matrix, dpo_mpe, dpo_smac, iddpg, ippo ---
 class StackedMLP(nn.Module):
     """One 3-layer perceptron per agent, none shared: weights (N, in, out), biases (N, 1, out)."""
 
@@ -413,7 +413,7 @@ def ippo_loss(agents, obs, action_mask, actions, logprobs, advantages, returns, 
     return loss, {name: x.detach() for name, x in parts.items()}
 
 
-# --- same in: dpo_mamujoco, dpo_matrix, dpo_mpe, dpo_smac, ippo ---
+# --- same in: dpo_mamujoco, dpo_matrix, dpo_mpe, dpo_smac, iddpg, ippo, iql ---
 def clip_grad_norm_per_agent(network: nn.Module, max_norm: float) -> torch.Tensor:
     """Scales each agent's gradient to norm <= max_norm, in place; returns the norms before, (N,)."""
     grads = [p.grad for p in network.parameters()]
@@ -568,7 +568,7 @@ def train(args: Args, envs, eval_envs, agents: Agents, state: dict) -> tuple[Pat
         }
 
     while True:
-        # --- evaluate and checkpoint; same in: dpo_mamujoco, dpo_mpe, dpo_smac, ippo ---
+        # --- evaluate and checkpoint; same in: dpo_mamujoco, dpo_mpe, dpo_smac, iddpg, ippo, iql ---
         if global_step >= next_eval:
             next_eval += args.eval_every
             result = evaluate(agents, eval_envs, EVAL_EPISODES, [args.seed, 0, global_step])
