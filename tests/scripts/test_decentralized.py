@@ -19,14 +19,20 @@ CASES = {
     "ippo-battle": ("ippo", "battle", {}),
     "ippo-choices": ("ippo", "choices", {}),
     "ippo-real": ("ippo", "real", dict(value_norm=True)),
+    "iql-battle": ("iql", "battle", dict(batch_episodes=2, buffer_episodes=8, target_every=3)),
+    "iql-choices": ("iql", "choices", dict(batch_episodes=2, buffer_episodes=99, target_every=9)),
+    "iddpg": ("iddpg", "real", dict(batch_size=8, buffer_steps=100, warmup_steps=20)),
 }
-OFF_POLICY: dict[str, dict[str, Any]] = {}
 
 
 def make_agents(script: Any, kind: str) -> torch.nn.Module:
     """Agents as `main` makes them for a recording."""
     if script.__name__ == "dpo_mamujoco":
         return script.Agents(OBS, (A,) * N)
+    if script.__name__ == "iddpg":
+        return script.Agents(OBS, (A,) * N, recording(kind).single_action_space)
+    if script.__name__ == "iql":
+        return script.QNetworks(N, OBS + A, A)
     if script.__name__ == "ippo":
         return script.Agents(N, OBS, A, discrete=kind != "real")
     return script.Agents(N, OBS, A)
@@ -46,12 +52,10 @@ def test_whole_training_of_an_agent_ignores_what_another_agent_sees(case, tmp_pa
     """From rollout to Adam only the reward and the end of the episode are common to the agents."""
     name, kind, flags = CASES[case]
     script = importlib.import_module(name)
-    if hasattr(script, "CHUNK"):
+    if hasattr(script, "CHUNK"):  # on-policy
         monkeypatch.setattr(script, "CHUNK", 16)
-        flags = flags | dict(update_epochs=2)
-    if name not in ("dpo_matrix", *OFF_POLICY):
-        flags = flags | dict(num_steps=LIMIT)
-    flags |= dict(num_envs=E, total_timesteps=5 * E * LIMIT, eval_every=10**6)
+        flags = flags | dict(update_epochs=2) | ({} if name == "dpo_matrix" else dict(num_steps=LIMIT))
+    flags = flags | dict(num_envs=E, total_timesteps=5 * E * LIMIT, eval_every=10**6)
     trained, initial = [], {}
     for changed in (False, True):
         torch.manual_seed(0)

@@ -19,7 +19,6 @@ import dpo_mamujoco
 import dpo_mpe
 import dpo_smac
 import ippo
-
 import iql
 from tests.scripts import running
 from tests.scripts.running import CLOCK, finished, load, only

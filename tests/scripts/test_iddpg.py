@@ -1,29 +1,29 @@
-"""iddpg.py: targets, Polyak averaging, replay, padding; whole runs that repeat, resume and learn."""
+"""iddpg.py: targets, Polyak averaging, replay, padding, bounds.
+
+What holds for all scripts is tested in test_runs.py.
+"""
 
 from __future__ import annotations
 
-import csv
-import json
-import subprocess
-import sys
-from pathlib import Path
+import itertools
+from types import SimpleNamespace
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
 
 import iddpg
+from tests.scripts.running import evaluations, finished, only, refused, rejected
 
 OBS, ROWS, ACT_DIMS = 6, 50, (3, 1, 2)
 N, D = len(ACT_DIMS), max(ACT_DIMS)
-TINY = ["--env-id=mamujoco/Hopper-3x1", "--num-envs=4", "--total-timesteps=600", "--warmup-steps=100"]
-TINY += ["--eval-every=300", "--checkpoint-every=120", "--batch-size=16", "--buffer-steps=200"]
-CLOCK = {"charts/SPS", "time/env", "time/act", "time/update"}  # the columns that a run need not repeat
+BOUNDS = gym.spaces.Box(-1.0, 1.0, (N, D), np.float32)
 
 
 def make_agents(seed: int = 0) -> iddpg.Agents:
     torch.manual_seed(seed)
-    agents = iddpg.Agents(OBS, ACT_DIMS)
+    agents = iddpg.Agents(OBS, ACT_DIMS, BOUNDS)
     for parameter in agents.parameters():
         parameter.data += 0.05 * torch.randn_like(parameter)
     return agents
@@ -37,19 +37,26 @@ def make_batch(seed: int = 0) -> dict[str, torch.Tensor]:
     return dict(obs=obs, next_obs=next_obs, actions=actions, rewards=rewards, terminations=ends)
 
 
-def learned(batch: dict[str, torch.Tensor], steps: int = 3) -> list[torch.Tensor]:
+def adams(agents: iddpg.Agents) -> list[torch.optim.Adam]:
+    return [torch.optim.Adam(x.parameters(), 1e-3) for x in (agents.actor, agents.critic)]
+
+
+def learned(batch: dict[str, torch.Tensor], steps: int = 3) -> dict[str, torch.Tensor]:
     """Parameters, target parameters and statistics, agents first, after some updates."""
-    agents, target, args = make_agents(0), make_agents(1), iddpg.Args()
-    optimizers = [torch.optim.Adam(x.parameters(), 1e-3) for x in (agents.actor, agents.critic)]
+    agents, target = make_agents(0), make_agents(1)
+    optimizers = adams(agents)
     for _ in range(steps):
-        stats = iddpg.update(agents, target, optimizers, batch, args)
-    return [*(p.data for p in agents.parameters()), *(p.data for p in target.parameters()), stats.T]
+        stats = iddpg.update(agents, target, optimizers, batch, iddpg.Args())
+    targets = {f"target {name}": p.data for name, p in target.named_parameters()}
+    return stats | targets | {name: p.data for name, p in agents.named_parameters()}
 
 
 def test_critics_learn_the_target_of_their_own_next_action():
     """y = r + gamma Q'(o', pi'(o')), cut by termination alone, each agent from its own observation."""
     agents, target, batch = make_agents(0), make_agents(1), make_batch()
-    _, (loss, q) = iddpg.critic_loss(agents, target, batch, 0.9)
+    total, parts = iddpg.critic_loss(agents, target, batch, 0.9)
+    loss, q = parts["losses/value_loss"], parts["losses/q_values"]
+    torch.testing.assert_close(total.detach(), loss.sum())
     with torch.no_grad():
         for i in range(N):
             errors = []
@@ -75,7 +82,7 @@ def test_actors_climb_their_own_critics():
     actual = torch.autograd.grad(iddpg.actor_loss(agents, batch)[0], list(agents.actor.parameters()))
     for one, other in zip(actual, expected, strict=True):
         torch.testing.assert_close(one, other)
-    torch.testing.assert_close(loss.detach(), parts.sum())
+    torch.testing.assert_close(loss.detach(), parts["losses/policy_loss"].sum())
     with torch.no_grad():
         before = agents.value(batch["obs"], agents.act(batch["obs"])).mean()
         for parameter, gradient in zip(agents.actor.parameters(), actual, strict=True):
@@ -87,8 +94,7 @@ def test_targets_follow_by_polyak_averaging():
     """A target that jumps, or stays, makes the critics chase themselves."""
     agents, target = make_agents(0), make_agents(1)
     before = [p.detach().clone() for p in target.parameters()]
-    optimizers = [torch.optim.Adam(x.parameters(), 1e-3) for x in (agents.actor, agents.critic)]
-    iddpg.update(agents, target, optimizers, make_batch(), iddpg.Args(tau=0.1))
+    iddpg.update(agents, target, adams(agents), make_batch(), iddpg.Args(tau=0.1))
     for old, new, ours in zip(before, target.parameters(), agents.parameters(), strict=True):
         torch.testing.assert_close(new.data, 0.9 * old + 0.1 * ours.data)
 
@@ -99,9 +105,11 @@ def test_agent_update_ignores_other_agents():
     changed = {name: x.clone() for name, x in batch.items()}
     for name in ("obs", "next_obs", "actions"):
         changed[name][1] = other[name][1]
-    for before, after in zip(learned(batch), learned(changed), strict=True):
-        assert torch.equal(before[[0, 2]], after[[0, 2]])
-    assert not torch.equal(learned(batch)[0][1], learned(changed)[0][1])
+    before, after = learned(batch), learned(changed)
+    for name, x in before.items():
+        assert torch.equal(x[[0, 2]], after[name][[0, 2]]), name
+    for network in ("actor", "critic", "target actor", "target critic"):
+        assert not torch.equal(before[f"{network}.weights.0"][1], after[f"{network}.weights.0"][1])
 
 
 def test_padded_actions_are_zero():
@@ -114,72 +122,104 @@ def test_padded_actions_are_zero():
     assert (gradient[1, :, 1:] == 0).all() and (gradient[1, :, :1] != 0).any()
 
 
+def test_actions_fill_the_environment_s_bounds():
+    """A torque range that is used in half is a weaker robot, and one that is left, a clipped gradient."""
+    bounds = gym.spaces.Box(np.float32([[-2, 0], [-1, 5]]), np.float32([[4, 1], [1, 9]]))
+    agents = iddpg.Agents(OBS, (2, 2), bounds)
+    for value, edge in ((-1.0, bounds.low), (1.0, bounds.high), (0.0, (bounds.low + bounds.high) / 2)):
+        actions = agents.to_bounds(torch.full((2, 7, 2), value))
+        torch.testing.assert_close(actions, torch.from_numpy(edge)[:, None].expand(2, 7, 2))
+    for parameter in agents.actor.parameters():
+        parameter.data += torch.randn_like(parameter)
+    actions = iddpg.greedy(agents, 10 * torch.randn(2, 100, OBS), torch.ones(0)).detach()
+    assert all(action in bounds for action in actions.transpose(0, 1).numpy())
+
+
+def test_exploration_is_uniform_at_first_and_noise_on_the_policy_after():
+    """Draws must be the same whatever is done with them, or resumed and longer runs would differ."""
+    mask = make_agents().act_mask
+    actions = make_agents().act(torch.randn(N, 2000, OBS)).detach()
+    args = iddpg.Args(warmup_steps=100, exploration_noise=0.1)
+    first, later, silent = (np.random.default_rng(0) for _ in range(3))
+    uniform = iddpg.explore(actions, mask, args, 99, first)
+    noisy = iddpg.explore(actions, mask, args, 100, later)
+    still = iddpg.explore(actions, mask, iddpg.Args(warmup_steps=0, exploration_noise=0), 0, silent)
+    assert first.random() == later.random() == silent.random()
+    assert torch.equal(still, actions)
+    for x in (uniform, noisy):
+        assert (x * ~mask == 0).all() and x.abs().max() <= 1 and x.dtype == torch.float32
+    own = mask.expand_as(actions)
+    assert abs(uniform[own].mean()) < 0.05 and abs(uniform[own].std() - 3**-0.5) < 0.02
+    error = (noisy - actions)[own & (actions.abs() < 0.6)]
+    assert abs(error.mean()) < 0.01 and abs(error.std() - 0.1) < 0.01
+
+
 def test_replay_keeps_the_newest_steps():
     """The oldest go first, also where several environments write across the end."""
-    replay = iddpg.Replay(10, N, OBS, D, 0.5)
+    sizes = SimpleNamespace(num_agents=N, obs_dim=OBS, num_actions=D)
+    replay = iddpg.Replay(iddpg.Args(buffer_steps=10), sizes)
     for k in range(6):
-        rewards = np.arange(3 * k, 3 * k + 3, dtype=np.float32)
-        obs, actions = np.ones((2, 3, N, OBS)), np.zeros((3, N, D))
-        replay.add(obs=obs[0], next_obs=obs[1], actions=actions, rewards=rewards, terminations=rewards > 99)
-    assert sorted(replay.data["rewards"]) == list(range(8, 18))
-    sample = replay.sample(400, np.random.default_rng(0))
-    assert set(sample["rewards"]) == set(range(8, 18)) and sample["obs"].shape == (400, N, OBS)
+        rewards = torch.arange(3 * k, 3 * k + 3).float()
+        obs, actions = rewards.expand(N, 3)[..., None].expand(N, 3, OBS), torch.zeros(N, 3, D)
+        step = dict(obs=obs, next_obs=obs + 0.5, actions=actions, rewards=rewards)
+        replay.add(**step, terminations=rewards > 99)
+    assert sorted(replay.data["rewards"]) == list(range(8, 18)) and replay.added == 18
+    batch = replay.sample(400, np.random.default_rng(0))
+    assert set(batch["rewards"].tolist()) == set(range(8, 18)) and batch["obs"].shape == (N, 400, OBS)
+    expected = batch["rewards"].expand(N, 400)[..., None].expand(N, 400, OBS)
+    assert torch.equal(batch["obs"], expected) and torch.equal(batch["next_obs"], expected + 0.5)
+    restored = iddpg.Replay(iddpg.Args(buffer_steps=10), sizes)
+    restored.load_state_dict(replay.state_dict())
+    again = restored.sample(400, np.random.default_rng(0))
+    assert all(torch.equal(again[name], x) for name, x in batch.items()) and restored.added == 18
 
 
-def run(directory: Path, *flags: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, iddpg.__file__, f"--runs-dir={directory}", *flags]
-    return subprocess.run(command, capture_output=True, text=True)
+def test_steps_at_which_an_episode_ends_lead_to_what_it_ended_with(monkeypatch, tmp_path):
+    """Not to the next episode's beginning: values would leak from one into the other."""
+    kept = []
+
+    class Watched(iddpg.Replay):
+        def add(self, **step):
+            kept.append({name: x.clone() for name, x in step.items()})
+            super().add(**step)
+
+    monkeypatch.setattr(iddpg, "Replay", Watched)
+    tiny = ["--env-id=mamujoco/Hopper-3x1", "--num-envs=2", "--total-timesteps=200", "--warmup-steps=1000"]
+    finished("iddpg", *tiny, f"--runs-dir={tmp_path}", EVAL_EPISODES=1)
+    pairs = list(itertools.pairwise(kept))
+    ends = torch.stack([step["terminations"] for step, _ in pairs])
+    follows = torch.stack([(now["next_obs"] == then["obs"]).all(2).all(0) for now, then in pairs])
+    assert torch.equal(follows, ~ends) and ends.any()
 
 
-def only(runs: Path) -> Path:
-    (directory,) = runs.iterdir()
-    return directory
-
-
-def rows(directory: Path) -> list[dict[str, str]]:
-    with open(directory / "metrics.csv", newline="") as file:
-        return [{k: v for k, v in row.items() if k not in CLOCK} for row in csv.DictReader(file)]
-
-
-def test_shorter_run_resumes_to_the_longer_one_bit_for_bit(tmp_path):
-    """Full replay buffer, noise and physics are in the checkpoint."""
-    short = [flag for flag in TINY if "total" not in flag]
-    for name, flags in (("long", TINY), ("short", [*short, "--total-timesteps=388"])):
-        result = run(tmp_path / name, *flags)
-        assert result.returncode == 0, result.stderr
-    directory = only(tmp_path / "short")
-    assert run(tmp_path, f"--resume={directory}", "--total-timesteps=600").returncode == 0
-    ours, theirs = (
-        torch.load(path / "checkpoint.pt", weights_only=True) for path in (directory, only(tmp_path / "long"))
-    )
-    for part in ("agents", "target", "replay"):
-        assert all(torch.equal(ours[part][name], theirs[part][name]) for name in theirs[part]), part
-    assert ours["random"] == theirs["random"] and theirs["counters"][3] == 600 > 200  # wrapped around
-    assert rows(directory) == rows(only(tmp_path / "long"))
-    assert set(json.loads((directory / "done").read_text())) == {"eval/episodic_return"}
+# Whole runs; what holds for all scripts is in test_runs.py.
 
 
 @pytest.mark.parametrize(
     ("flags", "sentence"),
     [
-        (["--env-id=smac/3m"], "discrete actions"),
-        (["--tau=0"], "--tau"),
+        (["--env-id=smac/3m", "--env-options=backend=embedded"], "discrete actions"),
         (["--env-id=mamujoco/Hoper-3x1"], "Hopper-3x1"),
+        (["--env-id=mamujoco/Hopper-3x1", "--buffer-steps=1000000000"], "lower --buffer-steps"),
     ],
 )
-def test_what_cannot_be_done_is_refused_with_a_sentence(tmp_path, monkeypatch, flags, sentence):
+def test_what_cannot_be_done_is_refused_with_a_sentence(tmp_path, flags, sentence):
     """Bad input costs a user one line to read, and makes no run directory."""
-    monkeypatch.setattr(sys, "argv", ["iddpg.py", f"--runs-dir={tmp_path / 'runs'}", *flags])
-    with pytest.raises(SystemExit) as refusal:
-        iddpg.main()
-    assert sentence in str(refusal.value) and not (tmp_path / "runs").exists()
+    assert sentence in refused("iddpg", f"--runs-dir={tmp_path / 'runs'}", *flags)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_flags_of_its_own_are_rejected_where_they_make_no_sense(tmp_path):
+    """Targets that never move are nothing to learn from."""
+    said = rejected("iddpg", f"--runs-dir={tmp_path / 'runs'}", "--tau=0")
+    assert "--tau must be between" in said and "and 1, got 0.0" in said
+    assert not (tmp_path / "runs").exists()
 
 
 def test_iddpg_improves_on_a_small_continuous_task(tmp_path):
     """Two agents move the two joints of an arm to a point, better than they began."""
     flags = ["--env-id=mamujoco/Reacher-2x1", "--total-timesteps=6000", "--warmup-steps=1000"]
-    assert run(tmp_path, *flags, "--eval-every=3000", "--learning-rate=0.001").returncode == 0
-    returns = [
-        float(row["eval/episodic_return"]) for row in rows(only(tmp_path)) if row["eval/episodic_return"]
-    ]
+    flags += ["--eval-every=3000", "--learning-rate=0.001", f"--runs-dir={tmp_path}"]
+    finished("iddpg", *flags)
+    returns = evaluations(only(tmp_path))
     assert returns[-1] > returns[0] + 1.0, returns

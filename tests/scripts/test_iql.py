@@ -1,12 +1,12 @@
-"""iql.py: recurrent networks, double Q-learning, replay; whole runs that repeat, resume and learn."""
+"""iql.py: recurrent networks, double Q-learning, exploration, replay.
+
+What holds for all scripts is tested in test_runs.py.
+"""
 
 from __future__ import annotations
 
-import csv
 import json
-import subprocess
-import sys
-from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,12 +14,11 @@ import torch
 import torch.nn as nn
 
 import iql
+from tests.scripts.recording import recording
+from tests.scripts.running import finished, load, only, refused, rejected, undisturbed
 
 N, A, OBS, T, B = 3, 4, 6, 5, 7
 GAME = ["--env-id=matrix/stochastic", "--env-options", "num_states=6", "num_agents=3", "num_actions=4"]
-TINY = [*GAME, "--num-envs=5", "--total-timesteps=1500", "--eval-every=500", "--checkpoint-every=210"]
-TINY += ["--batch-episodes=8", "--buffer-episodes=40", "--target-every=20", "--epsilon-steps=700"]
-CLOCK = {"charts/SPS", "time/env", "time/act", "time/update"}  # the columns that a run need not repeat
 
 
 def make_networks(seed: int = 0) -> iql.QNetworks:
@@ -74,15 +73,19 @@ def test_targets_are_those_of_double_q_learning():
         q, q_target = online(inputs, hidden)[0], target(inputs, hidden)[0]
     total = 0.0
     for i in range(N):
-        errors = []
+        errors, values, targets = [], [], []
         for b in range(B):
             for t in range(b % T + 1):
                 choices = [a for a in range(A) if batch["action_mask"][i, t + 1, b, a]]
                 best = max(choices, key=lambda a: q[i, t + 1, b, a].item())
                 bootstrap = 0.0 if batch["terminations"][t, b] else 0.9 * q_target[i, t + 1, b, best]
                 y = batch["rewards"][t, b] + bootstrap
-                errors.append((q[i, t, b, batch["actions"][i, t, b]] - y) ** 2)
-        torch.testing.assert_close(parts[0, i], torch.stack(errors).mean())
+                values.append(q[i, t, b, batch["actions"][i, t, b]])
+                targets.append(y)
+                errors.append((values[-1] - y) ** 2)
+        torch.testing.assert_close(parts["losses/td_loss"][i], torch.stack(errors).mean())
+        torch.testing.assert_close(parts["losses/q_values"][i], torch.stack(values).mean())
+        torch.testing.assert_close(parts["losses/td_targets"][i], torch.stack(targets).mean())
         total += torch.stack(errors).mean()
     torch.testing.assert_close(loss.detach(), total)
 
@@ -95,8 +98,8 @@ def test_padding_after_an_episode_changes_nothing():
     after[0] = False
     changed = {name: x.clone() for name, x in batch.items()}
     changed["obs"][:, after], changed["rewards"][after] = other["obs"][:, after], other["rewards"][after]
-    losses = [iql.td_loss(make_networks(0), make_networks(1), x, 0.9)[1][0] for x in (batch, changed)]
-    assert after.any() and torch.equal(*losses)
+    ours, theirs = (iql.td_loss(make_networks(0), make_networks(1), x, 0.9)[1] for x in (batch, changed))
+    assert after.any() and all(torch.equal(x, theirs[name]) for name, x in ours.items())
 
 
 def test_agent_update_ignores_other_agents():
@@ -107,105 +110,184 @@ def test_agent_update_ignores_other_agents():
         optimizer = torch.optim.Adam(online.parameters(), 1e-3)
         for _ in range(3):
             stats = iql.update(online, make_networks(1), optimizer, batch, iql.Args())
-        return [*(p.data for p in online.parameters()), stats.T]
+        return stats | {name: p.data for name, p in online.named_parameters()}
 
     batch, other = make_batch(0), make_batch(1)
     changed = {name: x.clone() for name, x in batch.items()}
     for name in ("obs", "action_mask", "actions"):
         changed[name][1] = other[name][1]
-    for before, after in zip(learned(batch), learned(changed), strict=True):
-        assert torch.equal(before[[0, 2]], after[[0, 2]])
-    assert not torch.equal(learned(batch)[0][1], learned(changed)[0][1])
+    before, after = learned(batch), learned(changed)
+    for name, x in before.items():
+        assert torch.equal(x[[0, 2]], after[name][[0, 2]]), name
+    assert not torch.equal(before["weights.0"][1], after["weights.0"][1])
+
+
+def sizes(num_envs: int = 1) -> SimpleNamespace:
+    """What the replay buffer asks an environment."""
+    return SimpleNamespace(episode_limit=T, num_agents=N, obs_dim=OBS, num_actions=A, num_envs=num_envs)
 
 
 def test_replay_keeps_the_newest_episodes_and_samples_each_once():
     """The oldest go first, and a batch is of different episodes, up to the longest of them."""
-    replay = iql.Replay(4, T, N, OBS, A, 0.5)
+    replay = iql.Replay(iql.Args(buffer_episodes=4, batch_episodes=4), sizes())
     for k in range(6):
-        episode = {name: np.full(x.shape[1:], k % 2, x.dtype) for name, x in replay.data.items()}
-        episode["rewards"][:], episode["lengths"] = k, 1 + k % 3
-        replay.add(episode)
-    assert sorted(replay.data["rewards"][:, 0]) == [2, 3, 4, 5] and replay.added == 6
-    sample = replay.sample(4, np.random.default_rng(0))
-    assert sorted(sample["rewards"][:, 0]) == [2, 3, 4, 5] and sample["obs"].shape == (4, 4, N, OBS)
-    assert replay.data["obs"].dtype == np.float16
+        for t in range(1 + k % 3):
+            seen = dict(obs=torch.full((N, 1, OBS), 10.0 * k + t), actions=torch.full((N, 1), k % A))
+            team = dict(rewards=torch.tensor([float(k)]), terminations=torch.tensor([t == k % 3]))
+            replay.add(action_mask=torch.arange(A).expand(N, 1, A) == k % A, **seen, **team)
+        replay.end(0, torch.full((N, OBS), 10.0 * k + 9))
+    assert sorted(replay.ended["rewards"][:, 0]) == [2, 3, 4, 5] and replay.added == 6
+    assert replay.ended["obs"].dtype == np.float16 and not replay.begun["lengths"].any()
+    batch = replay.sample(4, np.random.default_rng(0))
+    assert batch["obs"].shape == (N, 4, 4, OBS) and batch["obs"].dtype == torch.float32
+    episodes = batch["rewards"][0].tolist()
+    assert sorted(episodes) == [2, 3, 4, 5]
+    for b, k in enumerate(int(x) for x in episodes):
+        length = 1 + k % 3
+        expected = [10.0 * k + t for t in range(length)] + [10.0 * k + 9] + [0.0] * (3 - length)
+        assert (batch["obs"][:, :, b] == torch.tensor(expected)[:, None]).all()
+        assert batch["filled"][:, b].tolist() == [1.0] * length + [0.0] * (4 - length)
+        assert batch["terminations"][:, b].tolist() == [t == length - 1 for t in range(4)]
+        assert (batch["actions"][:, :length, b] == k % A).all()
+        assert batch["action_mask"][:, :length, b].sum(-1).eq(1).all()
+        assert batch["action_mask"][:, length, b].all()  # environments do not tell what the end would allow
+    assert replay.sample(4, np.random.default_rng(0), whole=True)["obs"].shape == (N, T + 1, 4, OBS)
 
 
-def test_replay_that_does_not_fit_is_refused_before_it_is_made(tmp_path, monkeypatch):
-    """A run that dies of memory after hours has lost them."""
-    flags = [f"--runs-dir={tmp_path / 'runs'}", *GAME, "--buffer-episodes=1000000000"]
-    monkeypatch.setattr(sys, "argv", ["iql.py", *flags])
-    with pytest.raises(MemoryError, match="lower --buffer-episodes"):
-        iql.main()
-    assert not (tmp_path / "runs").exists()
+def test_memory_begins_anew_with_an_episode():
+    """What one episode taught must not be carried into the next, nor the last action of another."""
+    networks = make_networks()
+    obs, mask = torch.randn(4, N, 2, OBS), torch.ones(N, 2, A, dtype=torch.bool)
+    over = torch.tensor([True, False])
 
+    def play(steps, memory):
+        for x in steps:
+            actions, hidden = iql.greedy(networks, x, mask, memory)
+            memory = iql.remember(actions, hidden, torch.zeros(2, dtype=torch.bool), A)
+        return actions, hidden
 
-def test_environment_without_a_length_is_refused_with_a_sentence(tmp_path, monkeypatch):
-    """Nothing of PettingZoo tells how long an episode may be: one line to read, and no run directory."""
-    flags = [f"--runs-dir={tmp_path / 'runs'}", "--env-id=pettingzoo:mpe2.simple_spread_v3"]
-    monkeypatch.setattr(sys, "argv", ["iql.py", *flags])
-    with pytest.raises(SystemExit, match="add --env-options episode_limit=STEPS"):
-        iql.main()
-    assert not (tmp_path / "runs").exists()
-
-
-def run(directory: Path, *flags: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, iql.__file__, f"--runs-dir={directory}", *flags]
-    return subprocess.run(command, capture_output=True, text=True)
-
-
-def only(runs: Path) -> Path:
-    (directory,) = runs.iterdir()
-    return directory
-
-
-def rows(directory: Path) -> list[dict[str, str]]:
-    with open(directory / "metrics.csv", newline="") as file:
-        return [{k: v for k, v in row.items() if k not in CLOCK} for row in csv.DictReader(file)]
-
-
-def test_shorter_run_resumes_to_the_longer_one_bit_for_bit(tmp_path, monkeypatch):
-    """Full replay buffer, episodes under way and exploration are in the checkpoint."""
-    short = [flag for flag in TINY if "total" not in flag]
-    for name, flags in (("long", TINY), ("short", [*short, "--total-timesteps=850"])):
-        result = run(tmp_path / name, *flags)
-        assert result.returncode == 0, result.stderr
-    directory = only(tmp_path / "short")
-    assert run(tmp_path, f"--resume={directory}", "--total-timesteps=1500").returncode == 0
-    ours, theirs = (
-        torch.load(path / "checkpoint.pt", weights_only=True) for path in (directory, only(tmp_path / "long"))
+    actions, hidden = play(obs[:3], networks.empty_memory(2))
+    last_action, kept = iql.remember(actions, hidden, over, A)
+    assert (last_action[:, 0] == 0).all() and (kept[:, 0] == 0).all()
+    assert torch.equal(last_action[:, 1].argmax(-1), actions[:, 1]) and torch.equal(kept[:, 1], hidden[:, 1])
+    anew = iql.greedy(networks, obs[3], mask, (last_action, kept))[1]
+    first = iql.greedy(networks, obs[3], mask, networks.empty_memory(2))[1]
+    on = play(obs, networks.empty_memory(2))[1]
+    assert torch.allclose(anew[:, 0], first[:, 0], atol=1e-6) and torch.allclose(
+        anew[:, 1], on[:, 1], atol=1e-6
     )
-    for part in ("agents", "target", "replay", "begun"):
-        assert all(torch.equal(ours[part][name], theirs[part][name]) for name in theirs[part]), part
-    assert ours["random"] == theirs["random"] and ours["counters"] == theirs["counters"]
-    assert theirs["counters"][3] == 250 > 40  # episodes: the buffer has wrapped around
-    assert rows(directory) == rows(only(tmp_path / "long"))
+    assert not torch.allclose(anew[:, 1], first[:, 1], atol=1e-3)
+
+
+def test_exploration_takes_available_actions_and_draws_alike_whatever_was_chosen():
+    """An unavailable action ends a run; draws that depend on others' actions share something."""
+    mask = torch.rand(N, 3000, A, generator=torch.Generator().manual_seed(0)) < 0.6
+    mask[..., 0] = True
+    greedy = mask.float().argmax(-1)
+    random, other = (np.random.default_rng(0) for _ in range(2))
+    explored = iql.explore(greedy, mask, 1.0, random)
+    assert torch.equal(iql.explore(greedy, mask, 0.0, other), greedy)
+    assert random.random() == other.random()
+    assert mask.gather(-1, explored.unsqueeze(-1)).all()
+    free = explored[mask.all(-1)]
+    shares = torch.bincount(free, minlength=A) / len(free)
+    assert (shares - 1 / A).abs().max() < 0.05
+    some = iql.explore(greedy, mask, 0.3, np.random.default_rng(1)) != greedy
+    expected = 0.3 * (1 - 1 / mask.sum(-1)).mean().item()
+    assert abs(some.float().mean().item() - expected) < 0.02
+
+
+def test_evaluation_takes_equally_many_episodes_of_each_environment():
+    """Counting the first to end would over-represent short battles, mostly lost ones."""
+    vector_env, played = recording("battle"), [[] for _ in range(4)]
+    step = vector_env.step
+
+    def watched(actions):
+        result = step(actions)
+        for episode in result[4]["episodes"]:
+            played[episode["env"]].append(episode)
+        return result
+
+    vector_env.step = watched
+    networks = iql.QNetworks(3, vector_env.obs_dim + vector_env.num_actions, vector_env.num_actions)
+    result = iql.evaluate(networks, vector_env, 8, [1, 2])
+    assert min(map(len, played)) == 2 < max(map(len, played))
+    first = [episode["episodic_return"] for own in played for episode in own[:2]]
+    assert result["eval/episodic_return"] == pytest.approx(float(np.mean(first)), rel=1e-6)
+
+
+def test_targets_follow_every_so_many_episodes(tmp_path):
+    """A target that jumps at every update, or stays, makes the networks chase themselves."""
+    for name, every, same in (("often", 1, True), ("never", 10**6, False)):
+        torch.manual_seed(0)
+        networks, games = iql.QNetworks(3, 11, 5), [recording("choices") for _ in range(2)]
+        begun = {name: x.clone() for name, x in networks.state_dict().items()}
+        args = dict(batch_episodes=2, buffer_episodes=8, target_every=every, runs_dir=str(tmp_path / name))
+        with undisturbed():
+            iql.train(iql.Args(num_envs=4, total_timesteps=160, **args), *games, networks, {})
+        saved = load(only(tmp_path / name))
+        expected = saved["agents"] if same else begun
+        assert all(torch.equal(x, expected[key]) for key, x in saved["target"].items())
+        assert not any(torch.equal(x, begun[key]) for key, x in saved["agents"].items())
+
+
+# Whole runs; what holds for all scripts is in test_runs.py.
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        ([*GAME, "--buffer-episodes=1000000000"], "lower --buffer-episodes"),
+        (["--env-id=pettingzoo:mpe2.simple_spread_v3"], "add --env-options episode_limit=STEPS"),
+        (["--env-id=mamujoco/Hopper-3x1"], "continuous actions"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_with_a_sentence(tmp_path, flags, sentence):
+    """A run that dies of memory after hours has lost them; and no run directory is made."""
+    assert sentence in refused("iql", f"--runs-dir={tmp_path / 'runs'}", *flags)
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (["--batch-episodes=10000"], "--batch-episodes must be at most --buffer-episodes 5000, got 10000"),
+        (["--epsilon-start=0.01"], "--epsilon-end must be at most --epsilon-start 0.01, got 0.05"),
+        (["--epsilon-start=1.5"], "--epsilon-start must be between 0 and 1, got 1.5"),
+        (["--target-every=0"], "--target-every must be between 1 and"),
+    ],
+)
+def test_flags_of_its_own_are_rejected_where_they_make_no_sense(tmp_path, flags, sentence):
+    """Bad input costs a user one line to read."""
+    assert sentence in rejected("iql", f"--runs-dir={tmp_path / 'runs'}", *flags)
+    assert not (tmp_path / "runs").exists()
 
 
 def test_battles_are_played_and_scored(tmp_path):
     """Dead agents, masked actions, episodes of any length."""
     flags = ["--env-id=smac/3m", "--env-options", "backend=embedded", "--num-envs=4", "--batch-episodes=4"]
-    assert run(tmp_path, *flags, "--total-timesteps=400", "--eval-every=400").returncode == 0
-    assert set(json.loads((only(tmp_path) / "done").read_text())) == {"eval/episodic_return", "eval/win_rate"}
+    flags += ["--total-timesteps=400", "--eval-every=400", f"--runs-dir={tmp_path}"]
+    finished("iql", *flags, EVAL_EPISODES=4)
+    done = json.loads((only(tmp_path) / "done").read_text())
+    assert set(done) == {"eval/episodic_return", "eval/episodic_length", "eval/win_rate"}
 
 
 def test_pettingzoo_is_played_and_resumed(tmp_path):
     """Its episodes cannot be saved: a resumed run drops those under way and begins new ones."""
     flags = ["--env-id=pettingzoo:mpe2.simple_spread_v3", "--env-options", "episode_limit=10", "reward=mean"]
     flags += ["--num-envs=4", "--batch-episodes=4", "--total-timesteps=100", "--eval-every=100"]
-    assert run(tmp_path, *flags).returncode == 0
-    result = run(tmp_path, f"--resume={only(tmp_path)}", "--total-timesteps=300")
-    assert result.returncode == 0, result.stderr
-    assert "new ones have begun" in result.stderr
-    state = torch.load(only(tmp_path) / "checkpoint.pt", weights_only=True)
-    assert state["counters"][0] == 300 and state["counters"][3] == 4 * (100 // 40) + 4 * (200 // 40)
-    assert (state["replay"]["lengths"] == 10).all()
+    finished("iql", *flags, f"--runs-dir={tmp_path}", EVAL_EPISODES=4)
+    with pytest.warns(UserWarning, match="new ones have begun"):
+        finished("iql", f"--resume={only(tmp_path)}", "--total-timesteps=300", EVAL_EPISODES=4)
+    state = load(only(tmp_path))
+    assert state["counters"][0] == 300 and state["replay"]["added"] == 4 * (100 // 40) + 4 * (200 // 40)
+    assert (state["replay"]["ended"]["lengths"] == 10).all()
 
 
 def test_iql_learns_the_best_joint_action(tmp_path):
     """Where each agent's better action is better whatever the other does, both find it."""
     flags = ["--env-id=matrix/1", "--total-timesteps=2000", "--epsilon-steps=1000", "--eval-every=1000"]
-    assert run(tmp_path, *flags, "--learning-rate=0.002").returncode == 0
+    finished("iql", *flags, "--learning-rate=0.002", f"--runs-dir={tmp_path}")
     assert json.loads((only(tmp_path) / "done").read_text())["eval/episodic_return"] == 10.0
 
 
@@ -213,5 +295,5 @@ def test_iql_learns_to_do_what_it_sees(tmp_path):
     """Random play earns 2 of 8; the last actions, which are inputs too, are noise here."""
     flags = ["--env-id=pettingzoo:tests.standin.identity", "--env-options", "episode_limit=8", "--num-envs=4"]
     flags += ["--total-timesteps=4000", "--epsilon-steps=2000", "--eval-every=2000", "--learning-rate=0.002"]
-    assert run(tmp_path, *flags, "--target-every=50").returncode == 0
+    finished("iql", *flags, "--target-every=50", f"--runs-dir={tmp_path}")
     assert json.loads((only(tmp_path) / "done").read_text())["eval/episodic_return"] > 7
