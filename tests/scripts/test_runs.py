@@ -182,9 +182,6 @@ def copied(reference, tmp_path) -> Path:
 # What a run leaves behind.
 
 
-NO_BATTLES = {"eval/win_rate", "charts/win_rate"}  # columns that scripts of several families leave empty
-
-
 def test_run_directory_tells_how_the_run_was_made(case, reference):
     """Without versions, commit, machine and every argument a result cannot be reproduced."""
     name = reference.name.split("__")
@@ -226,7 +223,9 @@ def test_metrics_hold_every_update_and_evaluation_once_and_tensorboard_the_same(
     events = EventAccumulator(str(reference)).Reload()
     filled = {name for row in table for name, value in row.items() if value} | running.CLOCK
     assert set(events.Tags()["scalars"]) == filled - {"global_step"}
-    assert set(header) - filled in ((set(), NO_BATTLES) if "smac" not in case.name else (set(),))
+    left_out = {"eval/win_rate", "charts/win_rate"} if "smac" not in case.name else set()
+    left_out |= {"eval/episodic_length"} if case.exact else set()
+    assert set(header) - filled == left_out & set(header)
     norms = events.Scalars("losses/grad_norm")
     assert [event.step for event in norms] == case.updates
     written = [float(row["losses/grad_norm"]) for row in learned]
@@ -249,6 +248,8 @@ def test_same_seed_gives_the_same_run_and_another_seed_another(case, reference, 
 
 def test_two_threads_learn_what_one_learns(case, reference, tmp_path):
     """--torch-threads is for speed. Not bit for bit: one agent's matrix products add up in another order."""
+    if case.script in ("iql", "iddpg"):
+        pytest.skip("the threads are those of PyTorch's operators")
     case.finished(*case.tiny, "--torch-threads", 2, "--runs-dir", tmp_path)
     one, two = ([row for row in rows(d) if row["losses/grad_norm"]][:2] for d in (reference, only(tmp_path)))
     assert len(two) == min(2, len(case.updates))
@@ -335,8 +336,10 @@ def test_resumed_run_remembers_which_parameters_evaluated_best(case, copied):
 
 def test_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(case, tmp_path):
     """Hours of training on NaN, and a checkpoint overwritten with it, would both be lost."""
-    checkpoint = f"--checkpoint-every={10 * case.total}"
-    sentence = case.refused(*case.tiny, checkpoint, "--learning-rate=1e12", "--runs-dir", tmp_path)
+    flags = [*case.tiny, f"--checkpoint-every={10 * case.total}", "--runs-dir", tmp_path]
+    if case.script == "iql":  # whose hidden state saturates: no learning rate is too large
+        flags += ["--env-id=matrix/1", "--env-options", "payoff=[1e30, 1e30, 1e30, 1e30]"]
+    sentence = case.refused(*flags, "--learning-rate=1e12")
     assert "not finite" in sentence and "diagnostic.pt" in sentence and "--learning-rate" in sentence
     directory = only(tmp_path)
     batch = load(directory / "diagnostic.pt")["batch"]
@@ -386,6 +389,7 @@ def broken(kind: str, good: Path, path: Path) -> None:
 KINDS = ["truncated", "empty", "text", "foreign", "tensor", "other script", "other version", "pickle", "code"]
 
 
+@pytest.mark.filterwarnings("ignore:Using a non-tuple")  # PyTorch's, where a tensor is asked for its script
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_is_no_checkpoint_of_ours_is_refused_unexecuted_and_untouched(case, reference, tmp_path, kind):
     """A stranger's file must not run code here, and a damaged one must not begin a run that looks resumed."""
