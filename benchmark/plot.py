@@ -29,12 +29,12 @@ from matplotlib.figure import Figure
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmark.collect import CollectError, read_json
-from benchmark.draw import RC, draw_curve, draw_return_limits, finish, read_references, styled
+from benchmark.lib.records import CollectError, read_json
+from benchmark.lib.drawing import RC, draw_curve, draw_return_limits, finish, read_references, styled
 from benchmark.figures import FIGURES, SEEDS
-from benchmark.groups import Group, band, band_shares, group_runs, read_runs
-from benchmark.paper import NoRunError, plot_figure
-from benchmark.tables import make_table
+from benchmark.lib.groups import Group, band, band_shares, group_runs, read_runs
+from benchmark.lib.cells import NoRunError, plot_figure
+from benchmark.lib.tables import make_table
 
 BEGIN = "<!-- table: begin (written by benchmark/plot.py) -->"
 END = "<!-- table: end -->"

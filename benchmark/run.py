@@ -29,7 +29,7 @@ import tyro
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmark.figures import FIGURES, SEEDS, Run, manifest
-from benchmark.jobs import (
+from benchmark.lib.jobs import (
     EXIT_REQUEUE,
     Local,
     Slurm,

@@ -244,7 +244,7 @@ def time_robots(args: Args) -> dict[str, Any]:
 
     Ratios are of the same turn, and the median of them is given: on a busy machine every turn is another.
     """
-    from benchmark.robots import BASES, simulators
+    from benchmark.calibrate.robots import BASES, simulators
     from envs.mamujoco import usable_cores
 
     threads = args.threads or tuple(sorted({1, usable_cores()}))
@@ -269,7 +269,7 @@ def time_robots(args: Args) -> dict[str, Any]:
 
 def time_particles(args: Args) -> dict[str, Any]:
     """Environment steps per second of the particle worlds, beside mpe2 and the peers that are installed."""
-    from benchmark.particles import MPE2, PEERS, missing, simulators
+    from benchmark.calibrate.particles import MPE2, PEERS, missing, simulators
 
     absent = missing()
     result: dict[str, Any] = {}
@@ -325,7 +325,7 @@ def time_learner(args: Args) -> dict[str, Any]:
     On a busy machine the best of long updates and the best of short products are not of the same moment; the
     median of the share within each turn is then the fairer figure.
     """
-    from benchmark.learners import learner_gflops, made_up
+    from benchmark.lib.learners import learner_gflops, made_up
     from envs.mamujoco import usable_cores
 
     torch.set_num_threads(1)
@@ -366,7 +366,7 @@ def time_e2e(args: Args) -> dict[str, Any]:
 
     Where the released code was timed, also with that code's batches, one episode of one environment.
     """
-    from benchmark.learners import script_rates
+    from benchmark.lib.learners import script_rates
     from envs.mamujoco import usable_cores
 
     result: dict[str, Any] = {}
@@ -400,7 +400,7 @@ def time_e2e(args: Args) -> dict[str, Any]:
 
 def beside_benchmarl(args: Args) -> dict[str, Any]:
     """ippo.py and BenchMARL's IPPO on VMAS, both on simple_spread with one thread, in turns."""
-    from benchmark.learners import script_rates
+    from benchmark.lib.learners import script_rates
 
     ippo: Any = importlib.import_module("ippo")
 

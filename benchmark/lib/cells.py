@@ -25,13 +25,13 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmark.collect import ITERATION, STEP, CollectError, NoEvaluationError, collect
-from benchmark.draw import RC, STYLES, draw_curve, draw_return_limits, finish, read_references
+from benchmark.lib.records import ITERATION, STEP, CollectError, NoEvaluationError, collect
+from benchmark.lib.drawing import RC, STYLES, draw_curve, draw_return_limits, finish, read_references
 from benchmark.figures import FIGURES, Panel, Task, panel_runs
-from benchmark.groups import Group, Run, check_alike, origins, read_run
-from benchmark.jobs import finished, run_directory
-from benchmark.stats import Array, bootstrap_iqm, final_means, hours, run_means, welch
-from benchmark.tables import make_table
+from benchmark.lib.groups import Group, Run, check_alike, origins, read_run
+from benchmark.lib.jobs import finished, run_directory
+from benchmark.lib.statistics import Array, bootstrap_iqm, final_means, hours, run_means, welch
+from benchmark.lib.tables import make_table
 
 RESULTS = Path(__file__).resolve().parent / "results"  # references of some tasks are there
 POINTS = 200  # evaluations that are kept of a run

@@ -20,7 +20,7 @@ import pytest
 from benchmark import jobs, run
 from benchmark.figures import Run, as_flags
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "squeue", "scontrol")
 CONFIGURATION = """\
 ClusterName=test

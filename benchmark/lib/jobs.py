@@ -24,7 +24,7 @@ from typing import Any
 
 from benchmark.figures import Run
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 EXIT_REQUEUE = 75  # what a script ends with when a signal stopped it and its checkpoint is on disk
 ONE_THREAD = {
     f"{library}_NUM_THREADS": "1" for library in ("OMP", "MKL", "OPENBLAS", "NUMBA", "VECLIB_MAXIMUM")

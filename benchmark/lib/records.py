@@ -21,7 +21,7 @@ from typing import Any
 
 import tyro
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 STEP, ITERATION = "global_step", "iteration"  # of a training run, and of the exact iteration on a matrix game

@@ -7,8 +7,8 @@ import itertools
 import numpy as np
 from numpy.typing import ArrayLike
 
-from benchmark.groups import Group, band_shares, million, provenance
-from benchmark.stats import final_means, first_reached, mean_ci, run_means
+from benchmark.lib.groups import Group, band_shares, million, provenance
+from benchmark.lib.statistics import final_means, first_reached, mean_ci, run_means
 
 THRESHOLDS = (0.5, 0.75, 0.9)
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmark.collect import STEP, CollectError, read_json, read_table
-from benchmark.stats import Array, interpolate
+from benchmark.lib.records import STEP, CollectError, read_json, read_table
+from benchmark.lib.statistics import Array, interpolate
 
 # What seeds of one method may differ in: how far they went, and where and with which versions they ran.
 MAY_DIFFER = {"seed", "started", "last_step", "absolute", "total_timesteps", "eval_only", "capture_video"}

@@ -22,7 +22,7 @@ import envs
 from benchmark import jobs, run
 from benchmark.figures import DPO, FIGURES, SCALES, Run, as_flags, make_run, manifest, panel_runs
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 # Adds up a sequence that depends on seed and step. Logs who worked on which step, and refuses company.
 SCRIPT = """

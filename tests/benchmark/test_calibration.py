@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from benchmark.calibrate_smac import play, wilson
+from benchmark.calibrate.calibrate_smac import play, wilson
 
 
 @pytest.mark.parametrize("name", ["8m", "2s3z"])

@@ -33,7 +33,7 @@ for _variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", 
 
 import numpy as np  # noqa: E402
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 SIDES = ("ippo.py", "BenchMARL")
@@ -338,7 +338,7 @@ def missing(python: str) -> str:
 
 def interval(values: Sequence[float]) -> str:
     """Mean ± half the 95 % confidence interval over seeds (Student t; none for one seed)."""
-    from benchmark.stats import mean_ci
+    from benchmark.lib.statistics import mean_ci
 
     mean, _, high = (float(x[0]) for x in mean_ci([[value] for value in values]))
     return f"{mean:.2f} ± {high - mean:.2f}" if len(values) > 1 else f"{mean:.2f}"
@@ -382,7 +382,7 @@ def draw(out: Path, seeds: Sequence[int]) -> None:
     """Greedy returns of both sides against environment steps and against seconds, in curves.png."""
     from matplotlib.figure import Figure
 
-    from benchmark.draw import STYLES
+    from benchmark.lib.drawing import STYLES
 
     figure = Figure(figsize=(10, 4), dpi=110, layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)

@@ -11,7 +11,7 @@ import scipy.stats
 from matplotlib.image import imread
 
 from benchmark import paper, plot, stats
-from benchmark.collect import CollectError
+from benchmark.lib.records import CollectError
 from benchmark.figures import FIGURES, panel_runs
 
 EVALS, EVERY, SPS = 20, 15_000, 2_000.0

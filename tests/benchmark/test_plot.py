@@ -16,11 +16,11 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from benchmark import collect, plot, stats
-from benchmark.draw import STYLES, draw_curve, finish
-from benchmark.groups import group_runs, provenance, read_runs
-from benchmark.tables import make_table
+from benchmark.lib.drawing import STYLES, draw_curve, finish
+from benchmark.lib.groups import group_runs, provenance, read_runs
+from benchmark.lib.tables import make_table
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 EVERY, UPDATES, EVALS = 20_480, 5, 20  # steps and updates between evaluations; evaluations after the first
 ENV, SEEDS = "smac-8m-embedded", (1, 2, 3)
 KL = ("dpo/kl", "dpo/beta1", "dpo/beta2", "dpo/below_band", "dpo/above_band")

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import tyro
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 import envs  # noqa: E402

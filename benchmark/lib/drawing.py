@@ -13,9 +13,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmark.collect import CollectError
-from benchmark.groups import Group, provenance
-from benchmark.stats import mean_ci
+from benchmark.lib.records import CollectError
+from benchmark.lib.groups import Group, provenance
+from benchmark.lib.statistics import mean_ci
 
 # Okabe and Ito's colours, neighbours differing in lightness too; dashes tell them apart in print.
 COLOURS = ("#000000", "#D55E00", "#56B4E9", "#009E73", "#CC79A7", "#0072B2", "#E69F00")
