@@ -1,8 +1,7 @@
 """What scripts earn in the particle world: the floors and the mark that learned policies are compared with.
 
-    python benchmark/calibrate_mpe.py        # half a minute; writes benchmark/results/mpe/reference.csv, and
-                                             # references.csv, the lines that plot.py draws
-    python benchmark/calibrate_mpe.py --num-agents 5 --variants paper --csv ""
+    python benchmark/calibrate/calibrate_mpe.py   # half a minute; writes benchmark/results/references.csv
+    python benchmark/calibrate/calibrate_mpe.py --num-agents 5 --variants paper --csv None
 
 Policies of the team: `random`, uniform over the five actions; `noop`, which never moves; `greedy`, which
 pairs agents and targets optimally at the start and keeps to it: every agent pushes with full force along the
@@ -47,8 +46,8 @@ class Args:
     """episodes for each row"""
     seed: int = 0
     """seed of the episodes"""
-    csv: str = str(ROOT / "benchmark" / "results" / "mpe" / "reference.csv")
-    """file for the table; empty for none"""
+    csv: Path | None = ROOT / "benchmark" / "results" / "references.csv"
+    """file for the table; None for none"""
 
 
 class Pairs:
@@ -134,23 +133,23 @@ def main() -> None:
             sys.exit(f"calibrate_mpe: {what}")
         mean, error = float(returns.mean()), float(returns.std(ddof=1)) / len(returns) ** 0.5
         print(f"| {task} | {variant} | {num_agents} | {policy} | {mean:.2f} | {error:.2f} |", flush=True)
-        row = {"task": task, "variant": variant, "num_agents": num_agents, "policy": policy}
-        row |= {"episodes": len(returns), "episodic_return": f"{mean:.4f}", "standard_error": f"{error:.4f}"}
-        rows.append(row)
+        env = f"mpe-{task}-{num_agents}" + (f"-{variant}" if variant != "paper" else "")
+        numbers = {"return": f"{mean:.4f}", "standard_error": f"{error:.4f}", "episodes": len(returns)}
+        rows.append({"env": env, "name": policy} | numbers)
     if args.csv:
-        path = Path(args.csv)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "w", newline="") as file:
-            writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
-        with open(path.with_name("references.csv"), "w", newline="") as file:
-            table = csv.writer(file, lineterminator="\n")
-            table.writerow(["env", "name", "return"])
-            for row in rows:
-                if row["variant"] == "paper" and row["policy"] != "lookahead":
-                    env = f"mpe-{row['task']}-{row['num_agents']}"
-                    table.writerow([env, row["policy"], row["episodic_return"]])
+        write(args.csv, rows)
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> None:
+    """The table, an environment's name as runs have it; rows of other environments stay."""
+    names = {row["env"] for row in rows}
+    if path.exists():
+        with open(path, newline="") as file:
+            rows = [row for row in csv.DictReader(file) if row["env"] not in names] + rows
+    with open(path, "w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 if __name__ == "__main__":

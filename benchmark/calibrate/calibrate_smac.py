@@ -1,7 +1,7 @@
 """How hard the embedded SMAC engine's battles are: scripted play, win rates and returns.
 
-    python benchmark/calibrate_smac.py                    # a Markdown table; about two minutes on one core
-    python benchmark/calibrate_smac.py --maps 8m --episodes 2000
+    python benchmark/calibrate/calibrate_smac.py   # a Markdown table; about two minutes on one core
+    python benchmark/calibrate/calibrate_smac.py --maps 8m --episodes 2000
 
 Policies of the allied team: `random`, uniform over available actions; `script`, the enemy's attack-move on
 both sides; `near`, the nearest enemy that can be attacked, advancing once one is close; `line`, which falls

@@ -1,46 +1,19 @@
-"""Collected runs, grouped into the seeds of one method in one environment; where their numbers come from."""
+"""The seeds of one method in one environment, and the words for where their numbers come from."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from benchmark.lib.records import STEP, CollectError, read_json, read_table
+from benchmark.lib.runs import ResultsError, Run
 from benchmark.lib.statistics import Array, interpolate
 
-# What seeds of one method may differ in: how far they went, and where and with which versions they ran.
-MAY_DIFFER = {"seed", "started", "last_step", "absolute", "total_timesteps", "eval_only", "capture_video"}
-MAY_DIFFER |= {"git_commit", "machine", "device", "torch_threads", "compile", "memory_share"}
-MAY_DIFFER |= {"checkpoint_every", "key"}
-MAY_DIFFER |= {"python", "torch", "numpy", "numba", "gymnasium", "mujoco", "pettingzoo"}
-
-
-@dataclass
-class Run:
-    """One seed: its columns on the grid of its evaluations, float64 (points,), and what its .json says."""
-
-    columns: dict[str, Array]
-    info: dict[str, Any]
-
-    @property
-    def env(self) -> str:
-        return str(self.info["env"])
-
-    @property
-    def method(self) -> str:
-        """What curves are told apart by: the name that a figure gives, else script and label."""
-        return str(self.info.get("method", "")) or " ".join(
-            filter(None, [self.info["script"], self.info.get("label", "")])
-        )
-
-    @property
-    def steps(self) -> Array:
-        return self.columns[STEP]
+# Settings that seeds of one method may differ in, besides how far they went, where and with which versions.
+MAY_DIFFER = {"eval_only", "capture_video", "torch_threads", "compile", "memory_share", "checkpoint_every"}
+MAY_DIFFER |= {"collect", "update", "load"}  # what peer_ippo.py measured
 
 
 @dataclass
@@ -78,55 +51,24 @@ def band_shares(group: Group) -> Array:
 
 def band(group: Group) -> tuple[float, float, float]:
     """Lower end, target and upper end of the band of eq. (21)."""
-    info = group.runs[0].info
-    target, delta = float(info.get("d_target", math.nan)), float(info.get("delta", math.nan))
+    settings = group.runs[0].settings
+    target, delta = (float(settings.get(name, math.nan)) for name in ("d_target", "delta"))
     return target / delta, target, target * delta
 
 
-# --- reading ----------------------------------------------------------------------------------------------
-
-
-def read_run(path: Path, step: str = STEP) -> Run:
-    """A collected run, from its CSV file and the .json beside it; CollectError where it cannot be read."""
-    info = read_json(path.with_suffix(".json"))
-    absent = [name for name in ("env", "script", "seed", "last_step") if name not in info]
-    columns = {name: np.array(values) for name, values in read_table(path, step).items()}
-    if absent or not len(columns[step]):
-        raise CollectError(f"{path} is not a file of benchmark/collect.py's; collect the run again.")
-    return Run(columns, info)
-
-
-def read_runs(folder: Path) -> list[Run]:
-    """All runs in a folder of collect.py's, ordered by name; CollectError where one cannot be read."""
-    runs = [read_run(path) for path in sorted(folder.glob("*__*.csv"))]
-    if not runs:
-        raise CollectError(f"{folder} holds no collected run; make some with benchmark/collect.py.")
-    return runs
-
-
-def group_runs(runs: Sequence[Run]) -> dict[str, list[Group]]:
-    """Environment -> its groups, one per method, the runs of each ordered by seed.
-
-    CollectError where runs of one method differ in more than MAY_DIFFER: their mean would be of no method.
-    """
-    groups: dict[str, dict[str, Group]] = {}
-    for run in sorted(runs, key=lambda run: (run.env, run.method, int(run.info["seed"]))):
-        groups.setdefault(run.env, {}).setdefault(run.method, Group([])).runs.append(run)
-    for members in groups.values():
-        for group in members.values():
-            check_alike(group, "collect one of them with another --label")
-    return {env: list(members.values()) for env, members in groups.items()}
-
-
-def check_alike(group: Group, remedy: str) -> None:
-    """CollectError, with what to do, where seeds differ in settings."""
+def check_alike(group: Group) -> None:
+    """ResultsError where seeds differ in settings: their mean would be of no method."""
     first, *others = group.runs
     for other in others:
-        settings = (first.info.keys() | other.info.keys()) - MAY_DIFFER
-        differ = sorted(name for name in settings if first.info.get(name) != other.info.get(name))
+        settings = (first.settings.keys() | other.settings.keys()) - MAY_DIFFER
+        differ = [name for name in settings if first.settings.get(name) != other.settings.get(name)]
+        differ += [name for name in ("env", "backend") if getattr(first, name) != getattr(other, name)]
         if differ:
-            which = f"seeds {first.info['seed']} and {other.info['seed']} of {first.method} in {first.env}"
-            raise CollectError(f"{which} differ in {', '.join(differ)}; {remedy}.")
+            raise ResultsError(
+                f"seeds {first.seed} and {other.seed} of {first.method} in {first.env} differ in "
+                f"{', '.join(sorted(differ))}; delete the rows of {first.key} or {other.key} in runs.csv, "
+                "and run it again."
+            )
 
 
 # --- words ------------------------------------------------------------------------------------------------
@@ -139,19 +81,19 @@ def million(steps: float) -> str:
 
 def engine(run: Run) -> str:
     """What simulated the run."""
-    if run.info.get("backend") == "embedded" and run.env.startswith("smac"):
+    if run.backend == "embedded" and run.env.startswith("smac"):
         return "embedded engine, not StarCraft II"
-    if run.info.get("backend") == "starcraft":
-        return " ".join(["StarCraft II", str(run.info.get("game_version", ""))]).strip()
-    return f"engine: {run.info.get('backend', 'not recorded')}"
+    if run.backend == "starcraft":
+        return f"StarCraft II {run.settings.get('game_version', '')}".strip()
+    return f"engine: {run.backend}"
 
 
 def provenance(groups: Sequence[Group]) -> str:
     """Seeds, budget, engine and commits behind a figure."""
     told: dict[str, list[Group]] = {}
     for group in groups:
-        seeds = ", ".join(str(run.info["seed"]) for run in group.runs)
-        budgets = sorted({float(run.info.get("total_timesteps", run.steps[-1])) for run in group.runs})
+        seeds = ", ".join(str(run.seed) for run in group.runs)
+        budgets = sorted({run.total_timesteps for run in group.runs})
         story = [f"seed{'s' if len(group.runs) > 1 else ''} {seeds}"]
         story += [f"budget {' or '.join(map(million, budgets))} environment steps", *unfinished(group)]
         told.setdefault("; ".join(story), []).append(group)
@@ -179,17 +121,17 @@ def methods_by_env(groups: Sequence[Group]) -> dict[str, list[str]]:
 def origins(groups: Sequence[Group]) -> list[str]:
     """Engines, devices and commits that runs were made with."""
     runs = [run for group in groups for run in group.runs]
-    on_gpu = sum(run.info.get("device", "cpu") != "cpu" for run in runs)
+    on_gpu = sum(run.device != "cpu" for run in runs)
     devices = [f"{on_gpu} of {len(runs)} runs on a GPU"] if on_gpu else []
-    commits = sorted({str(run.info.get("git_commit", "unknown"))[:7] for run in runs})
+    commits = sorted({run.git_commit[:7] for run in runs})
     engines = sorted({engine(run) for run in runs})
     return [*engines, *devices, f"git commit{'s' if len(commits) > 1 else ''} {', '.join(commits)}"]
 
 
 def unfinished(group: Group) -> list[str]:
     """How far seeds came that were stopped before their budget, and what that does to the mean."""
-    short = [run for run in group.runs if run.info.get("absolute") is None]
-    reached = [f"seed {run.info['seed']} stopped at {million(run.info['last_step'])}" for run in short]
+    short = [run for run in group.runs if not run.finished]
+    reached = [f"seed {run.seed} stopped at {million(run.steps_reached)}" for run in short]
     ends = {float(run.steps[-1]) for run in group.runs}
     if len(ends) > 1:
         reached.append(f"mean and band end where the shortest run does, at {million(min(ends))}")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import math
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -11,6 +13,12 @@ from benchmark.lib.groups import Group, band_shares, million, provenance
 from benchmark.lib.statistics import final_means, first_reached, mean_ci, run_means
 
 THRESHOLDS = (0.5, 0.75, 0.9)
+
+
+def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def plus_minus(values: ArrayLike, digits: int) -> str:
@@ -31,7 +39,7 @@ def return_digits(group: Group) -> int:
 
 def absolute_cell(group: Group, name: str, digits: int) -> str:
     """A metric of the best checkpoints over the seeds that finished, and how many did if not all."""
-    finished = [run.info["absolute"][name] for run in group.runs if name in (run.info.get("absolute") or {})]
+    finished = [x for run in group.runs if not math.isnan(x := getattr(run, name))]
     missing = f" ({len(finished)} of {len(group.runs)} seeds)" if 0 < len(finished) < len(group.runs) else ""
     return plus_minus(finished, digits) + missing
 
@@ -42,7 +50,7 @@ def speed_cell(group: Group) -> str:
     Nothing where some seeds ran on a GPU and others did not.
     """
     names = ("charts/SPS", "time/env", "time/act", "time/update")
-    devices = {run.info.get("device", "cpu") for run in group.runs}
+    devices = {run.device for run in group.runs}
     if not group.has(*names) or len(devices) > 1:
         return "–"
     sps, *split = (np.nanmedian(np.concatenate([run.columns[name] for run in group.runs])) for name in names)
@@ -60,14 +68,14 @@ def shares_cell(group: Group) -> str:
 def table_row(env: str, group: Group) -> list[str]:
     """The cells of one line, in the order of the table's head."""
     steps = group.steps()
-    budget = max(float(run.info.get("total_timesteps", 0)) for run in group.runs)
+    budget = max(run.total_timesteps for run in group.runs)
     reached = million(steps[-1]) + (f" of {million(budget)}" if steps[-1] < budget else "")
     cells = [env, group.method, str(len(group.runs)), reached]
     digits = return_digits(group)
     for column, decimals in (("eval/win_rate", 2), ("eval/episodic_return", digits)):
         for summary in (final_means, run_means):
             cells.append(plus_minus(summary(group.values(column)), decimals) if group.has(column) else "–")
-    cells += [absolute_cell(group, "eval/win_rate", 2), absolute_cell(group, "eval/episodic_return", digits)]
+    cells += [absolute_cell(group, "absolute_win_rate", 2), absolute_cell(group, "absolute_return", digits)]
     won = group.values("eval/win_rate").mean(axis=0) if group.has("eval/win_rate") else np.zeros_like(steps)
     firsts = [first_reached(steps, won, threshold) for threshold in THRESHOLDS]
     cells.append(" / ".join("–" if first is None else million(first) for first in firsts))
@@ -80,10 +88,9 @@ def make_table(groups: dict[str, list[Group]]) -> str:
     head += ["final return", "return over the run", "absolute win rate", "absolute return"]
     head += [f"win rate {' / '.join(map(str, THRESHOLDS))} at"]
     head += ["steps/s (env / act / update)", "KL below / in / above band"]
-    rows = [head, ["---"] * len(head)]
-    rows += [table_row(env, group) for env, members in groups.items() for group in members]
-    kept = [set(column) - {"–", "– / – / –"} != set(column[:2]) for column in zip(*rows, strict=True)]
-    rows = [list(itertools.compress(row, kept)) for row in rows]
+    rows = [table_row(env, group) for env, members in groups.items() for group in members]
+    filled = [set(column) - {"–", "– / – / –"} for column in zip(*rows, strict=True)]
+    rows = [list(itertools.compress(row, filled)) for row in rows]
     exact = [env.startswith("matrix") for env in groups]
     absolute = "the parameters that\nevaluated best, on 320 greedy episodes"
     if any(exact):
@@ -94,6 +101,5 @@ untrained policies. Absolute: {absolute}.
 Steps/s: median; how fast depends on the machine and what else it ran."""
     if any(group.has("eval/win_rate") for members in groups.values() for group in members):
         notes += "\nThe win rate's thresholds are of its mean over seeds."
-    lines = ["| " + " | ".join(row) + " |" for row in rows] + ["", notes, ""]
-    lines += [f"- {env}: {provenance(members)}" for env, members in groups.items()]
-    return "\n".join(lines) + "\n"
+    origins = "".join(f"- {env}: {provenance(members)}\n" for env, members in groups.items())
+    return f"{markdown(list(itertools.compress(head, filled)), rows)}\n{notes}\n\n{origins}"
