@@ -2,6 +2,7 @@
 
     python benchmark/plot.py fig1                    # runs/results/figures/fig1: picture and table.md
     python benchmark/plot.py fig1 fig4 --scale paper --hours
+    python benchmark/plot.py recorded                # runs taken in by run.py --record: runs/results/recorded
     python benchmark/plot.py all                     # all that is published, from benchmark/results
     python benchmark/plot.py all --check             # exit status 1 if a file is not what the runs give
 
@@ -32,6 +33,7 @@ from benchmark.lib.published import (
     folder_of,
     published_pictures,
     published_texts,
+    recorded_files,
 )
 from benchmark.lib.runs import ResultsError
 from benchmark.lib.store import PUBLISHED, Store
@@ -41,7 +43,7 @@ from benchmark.lib.studies import STUDIES
 @dataclass
 class Args:
     figures: tyro.conf.Positional[tuple[str, ...]]
-    """fig1 ... fig12, or all"""
+    """fig1 ... fig12, recorded, or all"""
     scale: Literal["smoke", "small", "paper"] = "small"
     """the scale at which benchmark/run.py made the runs"""
     seeds: int = 0
@@ -78,24 +80,28 @@ def write(files: Files) -> None:
 
 
 def plot(name: str, args: Args, results: Path) -> None:
-    """One figure of a store: its files are written, its table is printed."""
-    store, folder = Store(results), folder_of(name, results)
-    seeds = range(1, (args.seeds or SEEDS[args.scale]) + 1)
-    text = figure_text(name, args.scale, seeds, store)
-    drawn = figure_pictures(name, args.scale, seeds, store, args.hours)
-    write({folder / file: data for file, data in ({"table.md": text.encode()} | drawn).items()})
-    if args.marl_eval:
-        cells, _ = figure_cells(name, args.scale, seeds, store)
-        args.marl_eval.write_text(json.dumps(marl_eval(cells), indent=1) + "\n")
-    print(text)
+    """One figure of a store, or its recorded runs: the files are written, the table is printed."""
+    store = Store(results)
+    if name == "recorded":
+        files, folder = recorded_files(store), results / "recorded"
+    else:
+        seeds = range(1, (args.seeds or SEEDS[args.scale]) + 1)
+        text = figure_text(name, args.scale, seeds, store)
+        files = figure_pictures(name, args.scale, seeds, store, args.hours) | {"table.md": text.encode()}
+        folder = folder_of(name, results)
+        if args.marl_eval:
+            cells, _ = figure_cells(name, args.scale, seeds, store)
+            args.marl_eval.write_text(json.dumps(marl_eval(cells), indent=1) + "\n")
+    write({folder / file: data for file, data in files.items()})
+    print(files["table.md"].decode())
 
 
 def main() -> int:
     args = tyro.cli(Args, description=__doc__)
-    wrong = [name for name in args.figures if name not in (*FIGURES, "all")]
+    wrong = [name for name in args.figures if name not in (*FIGURES, "recorded", "all")]
     if not args.figures or wrong or args.seeds < 0:
         what = f"there is no {' '.join(wrong)}; " if wrong else ""
-        sys.exit(f"plot: {what}give fig1 ... fig12, or all; --seeds is not negative.")
+        sys.exit(f"plot: {what}give fig1 ... fig12, recorded, or all; --seeds is not negative.")
     if args.marl_eval and (len(args.figures) > 1 or "all" in args.figures):
         sys.exit("plot: --marl-eval writes one figure; name it.")
     if args.check and (args.results or "all" not in args.figures):

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from benchmark.lib.groups import Group
-from benchmark.lib.runs import RETURN, WIN_RATE
-from benchmark.lib.statistics import Array, bootstrap_iqm, final_means, run_means, welch
+from benchmark.lib.runs import RETURN, WIN_RATE, Array
+from benchmark.lib.statistics import bootstrap_iqm, final_means, run_means, welch
 from benchmark.lib.store import read_references
 from benchmark.lib.tables import markdown
 

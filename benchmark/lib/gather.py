@@ -85,3 +85,25 @@ def chosen(store: Store, env: str, end: str, steps: int) -> list[Run]:
     """The runs in an environment whose keys end so; steps: with this budget, 0: with any."""
     rows = (run for run in store.runs.values() if run.env == env and fnmatchcase(run.key, f"*__{end}"))
     return [store.load(run.key) for run in rows if steps in (0, run.total_timesteps)]
+
+
+def recorded_cells(store: Store) -> list[Cell]:
+    """The runs that were recorded by hand: a cell per environment, a method per script and label."""
+    found: dict[str, dict[str, list[Run]]] = {}
+    for row in store.runs.values():
+        parts = [row.env, row.script, row.label, str(row.seed)]
+        if row.key == "__".join(filter(None, parts)):
+            run = store.load(row.key)
+            run.method = " ".join(filter(None, [run.script, run.label]))
+            found.setdefault(run.env, {}).setdefault(run.method, []).append(run)
+    if not found:
+        raise NoRunError(f"{store.folder} has no recorded run; record some with benchmark/run.py --record.")
+    methods = tuple(dict.fromkeys(method for groups in found.values() for method in groups))
+    cells = []
+    for env, by_method in found.items():
+        groups = [Group(sorted(runs, key=lambda run: run.seed)) for runs in by_method.values()]
+        for group in groups:
+            check_alike(group)
+        metric = WIN_RATE if any(group.has(WIN_RATE) for group in groups) else RETURN
+        cells.append(Cell(env, "", methods, metric, groups))
+    return cells

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from benchmark.lib.runs import ResultsError, Run
-from benchmark.lib.statistics import Array, interpolate
+from benchmark.lib.runs import Array, ResultsError, Run
+from benchmark.lib.statistics import interpolate
 
 # Settings that seeds of one method may differ in, besides how far they went, where and with which versions.
 MAY_DIFFER = {"eval_only", "capture_video", "torch_threads", "compile", "memory_share", "checkpoint_every"}
@@ -67,7 +67,7 @@ def check_alike(group: Group) -> None:
             raise ResultsError(
                 f"seeds {first.seed} and {other.seed} of {first.method} in {first.env} differ in "
                 f"{', '.join(sorted(differ))}; delete the rows of {first.key} or {other.key} in runs.csv, "
-                "and run it again."
+                "or record it with another --label."
             )
 
 

@@ -12,7 +12,7 @@ from benchmark.lib.diagnostics import draw_diagnostics
 from benchmark.lib.documents import fill, find_cell, put_between
 from benchmark.lib.drawing import draw_cells
 from benchmark.lib.exact import draw_exact, exact_table
-from benchmark.lib.gather import NoRunError, figure_cells, study_cells
+from benchmark.lib.gather import NoRunError, figure_cells, recorded_cells, study_cells
 from benchmark.lib.groups import Group, million
 from benchmark.lib.runs import ResultsError
 from benchmark.lib.store import PUBLISHED, Store
@@ -104,6 +104,15 @@ def each_once(cells: Sequence[Cell]) -> dict[str, list[Group]]:
     for group in told.values():
         by_env.setdefault(group.runs[0].env, []).append(group)
     return by_env
+
+
+def recorded_files(store: Store) -> dict[str, bytes]:
+    """Pictures and table of the runs that were recorded by hand, by the names of their files."""
+    cells = recorded_cells(store)
+    drawn = {"curves.png": draw_cells(cells, "recorded runs", aggregate=False)}
+    drawn |= {f"{cell.env}-diagnostics.png": draw_diagnostics(cell.env, cell.groups) for cell in cells}
+    drawn["table.md"] = make_table(each_once(cells)).encode()
+    return {file: data for file, data in drawn.items() if data is not None}
 
 
 # --- all that is published --------------------------------------------------------------------------------

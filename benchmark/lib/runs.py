@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
-from benchmark.lib.statistics import Array
+from numpy.typing import NDArray
 
 STEP = "step"  # environment steps; of the exact iteration on a matrix game, iterations
 POINTS = 200  # evaluations that are kept of a run
@@ -28,6 +27,7 @@ PATH = re.compile(r"(^|[\s=:,\"])(/|~|file:|[A-Za-z]:[\\/])")
 # What results are computed with, so that it must be a number wherever it stands.
 NUMBERS = {"seed", "total_timesteps", "d_target", "delta", "beta_min", RETURN, WIN_RATE}
 
+Array = NDArray[np.float64]
 Columns = dict[str, list[float]]
 
 

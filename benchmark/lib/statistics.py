@@ -7,9 +7,9 @@ import warnings
 
 import numpy as np
 import scipy.stats
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-Array = NDArray[np.float64]
+from benchmark.lib.runs import Array
 
 
 def interpolate(x: Array, known_x: Array, known_y: Array) -> Array:

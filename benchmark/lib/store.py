@@ -16,8 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmark.lib.runs import KEPT, STEP, ResultsError, Run
-from benchmark.lib.statistics import Array
+from benchmark.lib.runs import KEPT, STEP, Array, ResultsError, Run
 
 PUBLISHED = Path(__file__).resolve().parents[1] / "results"
 DRAWN = ("random", "noop", "greedy")  # of references.csv, which also has a script that does little better

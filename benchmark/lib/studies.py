@@ -128,8 +128,8 @@ STUDIES = {
     "smac": Study(
         "DPO on SMAC maps, embedded engine",
         (
-            Curves((EIGHT, STALKERS, MANY), {"DPO": "dpo_smac__?"}, metric=WIN_RATE),
-            Curves((MANY,), {"DPO": "dpo_smac__?"}, "return"),
+            Curves((EIGHT, STALKERS), {"DPO": "dpo_smac__?"}, "win rate", WIN_RATE),
+            Curves((MANY,), {"DPO": "dpo_smac__?"}, "return; no battle is won"),
         ),
         diagnostics=(EIGHT,),
         tables=("runs",),
@@ -173,7 +173,7 @@ STUDIES = {
         tables=("learning",),
     ),
     "peer": Study(
-        "`ippo.py` beside BenchMARL's IPPO",
+        "ippo.py beside BenchMARL's IPPO",
         (Curves(("mpe-simple_spread-5-mpe2",), {"ippo.py": "ippo__peer__?", "BenchMARL": "BenchMARL__?"}),),
         hours=True,
         tables=("peer",),

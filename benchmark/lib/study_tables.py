@@ -8,8 +8,7 @@ import numpy as np
 
 from benchmark.lib.cells import Cell
 from benchmark.lib.groups import Group
-from benchmark.lib.runs import Run
-from benchmark.lib.statistics import Array
+from benchmark.lib.runs import Array, Run
 from benchmark.lib.tables import markdown, plus_minus
 
 SIDES = ("ippo.py", "BenchMARL")

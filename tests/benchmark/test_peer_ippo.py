@@ -1,32 +1,42 @@
 """The comparison with BenchMARL, as far as it goes without BenchMARL."""
 
-import subprocess
 import sys
-from pathlib import Path
+from math import nan
 
 import numpy as np
 import pytest
 
-from benchmark import peer_ippo
+from benchmark.lib.runs import Run
+from benchmark.lib.study_tables import peer_table
+from benchmark.peers import peer_ippo, sides
 from envs import mpe
 
-SCRIPT = Path(peer_ippo.__file__)
 
-
-def test_without_benchmarl_one_sentence_says_what_to_install(tmp_path):
+def test_without_benchmarl_one_sentence_says_what_to_install(tmp_path, monkeypatch):
     """Else a user's first run ends in a traceback, or seems to have succeeded."""
     bare = tmp_path / "python"  # sees no installed packages
     bare.write_text(f'#!/bin/sh\nexec "{sys.executable}" -I -S "$@"\n')
     bare.chmod(0o755)
-    command = [sys.executable, str(SCRIPT), "--peer-python", str(bare), "--out", str(tmp_path / "out")]
-    run = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert run.returncode == 1 and not (tmp_path / "out").exists()
-    (line,) = run.stderr.strip().splitlines()
+    argv = ["peer_ippo.py", "--peer-python", str(bare), "--results", str(tmp_path / "out")]
+    monkeypatch.setattr(sys, "argv", argv)
+    with pytest.raises(SystemExit) as stop:
+        peer_ippo.main()
+    assert not (tmp_path / "out").exists()
+    (line,) = str(stop.value.code).splitlines()
     assert "has no benchmarl, mpe2, pettingzoo" in line and "pip install benchmarl mpe2 pettingzoo" in line
     assert "no working Python" in peer_ippo.missing(str(tmp_path / "nowhere"))
     assert (
         peer_ippo.missing(sys.executable).count("mpe2") < 2
     )  # which is installed here: named as advice only
+
+
+def peer_run(side, seed, final, parts):
+    facts = dict.fromkeys(
+        ("key", "env", "script", "label", "git_commit", "machine", "backend", "started"), ""
+    )
+    numbers = {"steps_reached": 100_000, "total_timesteps": 100_000, "absolute_return": final}
+    numbers |= {"absolute_win_rate": nan, "optimum": nan}
+    return Run(**facts, **numbers, seed=seed, device="cpu", versions={}, settings=parts, method=side)
 
 
 def test_table_of_synthetic_runs():
@@ -36,20 +46,20 @@ def test_table_of_synthetic_runs():
         seconds = {"collect": [10.0, 5.0], "update": [90.0, 45.0]}
         theirs = {name: (slower * np.array(pair)).tolist() for name, pair in seconds.items()}
         for side, parts, final in (("ippo.py", seconds, -50.0), ("BenchMARL", theirs, -60.0 - seed)):
-            runs.append({"side": side, "seed": seed, "steps": 100_000, "final_return": final} | parts)
-    header, rule, ours, peers, ratios = (line.split(" | ") for line in peer_ippo.table(runs).splitlines())
+            runs.append(peer_run(side, seed, final, parts))
+    header, rule, ours, peers, ratios = (line.split(" | ") for line in peer_table(runs).splitlines())
     assert len({len(line) for line in (header, rule, ours, peers, ratios)}) == 1
     assert ours == ["| ippo.py, 3 seeds", "-50.00 ± 0.00", "1,000", "2,000", "50", "450 |"]
     # Student's t for three seeds, 4.303, times a deviation of 1 over the root of 3
     assert peers == ["| BenchMARL, 3 seeds", "-62.00 ± 2.48", "200", "400", "250", "2,250 |"]
     assert ratios[2:] == ["5.0 (4.0 to 6.0)"] * 3 + ["5.0 (4.0 to 6.0) |"]
-    alone = peer_ippo.table(runs[:1]).splitlines()
+    alone = peer_table(runs[:1]).splitlines()
     assert len(alone) == 3 and "| -50.00 |" in alone[2]
 
 
 def trace(episodes: int = 2, num_envs: int = 3) -> dict[str, np.ndarray]:
     """What BenchMARL's side would record, had it played in our world: float32 observations and rewards."""
-    rng, N, length = np.random.default_rng(0), peer_ippo.AGENTS, peer_ippo.LENGTH
+    rng, N, length = np.random.default_rng(0), sides.AGENTS, sides.LENGTH
     found: dict[str, list[np.ndarray]] = {name: [] for name in ("obs", "next_obs", "actions", "reward")}
     for _ in range(episodes):
         pos, land = rng.uniform(-1, 1, (2, num_envs, N, 2)).astype(np.float32).astype(float)
@@ -85,11 +95,11 @@ def test_the_same_task_passes_and_another_does_not():
 
 def test_clock_counts_each_second_once(tmp_path):
     """Else evaluations would slow the side that evaluates, and the parts would not add up to the whole."""
-    clock, busy = peer_ippo.Clock(tmp_path), 0.05
+    clock, busy = sides.Clock(tmp_path), 0.05
 
     def spend() -> None:
-        end = peer_ippo.time.process_time() + busy
-        while peer_ippo.time.process_time() < end:
+        end = sides.time.process_time() + busy
+        while sides.time.process_time() < end:
             pass
 
     spend()

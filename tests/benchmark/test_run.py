@@ -8,6 +8,7 @@ import csv
 import importlib
 import itertools
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,8 +20,10 @@ import pytest
 import tyro
 
 import envs
-from benchmark import jobs, run
+from benchmark import run
 from benchmark.figures import DPO, FIGURES, SCALES, Run, as_flags, make_run, manifest, panel_runs
+from benchmark.lib import jobs
+from benchmark.lib.store import Store
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -38,7 +41,8 @@ if "--resume" in flags:
 else:
     folder = Path(flags["--runs-dir"]) / f"stub__stub__{flags['--seed']}__{time.time_ns()}"
     folder.mkdir()
-    (folder / "metrics.csv").write_text("global_step,value\\n")
+    (folder / "metrics.csv").write_text("global_step,value,eval/episodic_return\\n")
+    (folder / "args.json").write_text(json.dumps({"seed": int(flags["--seed"])}))
     state = {"step": 0, "value": int(flags["--seed"]), "total": int(flags["--total"]), "bytes": None}
     state["fail"] = flags["--fail"]
 if state["bytes"] is not None:
@@ -49,11 +53,11 @@ with open(folder.parent / "starts", "a") as file:
     file.write(f"{state['step']}\\n")
 while state["step"] < state["total"]:
     os.close(os.open(alone, os.O_CREAT | os.O_EXCL)) if state["step"] % 5 == 0 else None
-    time.sleep(0.02)
+    time.sleep(0.01)
     state["step"] += 1
     state["value"] = state["value"] * 6364136223846793005 % 2**61
     with open(folder / "metrics.csv", "a") as file:
-        file.write(f"{state['step']},{state['value']}\\n")
+        file.write(f"{state['step']},{state['value']},{state['step'] / 2}\\n")
     alone.unlink(missing_ok=True)
     if state["fail"] == "always" or state["fail"] == "once" and not (folder.parent / "failed").exists():
         (folder.parent / "failed").touch()
@@ -64,7 +68,7 @@ while state["step"] < state["total"]:
         (folder / "new").replace(folder / "checkpoint.pt")
     if stop:
         sys.exit(75)
-(folder / "done").write_text(json.dumps({"value": state["value"]}))
+(folder / "done").write_text(json.dumps({"eval/episodic_return": 1.5}))
 """
 
 # The runner's command line, with other runs than the figures'.
@@ -92,7 +96,8 @@ class Bench:
     def start(self, *flags, **options):
         """The runner, going on."""
         argv = [sys.executable, str(self.folder / "command.py"), "fig1", "--scale", "smoke"]
-        argv += ["--runs-dir", str(self.folder / "runs"), "--jobs", "2", *flags]
+        argv += ["--runs-dir", str(self.folder / "runs"), "--results", str(self.folder / "results")]
+        argv += ["--jobs", "2", *flags]
         environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
         return subprocess.Popen(
             argv, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options
@@ -116,8 +121,14 @@ class Bench:
         """At which steps processes took up each run."""
         return [(self.place(run.seed) / "starts").read_text().split() for run in self.runs]
 
+    def recorded(self):
+        """What the store has of each run: its last step, and whether it was finished."""
+        runs = Store(self.folder / "results").runs
+        return {run.seed: (run.steps_reached, run.finished) for run in runs.values()}
+
     def results(self):
-        """What each run logged; there must be one run directory in each place, finished."""
+        """What each run logged; there must be one run directory in each place, finished and recorded."""
+        assert self.recorded() == {run.seed: (run.steps, True) for run in self.runs}
         folders = [list(self.place(run.seed).glob("stub__*")) for run in self.runs]
         assert all(len(found) == 1 and (found[0] / "done").exists() for found in folders)
         return [(found[0] / "metrics.csv").read_text() for found in folders]
@@ -152,6 +163,25 @@ def test_finished_runs_are_skipped(tmp_path, reference):
     assert after == before
 
 
+def test_finished_runs_are_recorded_once_and_damaged_ones_said(tmp_path):
+    """Also those of an earlier call, or for another store: plotting reads nothing else."""
+    bench = Bench(tmp_path, steps=5)
+    bench.finish()
+    shutil.rmtree(tmp_path / "results")
+    (log,) = bench.place(2).glob("*/metrics.csv")
+    whole = log.read_text()
+    log.write_text(whole.replace("\n3,", "\n9,"))
+    code, output = bench.finish()
+    assert code == 0 and f"not recorded: {log}" in output and "3 finished" in output
+    assert bench.recorded() == {1: (5, True), 3: (5, True)}
+    log.write_text(whole)
+    before = (tmp_path / "results" / "runs.csv").stat().st_ino
+    assert "not recorded" not in bench.finish()[1] and len(bench.recorded()) == 3
+    after = (tmp_path / "results" / "runs.csv").stat().st_ino
+    bench.finish()
+    assert before != after == (tmp_path / "results" / "runs.csv").stat().st_ino
+
+
 @pytest.mark.parametrize(
     ("number", "is_read"), [(signal.SIGTERM, True), (signal.SIGINT, True), (signal.SIGINT, False)]
 )
@@ -169,6 +199,7 @@ def test_a_stopped_benchmark_goes_on_where_it_was(number, is_read, tmp_path, ref
     assert process.wait(timeout=30) == 75
     stopped = bench.steps()
     assert 0 < stopped[0] < 40
+    assert bench.recorded() == {seed: (stopped[seed - 1], False) for seed in (1, 2)}
     code, output = bench.finish()
     assert code == 0 and f"at step {stopped[0]}" in output
     assert bench.results() == reference
@@ -240,7 +271,7 @@ def test_every_run_has_a_gpu_and_gpus_take_turns(tmp_path):
     """Else all runs would crowd the first GPU."""
     bench = Bench(tmp_path, steps=5, seeds=(1, 2, 3, 4))
     executor = jobs.Local(tmp_path / "runs", 4, "cuda", ["5", "7"])
-    benchmark = run.Benchmark(bench.runs, executor, 0, lambda line: None)
+    benchmark = run.Benchmark(bench.runs, executor, tmp_path / "results", 0, lambda line: None)
     wait_for(lambda: not benchmark.step())
     assert benchmark.summary().startswith("4 finished")
     assert sorted((bench.place(seed) / "gpu").read_text() for seed in (1, 2, 3, 4)) == ["5", "5", "7", "7"]
@@ -301,7 +332,7 @@ def test_a_real_run_ends_as_if_never_stopped(tmp_path):
 
     def execute(folder, stop_at):
         executor = jobs.Local(folder, 1)
-        bench = run.Benchmark([job], executor, 0, lambda line: None)
+        bench = run.Benchmark([job], executor, folder / "results", 0, lambda line: None)
         place = bench.place(job.key)
         while bench.step():
             if 0 < stop_at < jobs.steps_done(place):

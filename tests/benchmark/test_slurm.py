@@ -17,8 +17,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmark import jobs, run
+from benchmark import run
 from benchmark.figures import Run, as_flags
+from benchmark.lib import jobs
 
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "squeue", "scontrol")
@@ -144,7 +145,7 @@ def test_preempted_and_requeued_runs_end_as_if_never_stopped(cluster, tmp_path):
     job = Run("dpo_matrix.py", as_flags(settings), 1, "game", "", 6000)
 
     def benchmark(executor):
-        return run.Benchmark([job], executor, 0, print)
+        return run.Benchmark([job], executor, tmp_path / "results", 0, print)
 
     executor = jobs.Slurm(tmp_path / "slurm", 2, "cpu", {"partition": "low", "mem_gb": 1, "timeout_min": 20})
     bench, place = benchmark(executor), tmp_path / "slurm" / job.key
@@ -190,7 +191,8 @@ def test_preempted_and_requeued_runs_end_as_if_never_stopped(cluster, tmp_path):
 def test_the_command_submits_an_array_and_says_what_slurm_refuses(cluster, tmp_path):
     """`--cluster slurm` as it is typed: all finished is status 0, and a wrong partition is a sentence."""
     argv = [sys.executable, str(ROOT / "benchmark" / "run.py"), "fig11", "--scale", "smoke"]
-    argv += ["--cluster", "slurm", "--runs-dir", str(tmp_path), "--slurm", "mem_gb=1"]
+    argv += ["--cluster", "slurm", "--runs-dir", str(tmp_path), "--results", str(tmp_path / "results")]
+    argv += ["--slurm", "mem_gb=1"]
     done = subprocess.run([*argv, "partition=nowhere"], capture_output=True, text=True)
     assert done.returncode == 1 and done.stderr.splitlines()[-1].startswith("run: SLURM takes no such jobs")
     done = subprocess.run([*argv, "partition=low"], capture_output=True, text=True, timeout=120)
