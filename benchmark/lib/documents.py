@@ -1,9 +1,9 @@
 """Numbers in documents, held to published tables.
 
 A page cites `<!-- results: fig1; DPO; final return -->463.7 ± 2.3<!-- end -->`: figure or study; words that
-each fill a cell of one row; column. `; mean` at the end takes the number without its interval, and
-`<!-- results: fig1; table; p against DPO -->` a whole table, named by the first word of its head.
-`plot.py all` writes what stands between, and `plot.py all --check` finds what is out of date.
+each fill a cell of one row, or the first of the table's head; column. With `; mean` after the column it takes
+the number without its interval, by `<!-- results: fig1; table; p against DPO -->` the whole table whose head
+begins so. `plot.py all` writes what stands between, and `plot.py all --check` finds what is out of date.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Mapping
 
 BEGIN = "<!-- table: begin (written by benchmark/plot.py) -->"
 END = "<!-- table: end -->"
-CITED = re.compile(r"<!-- results: (.+?) -->(.*?)<!-- end -->", re.DOTALL)
+CITED = re.compile(r"<!-- results: ((?:(?!-->).)+) -->((?:(?!<!--).)*)<!-- end -->", re.DOTALL)
 
 Table = list[list[str]]  # the head, and rows
 
@@ -30,14 +30,14 @@ def parse(block: str) -> Table:
 
 
 def find_cell(text: str, words: list[str], column: str) -> str:
-    """The cell of a column in the row that has these words, each as a whole cell.
+    """The cell of a column in the row that has these words, each as a whole cell or as the head's first.
 
     ValueError where there is none, or several that differ.
     """
     found = set()
     for head, *rows in map(parse, blocks(text)):
         if column in head:
-            found |= {row[head.index(column)] for row in rows if set(words) <= set(row)}
+            found |= {row[head.index(column)] for row in rows if set(words) <= {*row, head[0]}}
     if len(found) != 1:
         count = f"{len(found)} cells" if found else "no cell"
         raise ValueError(f"{count} for {'; '.join([*words, column])}; name row and column as the table does.")
@@ -54,7 +54,7 @@ def find_table(text: str, first: str) -> str:
 
 def look_up(address: str, tables: Mapping[str, str]) -> str:
     """What an address in a document stands for; ValueError where it stands for nothing."""
-    name, *words = (word.strip() for word in address.split(";"))
+    name, *words = (" ".join(word.split()) for word in address.split(";"))
     if name not in tables or not words:
         raise ValueError(f"{address!r} names no result; begin with one of {', '.join(sorted(tables))}.")
     if words[0] == "table":
@@ -67,7 +67,9 @@ def look_up(address: str, tables: Mapping[str, str]) -> str:
 
 
 def fill(text: str, tables: Mapping[str, str]) -> str:
-    """A document with every cited number as the tables have it."""
+    """A document with every cited number as the tables have it; ValueError where one cannot be found."""
+    if text.count("<!-- results:") != len(CITED.findall(text)):
+        raise ValueError("a <!-- results: … --> has no <!-- end -->, or another begins before it.")
     return CITED.sub(
         lambda match: f"<!-- results: {match[1]} -->{look_up(match[1], tables)}<!-- end -->", text
     )
@@ -84,8 +86,3 @@ def put_between(text: str, table: str) -> str:
         text = f"{text.rstrip()}\n\n{BEGIN}\n{END}\n"
     before, after = text[: text.index(BEGIN)], text[text.index(END) :]
     return f"{before}{BEGIN}\n{table}{after}"
-
-
-def between(text: str) -> str:
-    """What stands between the two markers; empty where there are none."""
-    return text[text.index(BEGIN) : text.index(END)] if BEGIN in text else ""
