@@ -39,7 +39,10 @@ class Store:
         with open(path, newline="") as file:
             rows = list(csv.DictReader(file))
         try:
-            return {row["key"]: from_row(row) for row in rows}
+            return {
+                row["key"]: Run(**{f.name: from_field(row[f.name], str(f.type)) for f in FIELDS})
+                for row in rows
+            }
         except (KeyError, TypeError, ValueError) as error:
             raise ResultsError(f"{path} cannot be read ({error!r:.80}); restore the file.") from None
 
@@ -99,7 +102,9 @@ class Store:
         """runs.csv, and the curves of these environments: of each run its own where it has some, else those
         that the files have."""
         self.runs = dict(sorted(self.runs.items()))
-        replace(self.folder / "runs.csv", as_csv([f.name for f in FIELDS], map(as_row, self.runs.values())))
+        names = [f.name for f in FIELDS]
+        rows = ([as_field(getattr(run, name)) for name in names] for run in self.runs.values())
+        replace(self.folder / "runs.csv", as_csv(names, rows))
         for env in envs:
             curves = self.read_curves(env)
             curves |= {run.key: run.columns for run in self.runs.values() if run.env == env and run.columns}
@@ -137,32 +142,22 @@ def number(value: float, digits: int) -> str:
     return "" if math.isnan(value) else f"{value:.{digits}g}"
 
 
-def as_row(run: Run) -> list[str]:
-    """A run's line in runs.csv."""
-    values = (getattr(run, f.name) for f in FIELDS)
-    return [
-        json.dumps(x, ensure_ascii=False)
-        if isinstance(x, dict)
-        else number(x, 10)
-        if isinstance(x, float)
-        else str(x)
-        for x in values
-    ]
+def as_field(value: Any) -> str:
+    """A field of runs.csv: numbers to ten digits, nothing for nan, JSON for what has parts."""
+    if isinstance(value, dict):
+        return json.dumps(value, ensure_ascii=False)
+    if isinstance(value, float):
+        return number(value, 10)
+    return str(value)
 
 
-def from_row(row: dict[str, str]) -> Run:
-    """The run of a line in runs.csv."""
-    values: dict[str, Any] = {}
-    for name, kind in ((f.name, str(f.type).partition("[")[0]) for f in FIELDS):
-        if kind == "dict":
-            values[name] = json.loads(row[name])
-        elif kind == "int":
-            values[name] = int(row[name])
-        elif kind == "float":
-            values[name] = float(row[name] or "nan")
-        else:
-            values[name] = str(row[name])
-    return Run(**values)
+def from_field(text: str, kind: str) -> Any:
+    """What a field of runs.csv says; kind: as Run annotates it."""
+    if kind.startswith("dict"):
+        return json.loads(text)
+    if kind == "float":
+        return float(text or "nan")
+    return int(text) if kind == "int" else text
 
 
 def as_csv(header: list[str], rows: Iterable[list[str]]) -> str:

@@ -21,9 +21,13 @@ def store():
     return Store(PUBLISHED)
 
 
-def test_tables_verdicts_and_numbers_in_documents_are_the_stores(store):
+@pytest.fixture(scope="module")
+def texts(store):
+    return published.published_texts(store)
+
+
+def test_tables_verdicts_and_numbers_in_documents_are_the_stores(texts):
     """A number in README.md or docs/ that no run stands for would be a claim without evidence."""
-    texts = published.published_texts(store)
     stale = [str(path.relative_to(ROOT)) for path, text in texts.items() if path.read_bytes() != text]
     assert not stale, "python benchmark/plot.py all writes them anew"
     pages = {ROOT / "README.md", ROOT / "docs" / "verdicts.md", ROOT / "docs" / "findings.md"}
@@ -50,7 +54,7 @@ def test_published_pictures_are_drawn_again_byte_for_byte(name, store):
     assert pictures and all(path.read_bytes() == data for path, data in pictures.items())
 
 
-def test_nothing_else_is_published(store):
+def test_nothing_else_is_published(store, texts):
     """A picture or table that plot.py does not make would never be checked again."""
     made = {
         path.relative_to(PUBLISHED) for path in published.published_texts(store) if "results" in path.parts
