@@ -241,7 +241,7 @@ FIGURES = {
             "d_target matters, one value serves a family",
             "game: matters; particles: one serves",
             (
-                ("1, game", "DPO, d_target 1", "matrix-stochastic"),
+                ("d_target 1, game", "DPO, d_target 1", "matrix-stochastic"),
                 ("particles", "DPO, d_target 1", "all tasks"),
             ),
         ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -22,6 +23,8 @@ from benchmark.lib.tables import make_table, markdown
 
 ROOT = PUBLISHED.parents[1]
 DOCUMENTS = ("README.md", "docs/*.md", "benchmark/results/studies/*/README.md")
+
+LINK = re.compile(r"\[([^]]+)\]\([^)]+\)")
 
 Files = dict[Path, bytes]
 
@@ -152,7 +155,7 @@ def published_texts(store: Store) -> Files:
             files[folder_of(name) / "table.md"] = tables[name].encode()
     tables |= {name: study_text(study, store) for name, study in STUDIES.items()}
     verdicts = verdict_page(store, tables)
-    tables["verdicts"] = verdicts
+    tables["verdicts"] = LINK.sub(r"\1", verdicts)  # for pages of other folders
     files[ROOT / "docs" / "verdicts.md"] = verdicts.encode()
     for path in (path for pattern in DOCUMENTS for path in sorted(ROOT.glob(pattern))):
         if path not in files:
