@@ -181,17 +181,17 @@ def verdict_page(store: Store, tables: dict[str, str]) -> str:
     head = ["figure", "claim", "verdict", "p", "seeds", "steps"]
     return f"""# Verdicts
 
-Written by `python benchmark/plot.py all`. Each line links its figure's table; [findings.md](findings.md) says
-why, [benchmark.md](benchmark.md) how to run a figure again. *Holds*: the difference is there, p < 0.05; *does
-not hold*: at the full budget with five seeds there is none, or the opposite one; *open*: within the noise of
-few seeds or of a short run. p: Welch's, of final scores against DPO's, uncorrected. SMAC is the embedded
-engine, not StarCraft II.
+Written by `python benchmark/plot.py all`. Each line links its figure's table;
+[findings.md](findings.md) says why, [benchmark.md](benchmark.md) how to run a figure again.
+*Holds*: the difference is there, p < 0.05; *does not hold*: at the full budget with five seeds
+there is none, or the opposite one; *open*: within the noise of few seeds or of a short run. p:
+Welch's, of final scores against DPO's, uncorrected. SMAC is the embedded engine, not StarCraft II.
 
 {markdown(head, rows)}
 ## Still to run
 
 {markdown(["figures", "what", "time on one core"], todo)}
-`python benchmark/run.py FIGURE --scale paper --seeds 5` does all that is missing of a figure, nothing else.
+`python benchmark/run.py FIGURE --scale paper --seeds 5` does what is missing of a figure.
 """
 
 
