@@ -1,9 +1,15 @@
-"""The embedded engine's battles are as hard as SMAC's: not won by chance, even between equals, winnable."""
+"""What results are held against: battles as hard as SMAC's (not won by chance, even between equals, winnable)
+and the returns of scripts in the particle worlds.
+"""
+
+import csv
 
 import numpy as np
 import pytest
 
+from benchmark.calibrate import calibrate_mpe
 from benchmark.calibrate.calibrate_smac import play, wilson
+from benchmark.lib.store import PUBLISHED
 
 
 @pytest.mark.parametrize("name", ["8m", "2s3z"])
@@ -27,3 +33,18 @@ def test_wilson_interval_is_the_textbooks():
     assert wilson(50, 100) == pytest.approx((0.4038, 0.5962), abs=1e-3)
     low, high = wilson(256, 512)
     assert np.isclose(low + high, 1.0)
+
+
+def test_the_committed_reference_returns_are_those_of_this_code():
+    """Else curves are drawn against scripts that no longer exist."""
+    with open(PUBLISHED / "references.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 3 * 2 * 4 * 4
+    for row in rows[:: len(calibrate_mpe.POLICIES) + 3]:
+        assert int(row["episodes"]) >= 4096
+        _, task, num_agents, *variant = row["env"].split("-")
+        returns = calibrate_mpe.play(
+            task, (variant or ["paper"])[0], int(num_agents), row["name"], 512, seed=9
+        )
+        error = np.hypot(returns.std() / len(returns) ** 0.5, float(row["standard_error"]))
+        assert abs(returns.mean() - float(row["return"])) < 4 * error

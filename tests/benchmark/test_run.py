@@ -53,7 +53,7 @@ with open(folder.parent / "starts", "a") as file:
     file.write(f"{state['step']}\\n")
 while state["step"] < state["total"]:
     os.close(os.open(alone, os.O_CREAT | os.O_EXCL)) if state["step"] % 5 == 0 else None
-    time.sleep(0.01)
+    time.sleep(0.02)
     state["step"] += 1
     state["value"] = state["value"] * 6364136223846793005 % 2**61
     with open(folder / "metrics.csv", "a") as file:
