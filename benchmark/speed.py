@@ -144,7 +144,7 @@ def time_robots(args: Args) -> dict[str, Any]:
     Ratios are of the same turn, and the median of them is given: on a busy machine every turn is another.
     """
     from benchmark.calibrate.robots import BASES, simulators
-    from envs.mamujoco import usable_cores
+    from envs.mamujoco.env import usable_cores
 
     threads = args.threads or tuple(sorted({1, usable_cores()}))
     result: dict[str, Any] = {}
@@ -204,7 +204,7 @@ def time_learner(args: Args) -> dict[str, Any]:
     median of the share within each turn is then the fairer figure.
     """
     from benchmark.lib.learners import learner_gflops, made_up
-    from envs.mamujoco import usable_cores
+    from envs.mamujoco.env import usable_cores
 
     torch.set_num_threads(1)
     cuda = args.device != "cpu"
@@ -245,7 +245,7 @@ def time_e2e(args: Args) -> dict[str, Any]:
     Where the released code was timed, also with that code's batches, one episode of one environment.
     """
     from benchmark.lib.learners import script_rates
-    from envs.mamujoco import usable_cores
+    from envs.mamujoco.env import usable_cores
 
     result: dict[str, Any] = {}
     rows = []

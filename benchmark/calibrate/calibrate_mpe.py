@@ -26,7 +26,8 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 import envs  # noqa: E402
-from envs import mpe, mpe_world  # noqa: E402
+from envs import mpe  # noqa: E402
+from envs.mpe import world as mpe_world  # noqa: E402
 
 COAST, REST = 0.25, 0.06
 PUSHES = mpe_world.PUSH * np.array([[0, 0], [-1, 0], [1, 0], [0, -1], [0, 1]], dtype=np.float64)

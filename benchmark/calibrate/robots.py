@@ -40,7 +40,7 @@ def robotics_steps(name: str, num_envs: int) -> Callable[[], int]:
     """The same in gymnasium-robotics' MaMuJoCo, one environment after the other, which is all it has."""
     from gymnasium_robotics import mamujoco_v1
 
-    from envs.mamujoco_robots import ROBOTS
+    from envs.mamujoco import ROBOTS
 
     kind, _, partition = name.partition("-")
     described = None

@@ -6,17 +6,13 @@ The one place of the benchmark that calls functions of `dpo_*.py`: `made_up` and
 from __future__ import annotations
 
 import csv
-import functools
 import importlib
-import itertools
-import operator
 import subprocess
 import sys
 import tempfile
 import time
 import types
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,19 +63,22 @@ def made_up(family: str, name: str, rows: int, device: str) -> Learner:
     draw = torch.Generator().manual_seed(0)
     batch = {"obs": torch.randn(N, rows, obs_dim, generator=draw), "weight": torch.full((N, rows), 1 / rows)}
     batch |= {name: torch.randn(N, rows, generator=draw) for name in ("advantages", "returns")}
-    if hasattr(env, "act_dim"):
-        agents, A = script.Agents(obs_dim, env.agent_act_dims, layer_norm), env.act_dim
-        batch["actions"] = torch.randn(N, rows, A, generator=draw)
-        batch["old_mean"] = torch.zeros(N, rows, A)
-        batch["old_log_std"] = torch.zeros(N, rows, A)
-        batch["old_logprob"] = agents.log_prob(batch["old_mean"], batch["actions"]).detach()
-    else:
-        agents, A = script.Agents(N, obs_dim, env.num_actions, layer_norm), int(env.num_actions)
+    A = int(env.num_actions)
+    if env.discrete:
+        settings = (layer_norm,) if family == "smac" else ()
+        agents = script.Agents(N, obs_dim, A, *settings)
         batch["actions"] = torch.randint(A, (N, rows), generator=draw)
         batch["old_logp"] = torch.full((N, rows, A), -float(np.log(A)))
         if family == "smac":
             batch["action_mask"] = torch.ones(N, rows, A, dtype=torch.bool)
-    agents.betas += 0.01
+    else:
+        agents = script.Agents(obs_dim, env.agent_act_dims, layer_norm)
+        batch["actions"] = torch.randn(N, rows, A, generator=draw)
+        batch["old_mean"] = torch.zeros(N, rows, A)
+        batch["old_log_std"] = torch.zeros(N, rows, A)
+        batch["logprobs"] = agents.log_prob(batch["old_mean"], batch["actions"]).detach()
+    agents.beta1 += 0.01
+    agents.beta2 += 0.01
     env.close()
     batch = {name: x.to(device) for name, x in batch.items()}
     return Learner(script, agents.to(device), batch, f"N {N}, obs {obs_dim}, actions {A}")
@@ -87,28 +86,18 @@ def made_up(family: str, name: str, rows: int, device: str) -> Learner:
 
 def learner_gflops(learner: Learner, threads: int, compiled: bool) -> Callable[[], float]:
     """A measurement of the GFLOP/s of `update` as the scripts call it on `threads`; on a GPU its graph."""
-    script, agents, batch = learner.script, learner.agents, learner.batch
-    num_agents, cuda = len(batch["obs"]), batch["obs"].is_cuda
-    args = script.Args(update_epochs=EPOCHS)
-    cuts = np.linspace(0, num_agents, min(1 if cuda else threads, num_agents) + 1).astype(int)
-    groups = [slice(int(first), int(last)) for first, last in itertools.pairwise(cuts)]
-    learners = [agents.group(group) for group in groups]
-    adam = functools.partial(torch.optim.Adam, lr=5e-4, eps=1e-5, fused=True, capturable=cuda)
-    parts = [{name: x[group] for name, x in batch.items()} for group in groups]
-    pool = ThreadPoolExecutor(len(groups), initializer=torch.set_num_threads, initargs=(1,))
-    loss_fn = script.dpo_loss
-    if compiled:
-        code = loss_fn.__code__.replace()  # with a cache of its own, for a script compiles for few sizes
-        options: dict[str, Any] = {} if cuda else {"cpp_wrapper": True}
-        loss_fn = torch.compile(types.FunctionType(code, loss_fn.__globals__), options=options)
-
-    learn = functools.partial(script.update, args=args, num_agents=num_agents, loss_fn=loss_fn)
-    updates = [functools.partial(learn, one, adam(one.parameters())) for one in learners]
-    updates = [script.CudaGraph(update) for update in updates] if cuda else updates
+    script, batch = learner.script, learner.batch
+    cuda = batch["obs"].is_cuda
+    device = "cuda" if cuda else "cpu"
+    args = script.Args(update_epochs=EPOCHS, torch_threads=threads, compile=compiled, device=device)
+    # A copy of the loss has a compiler's cache of its own, which keeps the code for few sizes.
+    code = script.dpo_loss.__code__.replace()
+    loss_fn = types.FunctionType(code, script.dpo_loss.__globals__)
+    groups = script.Learner(learner.agents, args, loss_fn, None)
 
     def measure() -> float:
         start = time.perf_counter()
-        list(pool.map(operator.call, updates, parts))
+        groups.learn(batch)
         if cuda:
             torch.cuda.synchronize()
         return learner.flops / (time.perf_counter() - start) / 1e9

@@ -92,7 +92,7 @@ def compare_trace(trace: dict[str, np.ndarray]) -> dict[str, float]:
 
 def evaluate_weights(path: Path, episodes: int, entropy: list[int]) -> float:
     """Mean greedy return of saved policies; each side plays the same episodes for the same entropy."""
-    worlds: Any = envs.make("mpe/simple_spread", 128, seed=1, **WORLD)
+    worlds: Any = envs.make("mpe/simple_spread", 128, seed=1, device="cpu", **WORLD)
     agents = ippo().Agents(AGENTS, worlds.obs_dim, worlds.num_actions, layer_norm=False)
     with np.load(path) as file:
         arrays = {name: torch.from_numpy(file[name]) for name in file.files}
@@ -101,7 +101,7 @@ def evaluate_weights(path: Path, episodes: int, entropy: list[int]) -> float:
     with torch.no_grad():
         gap = (agents.actor(obs) - logits).abs().max().item()
     assert gap < 1e-4 * (1 + logits.abs().max().item()), f"{path}: logits differ by {gap}."
-    return ippo().evaluate(agents, worlds, episodes, entropy, "cpu")["eval/episodic_return"]
+    return ippo().evaluate(agents, worlds, episodes, entropy)["eval/episodic_return"]
 
 
 def missing(python: str) -> str:

@@ -88,18 +88,18 @@ def train_ours(job: dict[str, Any]) -> None:
 
     script = ippo()
     clock = Clock(Path(job["folder"]))
-    evaluate, save, gae, update = script.evaluate, script.save, script.gae, script.update
+    evaluate, save, gae, learn = script.evaluate, script.save, script.gae, script.Learner.learn
     obs = torch.ones(AGENTS, 1, WIDTH)
 
     @torch.no_grad()
-    def timed_evaluate(agents, envs, episodes, entropy, device, frames=None):
-        if entropy[-1] == 0:
+    def timed_evaluate(agents, envs, episodes, seed, frames=None):
+        if seed[-1] == 0:
             clock.start()  # making the environments and networks is no training
         with clock.stopped("collect"):
-            if len(entropy) == 3:  # not the last one, of the best parameters
+            if len(seed) == 3:  # not the last one, of the best parameters
                 found = agents.actor.state_dict() | {"obs": obs, "logits": agents.actor(obs)}
-                clock.save(entropy[2], {name: x.numpy() for name, x in found.items()})
-            return evaluate(agents, envs, episodes, entropy, device, frames)
+                clock.save(seed[2], {name: x.numpy() for name, x in found.items()})
+            return evaluate(agents, envs, episodes, seed, frames)
 
     def timed_save(*args):
         with clock.stopped("collect"):
@@ -109,17 +109,15 @@ def train_ours(job: dict[str, Any]) -> None:
         clock.lap("collect")
         return gae(*args)
 
-    def timed_update(*args, **options):
-        stats = update(*args, **options)
+    def timed_learn(*args):
+        stats = learn(*args)
         clock.lap("update")
         return stats
 
-    script.evaluate, script.save, script.gae, script.update = (
-        timed_evaluate,
-        timed_save,
-        timed_gae,
-        timed_update,
-    )
+    script.evaluate = timed_evaluate
+    script.save = timed_save
+    script.gae = timed_gae
+    script.Learner.learn = timed_learn
     sys.argv = ["ippo.py", "--env-id", "mpe/simple_spread", "--runs-dir", job["folder"]]
     sys.argv += ["--env-options", *(f"{name}={value}" for name, value in WORLD.items())]
     for name in ("seed", "total_timesteps", "eval_every"):
