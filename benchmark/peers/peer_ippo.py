@@ -62,7 +62,7 @@ class Args:
 
 
 def compare_trace(trace: dict[str, np.ndarray]) -> dict[str, float]:
-    """The episodes that BenchMARL played, played again by envs/mpe.py: the largest differences.
+    """The episodes that BenchMARL played, played again by envs/mpe: the largest differences.
 
     trace: obs, next_obs (E, T, N, dim), actions (E, T, N), reward (E, T, N, 1), done, terminated (E, T, 1).
     AssertionError where the two are not one task.

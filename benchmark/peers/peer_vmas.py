@@ -3,7 +3,7 @@
     python3 -m venv peer && peer/bin/pip install benchmarl vmas
     python benchmark/speed.py e2e mpe --names simple_spread --peer-python peer/bin/python
 
-VMAS steps all worlds at once, as envs/mpe.py does. Its physics and rewards are its own, so only speed is
+VMAS steps all worlds at once, as envs/mpe does. Its physics and rewards are its own, so only speed is
 compared: 5 agents, 22 inputs, 5 actions, 25 steps an episode, and the settings of `ippo.py`, given as JSON.
 Prints the medians over updates, as JSON: environment steps per second, share of the update.
 """

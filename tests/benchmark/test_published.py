@@ -35,7 +35,7 @@ def test_tables_verdicts_and_numbers_in_documents_are_the_stores(texts):
 
 
 BY_HAND = re.compile(r"[\d,.]+ ± [\d,.]+")
-PAGES = ["docs/benchmark.md", "docs/findings.md", "docs/tuning.md", "docs/verdicts.md"]
+PAGES = ["README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
 PAGES += [f"benchmark/results/studies/{name}/README.md" for name in STUDIES]
 
 
