@@ -52,7 +52,7 @@ losses/policy_loss losses/value_loss losses/q_values losses/grad_norm
 @dataclass
 class Args:
     env_id: str = "mamujoco/HalfCheetah-3x2"  # mamujoco/ROBOT-PARTITION; or pettingzoo:MODULE
-    env_options: tuple[str, ...] = ()  # options of the environment, e.g. agent_obsk=1; docs/envs.md
+    env_options: tuple[str, ...] = ()  # its options, e.g. agent_obsk=1; docs/envs.md lists them
     seed: int = 1  # seed of environments, parameters, exploration and replay
     total_timesteps: int = 1_000_000  # environment steps: one moves all agents of one environment
     num_envs: int = 8  # environments stepped together

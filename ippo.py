@@ -56,9 +56,7 @@ losses/approx_kl losses/clip_fraction dpo/kl losses/explained_variance
 @dataclass
 class Args:
     env_id: str = "smac/2s3z"  # smac/MAP, mpe/TASK, mamujoco/ROBOT, matrix/stochastic or pettingzoo:MODULE
-    env_options: tuple[
-        str, ...
-    ] = ()  # options of the environment, e.g. num_agents=3; docs/envs.md lists them
+    env_options: tuple[str, ...] = ()  # its options, e.g. num_agents=3; docs/envs.md lists them
     seed: int = 1  # seed of environments, parameters and sampled actions
     total_timesteps: int = 10_000_000  # environment steps: one moves all agents of one environment
     num_envs: int = 32  # environments stepped together

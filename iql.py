@@ -52,7 +52,7 @@ charts/epsilon charts/episodes losses/td_loss losses/q_values losses/td_targets 
 @dataclass
 class Args:
     env_id: str = "smac/2s3z"  # family/name: smac/MAP, mpe/TASK, matrix/GAME; or pettingzoo:MODULE
-    env_options: tuple[str, ...] = ()  # options of the environment, e.g. num_agents=3; docs/envs.md
+    env_options: tuple[str, ...] = ()  # its options, e.g. num_agents=3; docs/envs.md lists them
     seed: int = 1  # seed of environments, parameters, exploration and replay
     total_timesteps: int = 2_000_000  # environment steps: one moves all agents of one environment
     num_envs: int = 8  # environments stepped together
