@@ -4,8 +4,8 @@ Paper: A Fully Decentralized Surrogate for Multi-Agent Policy Optimization (Su &
 Details, and every difference from the paper and its released code: docs/dpo.md
 Run: python dpo_mamujoco.py --task Hopper-3x1  (the return to expect: docs/verdicts.md)
 
-Tensors are (num_agents N, num_steps T, num_envs E, ...) or (N, batch, ...): agents always come first. They
-share nothing; stacking their networks only batches the arithmetic.
+Tensors are (num_agents N, num_steps T, num_envs E, ...) or (N, batch, ...): agents always come first, but
+for the team's rewards and ends, (T, E). Agents share nothing; stacking their networks only batches them.
 """
 
 import copy
@@ -43,7 +43,7 @@ HALF_LOG_2_PI_E = 0.5 * math.log(2 * math.pi * math.e)  # entropy of a standard 
 SCRIPT = Path(__file__).stem
 EXIT_REQUEUE = 75  # EX_TEMPFAIL: a signal stopped the run, its checkpoint is on disk, --resume goes on
 EVAL_EPISODES = 32  # per evaluation; ten times as many for the absolute metric at the end
-CHUNK = 512  # rows of a batch, of 8 agents, whose activations stay in the cache of one core
+CHUNK = 512  # rows at a time, so that activations stay in the cache; teams below 8 take more
 COLUMNS = """
 global_step eval/episodic_return eval/episodic_length
 charts/episodic_return charts/episodic_length charts/SPS time/env time/act time/update
@@ -156,12 +156,12 @@ class RunningNorm(nn.Module):
         self.register_buffer("count", torch.zeros((), dtype=torch.float64))
 
     @property
-    def deviation(self) -> torch.Tensor:
+    def std(self) -> torch.Tensor:
         return (self.var + 1e-8).sqrt()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(N, batch, dim) as deviations from the mean, at most 10 standard ones."""
-        return ((x - self.mean) / self.deviation).clamp(-10, 10)
+        return ((x - self.mean) / self.std).clamp(-10, 10)
 
     def add(self, x: torch.Tensor) -> None:
         """Takes a batch (N, rows, dim) into account (Chan et al., 1979)."""
@@ -199,18 +199,21 @@ class Agents(nn.Module):
 
     def value(self, obs: torch.Tensor) -> torch.Tensor:
         """V_i, in units of the reward, of its own observation: (N, batch, obs_dim) -> (N, batch)."""
-        return (self.critic(obs) * self.return_norm.deviation + self.return_norm.mean).squeeze(-1)
+        return (self.critic(obs) * self.return_norm.std + self.return_norm.mean).squeeze(-1)
 
     @torch.no_grad()
     def rescale(self, returns: torch.Tensor) -> torch.Tensor:
-        """Takes returns (N, T, E) into return_norm and gives them in its units; V stays (PopArt)."""
+        """Takes returns (N, T, E) into return_norm and gives them in its units, within ±10.
+
+        The critics' last layers are rescaled, so that V stays what it was (PopArt).
+        """
         rows = returns.flatten(1).unsqueeze(-1)
         norm = self.return_norm
         mean = norm.mean.clone()
-        deviation = norm.deviation
+        std = norm.std
         norm.add(rows)
-        self.critic.weights[-1].mul_(deviation / norm.deviation)
-        self.critic.biases[-1].mul_(deviation).add_(mean - norm.mean).div_(norm.deviation)
+        self.critic.weights[-1].mul_(std / norm.std)
+        self.critic.biases[-1].mul_(std).add_(mean - norm.mean).div_(norm.std)
         return norm(rows).view_as(returns)
 
     def log_prob(self, mean: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
@@ -220,14 +223,14 @@ class Agents(nn.Module):
 
     def group(self, part: slice) -> "Agents":
         """Some of the agents as a module of their own, whose parameters and betas are views of this one's."""
-        group = copy.deepcopy(self)
-        for mine, whole in zip(group.parameters(), self.parameters(), strict=True):
+        members = copy.deepcopy(self)
+        for mine, whole in zip(members.parameters(), self.parameters(), strict=True):
             mine.data = whole.data[part]
-        # .data: or else autograd, in threads, would see the groups change one tensor.
-        group.beta1 = self.beta1.data[part]
-        group.beta2 = self.beta2.data[part]
-        group.act_mask = self.act_mask[part]
-        return group
+        # By .data views count their changes for themselves, and no thread's spoil another's backward pass.
+        members.beta1 = self.beta1.data[part]
+        members.beta2 = self.beta2.data[part]
+        members.act_mask = self.act_mask[part]
+        return members
 
 
 # --- same in: dpo_mamujoco, dpo_matrix, dpo_mpe, dpo_smac, ippo ---
@@ -257,14 +260,14 @@ def gae(rewards, values, final_values, terminations, truncations, gamma, lam):
     """
     advantages = torch.zeros_like(values[:, 1:])
     advantage = advantages[:, 0]
-    following = values[:, -1]  # what an agent may expect after step t
+    next_value = values[:, -1]  # what an agent may expect after step t
     for t in reversed(range(len(rewards))):
         done = terminations[t] | truncations[t]
-        following = torch.where(done, final_values[:, t] * ~terminations[t], following)
-        earned = rewards[t] + gamma * following
-        advantage = earned - values[:, t] + gamma * lam * advantage * ~done
+        next_value = torch.where(done, final_values[:, t] * ~terminations[t], next_value)
+        target = rewards[t] + gamma * next_value
+        advantage = target - values[:, t] + gamma * lam * advantage * ~done
         advantages[:, t] = advantage
-        following = values[:, t]
+        next_value = values[:, t]
     return advantages, advantages + values[:, :-1]
 
 
@@ -279,7 +282,8 @@ def dpo_loss(agents, obs, actions, old_mean, old_log_std, logprobs, advantages, 
     """Loss of a chunk of rows, summed over agents (whose parameters are disjoint), and its parts, each (N,).
 
     weight (N, rows): 1 / (rows of the batch), so that sums over its chunks are means.
-    Per agent, eq. (20) is E[ratio A] / N - beta1 E[sqrt KL] - beta2 E[KL], and eq. (8) E[(V - return)^2].
+    Per agent, eq. (20) is E[ratio A] / N - beta1 E[sqrt KL] - beta2 E[KL], and eq. (8) E[(V - return)^2];
+    the entropy bonus stands beside E[ratio A].
     """
     mean = agents.actor(obs)
     log_std = agents.actor.log_std
@@ -293,6 +297,7 @@ def dpo_loss(agents, obs, actions, old_mean, old_log_std, logprobs, advantages, 
     objective = surrogate - agents.team_size * (agents.beta1 * sqrt_kl + agents.beta2 * kl)
     v_loss = (weight * (agents.critic(obs).squeeze(-1) - returns).square()).sum(1)  # eq. (8)
     loss = (v_loss - objective - ent_coef * entropy).sum()
+    # As logged: the surrogate alone, without penalty and entropy.
     parts = {"losses/policy_loss": -surrogate, "losses/value_loss": v_loss, "losses/entropy": entropy}
     return loss, {name: x.detach() for name, x in parts.items()}
 
@@ -367,20 +372,21 @@ class Learner:
 
     def __init__(self, agents: Agents, args: Args, loss_fn, saved: list[dict] | None):
         cuda = args.device == "cuda"
-        if getattr(args, "compile", False):  # on a CPU into C++, which runs without Python's lock
+        if getattr(args, "compile", False):  # dpo_matrix.py has no such flag
+            # On a CPU into C++, which runs without Python's lock.
             loss_fn = torch.compile(loss_fn, options={} if cuda else {"cpp_wrapper": True})
         count = 1 if cuda else min(args.torch_threads, agents.team_size)
         bounds = np.linspace(0, agents.team_size, count + 1).astype(int).tolist()
-        self.groups = [slice(first, last) for first, last in itertools.pairwise(bounds)]
+        self.parts = [slice(first, last) for first, last in itertools.pairwise(bounds)]
         self.optimizers = []
         self.updates = []
-        for group in self.groups:
-            members = agents.group(group)
+        for part in self.parts:
+            members = agents.group(part)
             settings = dict(lr=args.learning_rate, eps=1e-5, fused=True, capturable=cuda)
             optimizer = torch.optim.Adam(members.parameters(), **settings)
-            group_update = functools.partial(update, members, optimizer, args=args, loss_fn=loss_fn)
+            learn = functools.partial(update, members, optimizer, args=args, loss_fn=loss_fn)
             self.optimizers.append(optimizer)
-            self.updates.append(CudaGraph(group_update) if cuda else group_update)
+            self.updates.append(CudaGraph(learn) if cuda else learn)
         if saved:
             for optimizer, state in zip(self.optimizers, saved, strict=True):
                 optimizer.load_state_dict(state)
@@ -388,7 +394,7 @@ class Learner:
 
     def learn(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """`update` of every group with its part of a batch (N, rows, ...); what it returns, (N,) each."""
-        batches = [{name: x[group] for name, x in batch.items()} for group in self.groups]
+        batches = [{name: x[part] for name, x in batch.items()} for part in self.parts]
         stats = list(self.pool.map(operator.call, self.updates, batches))
         return {name: torch.cat([own[name] for own in stats]) for name in stats[0]}
 
@@ -425,15 +431,16 @@ def train(args: Args, envs, eval_envs, agents: Agents, state: dict) -> tuple[Pat
     obs = zeros(N, T, E, envs.obs_dim)  # as obs_norm has them
     actions = zeros(N, T, E, envs.num_actions)
     old_mean = zeros(N, T, E, envs.num_actions)
-    logprobs = zeros(N, T, E)
+    logprobs = zeros(N, T, E)  # of the actions taken
     values = zeros(N, T + 1, E)
     final_values = zeros(N, T, E)
     weight = zeros(N, T, E) + 1 / (T * E)
     rewards = zeros(T, E)
-    terminations, truncations = zeros(2, T, E, dtype=torch.bool)
+    terminations = zeros(T, E, dtype=torch.bool)
+    truncations = zeros(T, E, dtype=torch.bool)
 
     learner = Learner(agents, args, dpo_loss, state.get("optimizers"))
-    generator = torch.Generator(args.device).manual_seed(args.seed + 2**32)  # not the parameters' stream
+    generator = torch.Generator(args.device).manual_seed(args.seed + 2**32)
     global_step, next_eval, best_return = 0, 0, -math.inf
     best: dict = {}
     if state:
@@ -518,14 +525,13 @@ def main() -> None:
     args, state = parse_args()
     torch.set_num_threads(1)  # cores are for groups of agents, --torch-threads, not for single operators
     torch.manual_seed(args.seed)
-    options = environments.parse_options(args.env_options)
-    if args.env_id.startswith("mamujoco/"):
-        options |= dict(threads=args.torch_threads)
+    options = {"threads": args.torch_threads} if args.env_id.startswith("mamujoco/") else {}
+    options |= environments.parse_options(args.env_options)
     make = functools.partial(environments.make, args.env_id, seed=args.seed, device=args.device, **options)
     envs = make(args.num_envs)
     if envs.discrete:
         raise environments.BrokenEnvironment(f"{args.env_id} has discrete actions; use dpo_smac.py for them.")
-    eval_envs = make(EVAL_EPISODES if envs.compiled else args.num_envs)
+    eval_envs = make(EVAL_EPISODES if envs.cheap_copies else args.num_envs)
     video_envs = make(1, render_mode="rgb_array") if args.capture_video else None
 
     agents = Agents(envs.obs_dim, envs.agent_act_dims, args.layer_norm, args.log_std_init)
@@ -616,7 +622,10 @@ def load(path: Path) -> dict:
     try:
         with warnings.catch_warnings(action="ignore"):
             state = torch.load(path, map_location="cpu", weights_only=True)
-        script, names = state["script"], set(state["args"])
+        script = state["script"]
+        names = set(state["args"])
+        if "best" not in state:
+            raise KeyError("best")
     except FileNotFoundError:
         sys.exit(f"{SCRIPT}: no checkpoint at {path}; give a run directory or a .pt file of {SCRIPT}.py.")
     except Exception:
@@ -639,6 +648,7 @@ class Run:
                 what = "is not as the checkpoint knows it; restore it or start a new run"
                 sys.exit(f"{SCRIPT}: {self.metrics} {what}.")
             os.truncate(self.metrics, state["metrics_bytes"])  # later rows will be written again
+            (self.directory / "done").unlink(missing_ok=True)
         else:
             start_step = 0
             name = f"{environments.env_name(envs)}__{SCRIPT}__{args.seed}__{time.time_ns() // 10**6}"
@@ -682,6 +692,7 @@ class Run:
         """Ends a run whose losses or parameters are not finite, with what led there on disk."""
         if np.isfinite([*row.values()]).all() and all(p.isfinite().all() for p in agents.parameters()):
             return
+        self.writer.flush()
         diagnostic = self.directory / "diagnostic.pt"
         save(diagnostic, {"args": asdict(self.args), "agents": agents.state_dict(), "batch": batch})
         what = f"the loss is not finite at step {global_step}; {diagnostic} holds the batch"
@@ -692,6 +703,7 @@ class Run:
         stopped = bool(self.signals)
         finished = global_step >= self.args.total_timesteps
         if global_step >= self.next_checkpoint or finished or stopped:
+            self.writer.flush()
             self.next_checkpoint = global_step + self.args.checkpoint_every
             place = {"args": asdict(self.args), "metrics_bytes": self.metrics.stat().st_size}
             save(self.directory / "checkpoint.pt", snapshot() | place)

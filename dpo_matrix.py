@@ -45,7 +45,7 @@ from envs.matrix.exact import evaluate_exactly
 SCRIPT = Path(__file__).stem
 EXIT_REQUEUE = 75  # EX_TEMPFAIL: a signal stopped the run, its checkpoint is on disk, --resume goes on
 ITERATIONS = 100  # of the exact iteration
-CHUNK = 512  # rows of a batch, of 8 agents, whose activations stay in the cache of one core
+CHUNK = 512  # rows at a time, so that activations stay in the cache; teams below 8 take more
 COLUMNS = """
 global_step eval/episodic_return eval/greedy_return eval/optimum
 charts/episodic_return charts/episodic_length charts/SPS time/env time/act time/update
@@ -171,13 +171,13 @@ class Agents(nn.Module):
 
     def group(self, part: slice) -> "Agents":
         """Some of the agents as a module of their own, whose parameters and betas are views of this one's."""
-        group = copy.deepcopy(self)
-        for mine, whole in zip(group.parameters(), self.parameters(), strict=True):
+        members = copy.deepcopy(self)
+        for mine, whole in zip(members.parameters(), self.parameters(), strict=True):
             mine.data = whole.data[part]
-        # .data: or else autograd, in threads, would see the groups change one tensor.
-        group.beta1 = self.beta1.data[part]
-        group.beta2 = self.beta2.data[part]
-        return group
+        # By .data views count their changes for themselves, and no thread's spoil another's backward pass.
+        members.beta1 = self.beta1.data[part]
+        members.beta2 = self.beta2.data[part]
+        return members
 
 
 # --- same in: dpo_mamujoco, dpo_matrix, dpo_mpe, dpo_smac, ippo ---
@@ -209,14 +209,14 @@ def gae(rewards, values, final_values, terminations, truncations, gamma, lam):
     """
     advantages = torch.zeros_like(values[:, 1:])
     advantage = advantages[:, 0]
-    following = values[:, -1]  # what an agent may expect after step t
+    next_value = values[:, -1]  # what an agent may expect after step t
     for t in reversed(range(len(rewards))):
         done = terminations[t] | truncations[t]
-        following = torch.where(done, final_values[:, t] * ~terminations[t], following)
-        earned = rewards[t] + gamma * following
-        advantage = earned - values[:, t] + gamma * lam * advantage * ~done
+        next_value = torch.where(done, final_values[:, t] * ~terminations[t], next_value)
+        target = rewards[t] + gamma * next_value
+        advantage = target - values[:, t] + gamma * lam * advantage * ~done
         advantages[:, t] = advantage
-        following = values[:, t]
+        next_value = values[:, t]
     return advantages, advantages + values[:, :-1]
 
 
@@ -244,7 +244,8 @@ def tabulate(obs, actions, advantages, returns, num_actions: int) -> dict[str, t
 def dpo_loss(agents, obs, old_logp, advantages, returns, weight, ent_coef):
     """Loss of a table of `tabulate`, summed over agents (whose parameters are disjoint); its parts, (N,).
 
-    Per agent, eq. (20) is E[ratio A] / N - beta1 E[sqrt KL] - beta2 E[KL], and eq. (8) E[(V - return)^2].
+    Per agent, eq. (20) is E[ratio A] / N - beta1 E[sqrt KL] - beta2 E[KL], and eq. (8) E[(V - return)^2];
+    the entropy bonus stands beside E[ratio A].
     """
     logp = F.log_softmax(agents.actor(obs), dim=-1)
     surrogate = (advantages * (logp - old_logp).exp()).sum((1, 2))
@@ -257,6 +258,7 @@ def dpo_loss(agents, obs, old_logp, advantages, returns, weight, ent_coef):
     # eq. (8), less the spread of the returns within a state, which no critic can do anything about
     v_loss = (weight * (agents.value(obs) - returns).square()).sum(1)
     loss = (v_loss - objective - ent_coef * entropy).sum()
+    # As logged: the surrogate alone, without penalty and entropy.
     parts = {"losses/policy_loss": -surrogate, "losses/value_loss": v_loss, "losses/entropy": entropy}
     return loss, {name: x.detach() for name, x in parts.items()}
 
@@ -331,20 +333,21 @@ class Learner:
 
     def __init__(self, agents: Agents, args: Args, loss_fn, saved: list[dict] | None):
         cuda = args.device == "cuda"
-        if getattr(args, "compile", False):  # on a CPU into C++, which runs without Python's lock
+        if getattr(args, "compile", False):  # dpo_matrix.py has no such flag
+            # On a CPU into C++, which runs without Python's lock.
             loss_fn = torch.compile(loss_fn, options={} if cuda else {"cpp_wrapper": True})
         count = 1 if cuda else min(args.torch_threads, agents.team_size)
         bounds = np.linspace(0, agents.team_size, count + 1).astype(int).tolist()
-        self.groups = [slice(first, last) for first, last in itertools.pairwise(bounds)]
+        self.parts = [slice(first, last) for first, last in itertools.pairwise(bounds)]
         self.optimizers = []
         self.updates = []
-        for group in self.groups:
-            members = agents.group(group)
+        for part in self.parts:
+            members = agents.group(part)
             settings = dict(lr=args.learning_rate, eps=1e-5, fused=True, capturable=cuda)
             optimizer = torch.optim.Adam(members.parameters(), **settings)
-            group_update = functools.partial(update, members, optimizer, args=args, loss_fn=loss_fn)
+            learn = functools.partial(update, members, optimizer, args=args, loss_fn=loss_fn)
             self.optimizers.append(optimizer)
-            self.updates.append(CudaGraph(group_update) if cuda else group_update)
+            self.updates.append(CudaGraph(learn) if cuda else learn)
         if saved:
             for optimizer, state in zip(self.optimizers, saved, strict=True):
                 optimizer.load_state_dict(state)
@@ -352,7 +355,7 @@ class Learner:
 
     def learn(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """`update` of every group with its part of a batch (N, rows, ...); what it returns, (N,) each."""
-        batches = [{name: x[group] for name, x in batch.items()} for group in self.groups]
+        batches = [{name: x[part] for name, x in batch.items()} for part in self.parts]
         stats = list(self.pool.map(operator.call, self.updates, batches))
         return {name: torch.cat([own[name] for own in stats]) for name in stats[0]}
 
@@ -380,10 +383,11 @@ def train(args: Args, envs, optimum: float, agents: Agents, state: dict) -> Path
     values = zeros(N, T + 1, E)
     final_values = zeros(N, T, E)
     rewards = zeros(T, E)
-    terminations, truncations = zeros(2, T, E, dtype=torch.bool)
+    terminations = zeros(T, E, dtype=torch.bool)
+    truncations = zeros(T, E, dtype=torch.bool)
 
     learner = Learner(agents, args, dpo_loss, state.get("optimizers"))
-    generator = torch.Generator(args.device).manual_seed(args.seed + 2**32)  # not the parameters' stream
+    generator = torch.Generator(args.device).manual_seed(args.seed + 2**32)
     global_step, next_eval = 0, 0
     if state:
         global_step, next_eval = state["counters"]
@@ -420,9 +424,9 @@ def train(args: Args, envs, optimum: float, agents: Agents, state: dict) -> Path
             for step in range(T):
                 obs[:, step] = next_obs
                 logp = next_obs @ old_logp
-                # Gumbel-max sampling, argmax(log pi + noise): noise of one shape keeps agents' draws apart.
-                noise = torch.empty_like(logp).exponential_(generator=generator)
-                action = (logp - noise.log()).argmax(-1)
+                # argmax(log pi + Gumbel noise) samples pi; noise of one shape keeps agents' draws apart.
+                gumbel = -torch.empty_like(logp).exponential_(generator=generator).log()
+                action = (logp + gumbel).argmax(-1)
                 actions[:, step] = action
                 clock.lap("act")
                 next_obs, rewards[step], terminations[step], truncations[step], infos = envs.step(action)
@@ -677,7 +681,10 @@ def load(path: Path) -> dict:
     try:
         with warnings.catch_warnings(action="ignore"):
             state = torch.load(path, map_location="cpu", weights_only=True)
-        script, names = state["script"], set(state["args"])
+        script = state["script"]
+        names = set(state["args"])
+        if "best" not in state:
+            raise KeyError("best")
     except FileNotFoundError:
         sys.exit(f"{SCRIPT}: no checkpoint at {path}; give a run directory or a .pt file of {SCRIPT}.py.")
     except Exception:
@@ -700,6 +707,7 @@ class Run:
                 what = "is not as the checkpoint knows it; restore it or start a new run"
                 sys.exit(f"{SCRIPT}: {self.metrics} {what}.")
             os.truncate(self.metrics, state["metrics_bytes"])  # later rows will be written again
+            (self.directory / "done").unlink(missing_ok=True)
         else:
             start_step = 0
             name = f"{environments.env_name(envs)}__{SCRIPT}__{args.seed}__{time.time_ns() // 10**6}"
@@ -743,6 +751,7 @@ class Run:
         """Ends a run whose losses or parameters are not finite, with what led there on disk."""
         if np.isfinite([*row.values()]).all() and all(p.isfinite().all() for p in agents.parameters()):
             return
+        self.writer.flush()
         diagnostic = self.directory / "diagnostic.pt"
         save(diagnostic, {"args": asdict(self.args), "agents": agents.state_dict(), "batch": batch})
         what = f"the loss is not finite at step {global_step}; {diagnostic} holds the batch"
@@ -753,6 +762,7 @@ class Run:
         stopped = bool(self.signals)
         finished = global_step >= self.args.total_timesteps
         if global_step >= self.next_checkpoint or finished or stopped:
+            self.writer.flush()
             self.next_checkpoint = global_step + self.args.checkpoint_every
             place = {"args": asdict(self.args), "metrics_bytes": self.metrics.stat().st_size}
             save(self.directory / "checkpoint.pt", snapshot() | place)

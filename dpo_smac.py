@@ -4,8 +4,8 @@ Paper: A Fully Decentralized Surrogate for Multi-Agent Policy Optimization (Su &
 Details, and every difference from the paper and its released code: docs/dpo.md
 Reproduce: python dpo_smac.py --map 8m  (the win rate to expect: docs/verdicts.md)
 
-Tensors are (num_agents N, num_steps T, num_envs E, ...) or (N, batch, ...): agents always come first. They
-share nothing; stacking their networks only batches the arithmetic.
+Tensors are (num_agents N, num_steps T, num_envs E, ...) or (N, batch, ...): agents always come first, but
+for the team's rewards and ends, (T, E). Agents share nothing; stacking their networks only batches them.
 """
 
 import copy
@@ -42,7 +42,7 @@ import envs as environments
 SCRIPT = Path(__file__).stem
 EXIT_REQUEUE = 75  # EX_TEMPFAIL: a signal stopped the run, its checkpoint is on disk, --resume goes on
 EVAL_EPISODES = 32  # per evaluation; ten times as many for the absolute metric at the end
-CHUNK = 512  # rows of a batch, of 8 agents, whose activations stay in the cache of one core
+CHUNK = 512  # rows at a time, so that activations stay in the cache; teams below 8 take more
 COLUMNS = """
 global_step eval/episodic_return eval/episodic_length eval/win_rate
 charts/episodic_return charts/episodic_length charts/win_rate charts/SPS time/env time/act time/update
@@ -163,13 +163,13 @@ class Agents(nn.Module):
 
     def group(self, part: slice) -> "Agents":
         """Some of the agents as a module of their own, whose parameters and betas are views of this one's."""
-        group = copy.deepcopy(self)
-        for mine, whole in zip(group.parameters(), self.parameters(), strict=True):
+        members = copy.deepcopy(self)
+        for mine, whole in zip(members.parameters(), self.parameters(), strict=True):
             mine.data = whole.data[part]
-        # .data: or else autograd, in threads, would see the groups change one tensor.
-        group.beta1 = self.beta1.data[part]
-        group.beta2 = self.beta2.data[part]
-        return group
+        # By .data views count their changes for themselves, and no thread's spoil another's backward pass.
+        members.beta1 = self.beta1.data[part]
+        members.beta2 = self.beta2.data[part]
+        return members
 
 
 # --- same in: dpo_smac, ippo ---
@@ -217,19 +217,20 @@ def gae(rewards, values, final_values, terminations, truncations, alive, gamma, 
     advantages = torch.zeros_like(values[:, 1:])
     valid = torch.zeros_like(alive[:, 1:])
     advantage = advantages[:, 0]
-    following = values[:, -1]  # what an agent may expect after step t
-    known = alive[:, -1]  # whether it is known: of the dead it is not, until their episode has ended
+    next_value = values[:, -1]  # what an agent may expect after step t
+    next_known = alive[:, -1]
     for t in reversed(range(len(rewards))):
         done = terminations[t] | truncations[t]
-        following = torch.where(done, final_values[:, t] * ~terminations[t], following)
-        known = known | done
-        valid[:, t] = alive[:, t] & known
-        earned = rewards[t] + gamma * following
-        advantage = earned - values[:, t] + gamma * lam * advantage * ~done
+        next_value = torch.where(done, final_values[:, t] * ~terminations[t], next_value)
+        next_known = next_known | done
+        target = rewards[t] + gamma * next_value
+        valid[:, t] = alive[:, t] & next_known
+        advantage = target - values[:, t] + gamma * lam * advantage * ~done
         advantage = advantage * valid[:, t]
         advantages[:, t] = advantage
-        following = torch.where(alive[:, t], values[:, t], earned)
-        known = known | alive[:, t]
+        # What it may expect after step t - 1: V if alive, else what its team earns from step t on.
+        next_value = torch.where(alive[:, t], values[:, t], target)
+        next_known = next_known | alive[:, t]
     return advantages, advantages + values[:, :-1], valid
 
 
@@ -259,7 +260,8 @@ def dpo_loss(agents, obs, action_mask, actions, old_logp, advantages, returns, w
     """Loss of a chunk of rows, summed over agents (whose parameters are disjoint), and its parts, each (N,).
 
     weight (N, rows): 1 / (the agent's valid samples in the batch), 0 at other rows, so that sums are means.
-    Per agent, eq. (20) is E[ratio A] / N - beta1 E[sqrt KL] - beta2 E[KL], and eq. (8) E[(V - return)^2].
+    Per agent, eq. (20) is E[ratio A] / N - beta1 E[sqrt KL] - beta2 E[KL], and eq. (8) E[(V - return)^2];
+    the entropy bonus stands beside E[ratio A].
     """
     logp = masked_log_softmax(agents.actor(obs), action_mask)
     ratio = (logp - old_logp).gather(-1, actions.unsqueeze(-1)).squeeze(-1).exp()
@@ -272,6 +274,7 @@ def dpo_loss(agents, obs, action_mask, actions, old_logp, advantages, returns, w
     objective = surrogate - agents.team_size * (agents.beta1 * sqrt_kl + agents.beta2 * kl)
     v_loss = (weight * (agents.value(obs) - returns).square()).sum(1)  # eq. (8)
     loss = (v_loss - objective - ent_coef * entropy).sum()
+    # As logged: the surrogate alone, without penalty and entropy.
     parts = {"losses/policy_loss": -surrogate, "losses/value_loss": v_loss, "losses/entropy": entropy}
     return loss, {name: x.detach() for name, x in parts.items()}
 
@@ -308,8 +311,8 @@ def update(agents, optimizer, batch, args, loss_fn=dpo_loss) -> dict[str, torch.
     cuda = batch["obs"].is_cuda
     size = rows if cuda else CHUNK * max(1, 8 // n)
     chunks = [{name: x[:, i : i + size] for name, x in batch.items()} for i in range(0, rows, size)]
-    # Chunks without samples add nothing. All have one length, or one agent's death would change how others'
-    # sums are rounded. A GPU would have to be waited for to know.
+    # Chunks without any sample add nothing; one is kept, for the shapes. To ask a GPU is to wait for it.
+    # Where chunks are cut does not depend on who dies, so neither does how the sums of others are rounded.
     chunks = [chunk for chunk in chunks if cuda or chunk["weight"].any()] or chunks[:1]
     for _ in range(args.update_epochs):
         optimizer.zero_grad()
@@ -351,20 +354,21 @@ class Learner:
 
     def __init__(self, agents: Agents, args: Args, loss_fn, saved: list[dict] | None):
         cuda = args.device == "cuda"
-        if getattr(args, "compile", False):  # on a CPU into C++, which runs without Python's lock
+        if getattr(args, "compile", False):  # dpo_matrix.py has no such flag
+            # On a CPU into C++, which runs without Python's lock.
             loss_fn = torch.compile(loss_fn, options={} if cuda else {"cpp_wrapper": True})
         count = 1 if cuda else min(args.torch_threads, agents.team_size)
         bounds = np.linspace(0, agents.team_size, count + 1).astype(int).tolist()
-        self.groups = [slice(first, last) for first, last in itertools.pairwise(bounds)]
+        self.parts = [slice(first, last) for first, last in itertools.pairwise(bounds)]
         self.optimizers = []
         self.updates = []
-        for group in self.groups:
-            members = agents.group(group)
+        for part in self.parts:
+            members = agents.group(part)
             settings = dict(lr=args.learning_rate, eps=1e-5, fused=True, capturable=cuda)
             optimizer = torch.optim.Adam(members.parameters(), **settings)
-            group_update = functools.partial(update, members, optimizer, args=args, loss_fn=loss_fn)
+            learn = functools.partial(update, members, optimizer, args=args, loss_fn=loss_fn)
             self.optimizers.append(optimizer)
-            self.updates.append(CudaGraph(group_update) if cuda else group_update)
+            self.updates.append(CudaGraph(learn) if cuda else learn)
         if saved:
             for optimizer, state in zip(self.optimizers, saved, strict=True):
                 optimizer.load_state_dict(state)
@@ -372,7 +376,7 @@ class Learner:
 
     def learn(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """`update` of every group with its part of a batch (N, rows, ...); what it returns, (N,) each."""
-        batches = [{name: x[group] for name, x in batch.items()} for group in self.groups]
+        batches = [{name: x[part] for name, x in batch.items()} for part in self.parts]
         stats = list(self.pool.map(operator.call, self.updates, batches))
         return {name: torch.cat([own[name] for own in stats]) for name in stats[0]}
 
@@ -406,18 +410,19 @@ def train(args: Args, envs, eval_envs, agents: Agents, state: dict) -> tuple[Pat
     """Rollout, advantages, update, over and over; the run directory, and what evaluated best."""
     N, T, E = envs.num_agents, args.num_steps, args.num_envs
     zeros = functools.partial(torch.zeros, device=args.device)
-    obs = zeros(N, T, E, envs.obs_dim)
+    obs = zeros(N, T, E, envs.obs_dim)  # as obs_norm has them
     action_mask = zeros(N, T, E, envs.num_actions, dtype=torch.bool)
     actions = zeros(N, T, E, dtype=torch.int64)
-    old_logp = zeros(N, T, E, envs.num_actions)
+    old_logp = zeros(N, T, E, envs.num_actions)  # of all actions
     alive = zeros(N, T + 1, E, dtype=torch.bool)
     values = zeros(N, T + 1, E)
     final_values = zeros(N, T, E)
     rewards = zeros(T, E)
-    terminations, truncations = zeros(2, T, E, dtype=torch.bool)
+    terminations = zeros(T, E, dtype=torch.bool)
+    truncations = zeros(T, E, dtype=torch.bool)
 
     learner = Learner(agents, args, dpo_loss, state.get("optimizers"))
-    generator = torch.Generator(args.device).manual_seed(args.seed + 2**32)  # not the parameters' stream
+    generator = torch.Generator(args.device).manual_seed(args.seed + 2**32)
     global_step, next_eval, best_return = 0, 0, -math.inf
     best: dict = {}
     if state:
@@ -462,10 +467,10 @@ def train(args: Args, envs, eval_envs, agents: Agents, state: dict) -> tuple[Pat
                 values[:, step] = agents.value(obs[:, step])
                 logits = agents.actor(obs[:, step])
                 old_logp[:, step] = masked_log_softmax(logits, action_mask[:, step])
-                # Gumbel-max sampling, argmax(log pi + noise): noise of one shape keeps agents' draws apart.
-                noise = torch.empty_like(logits).exponential_(generator=generator)
-                scores = logits - noise.log()
-                action = scores.masked_fill(~action_mask[:, step], -torch.inf).argmax(-1)
+                # argmax(logits + Gumbel noise) samples pi; noise of one shape keeps agents' draws apart.
+                gumbel = -torch.empty_like(logits).exponential_(generator=generator).log()
+                scores = (logits + gumbel).masked_fill(~action_mask[:, step], -torch.inf)
+                action = scores.argmax(-1)
                 actions[:, step] = action
                 clock.lap("act")
                 next_obs, rewards[step], terminations[step], truncations[step], infos = envs.step(action)
@@ -503,14 +508,14 @@ def main() -> None:
     args, state = parse_args()
     torch.set_num_threads(1)  # cores are for groups of agents, --torch-threads, not for single operators
     torch.manual_seed(args.seed)
-    options = environments.parse_options(args.env_options)
-    if args.env_id.startswith("smac/"):
-        options |= dict(backend=args.backend, last_action=args.last_action)
+    options = {"backend": args.backend} if args.env_id.startswith("smac/") else {}
+    options |= {"last_action": True} if args.last_action else {}
+    options |= environments.parse_options(args.env_options)
     make = functools.partial(environments.make, args.env_id, seed=args.seed, device=args.device, **options)
     envs = make(args.num_envs)
     if not envs.discrete:
         raise environments.BrokenEnvironment(f"{args.env_id} has real actions; use dpo_mamujoco.py for them.")
-    eval_envs = make(EVAL_EPISODES if envs.compiled else args.num_envs)
+    eval_envs = make(EVAL_EPISODES if envs.cheap_copies else args.num_envs)
     video_envs = make(1, render_mode="rgb_array") if args.capture_video else None
 
     agents = Agents(envs.num_agents, envs.obs_dim, envs.num_actions, args.layer_norm)
@@ -601,7 +606,10 @@ def load(path: Path) -> dict:
     try:
         with warnings.catch_warnings(action="ignore"):
             state = torch.load(path, map_location="cpu", weights_only=True)
-        script, names = state["script"], set(state["args"])
+        script = state["script"]
+        names = set(state["args"])
+        if "best" not in state:
+            raise KeyError("best")
     except FileNotFoundError:
         sys.exit(f"{SCRIPT}: no checkpoint at {path}; give a run directory or a .pt file of {SCRIPT}.py.")
     except Exception:
@@ -624,6 +632,7 @@ class Run:
                 what = "is not as the checkpoint knows it; restore it or start a new run"
                 sys.exit(f"{SCRIPT}: {self.metrics} {what}.")
             os.truncate(self.metrics, state["metrics_bytes"])  # later rows will be written again
+            (self.directory / "done").unlink(missing_ok=True)
         else:
             start_step = 0
             name = f"{environments.env_name(envs)}__{SCRIPT}__{args.seed}__{time.time_ns() // 10**6}"
@@ -667,6 +676,7 @@ class Run:
         """Ends a run whose losses or parameters are not finite, with what led there on disk."""
         if np.isfinite([*row.values()]).all() and all(p.isfinite().all() for p in agents.parameters()):
             return
+        self.writer.flush()
         diagnostic = self.directory / "diagnostic.pt"
         save(diagnostic, {"args": asdict(self.args), "agents": agents.state_dict(), "batch": batch})
         what = f"the loss is not finite at step {global_step}; {diagnostic} holds the batch"
@@ -677,6 +687,7 @@ class Run:
         stopped = bool(self.signals)
         finished = global_step >= self.args.total_timesteps
         if global_step >= self.next_checkpoint or finished or stopped:
+            self.writer.flush()
             self.next_checkpoint = global_step + self.args.checkpoint_every
             place = {"args": asdict(self.args), "metrics_bytes": self.metrics.stat().st_size}
             save(self.directory / "checkpoint.pt", snapshot() | place)

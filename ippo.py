@@ -5,8 +5,8 @@ arXiv 2011.09533). Here, as in DPO, agents share no parameters.
 Details, and every difference from DPO: docs/ippo.md
 Reproduce: python ippo.py --env-id matrix/stochastic  (the return to expect: docs/verdicts.md)
 
-Tensors are (num_agents N, num_steps T, num_envs E, ...) or (N, batch, ...): agents always come first. They
-share nothing; stacking their networks only batches the arithmetic.
+Tensors are (num_agents N, num_steps T, num_envs E, ...) or (N, batch, ...): agents always come first, but
+for the team's rewards and ends, (T, E). Agents share nothing; stacking their networks only batches them.
 """
 
 import copy
@@ -44,7 +44,7 @@ HALF_LOG_2_PI_E = 0.5 * math.log(2 * math.pi * math.e)  # entropy of a standard 
 SCRIPT = Path(__file__).stem
 EXIT_REQUEUE = 75  # EX_TEMPFAIL: a signal stopped the run, its checkpoint is on disk, --resume goes on
 EVAL_EPISODES = 32  # per evaluation; ten times as many for the absolute metric at the end
-CHUNK = 512  # rows of a batch, of 8 agents, whose activations stay in the cache of one core
+CHUNK = 512  # rows at a time, so that activations stay in the cache; teams below 8 take more
 COLUMNS = """
 global_step eval/episodic_return eval/episodic_length eval/win_rate
 charts/episodic_return charts/episodic_length charts/win_rate charts/SPS time/env time/act time/update
@@ -56,9 +56,7 @@ losses/approx_kl losses/clip_fraction dpo/kl losses/explained_variance
 @dataclass
 class Args:
     env_id: str = "smac/2s3z"  # smac/MAP, mpe/TASK, mamujoco/ROBOT, matrix/stochastic or pettingzoo:MODULE
-    env_options: tuple[
-        str, ...
-    ] = ()  # options of the environment, e.g. num_agents=3; docs/envs.md lists them
+    env_options: tuple[str, ...] = ()  # its options, e.g. num_agents=3; docs/envs.md lists them
     seed: int = 1  # seed of environments, parameters and sampled actions
     total_timesteps: int = 10_000_000  # environment steps: one moves all agents of one environment
     num_envs: int = 32  # environments stepped together
@@ -198,8 +196,8 @@ class Categorical:
 
         Noise of one shape keeps every agent's draws its own, whatever the others' policies are.
         """
-        noise = torch.empty_like(self.logp).exponential_(generator=generator)
-        return (self.logp - noise.log()).masked_fill(~self.action_mask, -torch.inf).argmax(-1)
+        gumbel = -torch.empty_like(self.logp).exponential_(generator=generator).log()
+        return (self.logp + gumbel).masked_fill(~self.action_mask, -torch.inf).argmax(-1)
 
     def mode(self) -> torch.Tensor:
         """The most probable actions, (N, batch)."""
@@ -260,12 +258,12 @@ class RunningNorm(nn.Module):
         self.register_buffer("count", torch.zeros(num_agents, 1, 1, dtype=torch.float64))
 
     @property
-    def deviation(self) -> torch.Tensor:
+    def std(self) -> torch.Tensor:
         return (self.var + 1e-8).sqrt()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(N, batch, dim) as deviations from the mean, at most 10 standard ones."""
-        return ((x - self.mean) / self.deviation).clamp(-10, 10)
+        return ((x - self.mean) / self.std).clamp(-10, 10)
 
     def add(self, x: torch.Tensor, valid: torch.Tensor) -> None:
         """Takes the valid (N, rows) of a batch (N, rows, dim) into account (Chan et al., 1979)."""
@@ -319,29 +317,32 @@ class Agents(nn.Module):
 
     def value(self, obs: torch.Tensor) -> torch.Tensor:
         """V_i, in units of the reward, of its own observation: (N, batch, obs_dim) -> (N, batch)."""
-        return (self.critic(obs) * self.return_norm.deviation + self.return_norm.mean).squeeze(-1)
+        return (self.critic(obs) * self.return_norm.std + self.return_norm.mean).squeeze(-1)
 
     @torch.no_grad()
     def rescale(self, returns: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
-        """Takes returns (N, T, E) into return_norm; they in its units, at most 10. V stays (PopArt)."""
+        """Takes returns (N, T, E) into return_norm and gives them in its units, within ±10.
+
+        The critics' last layers are rescaled, so that V stays what it was (PopArt).
+        """
         rows = returns.flatten(1).unsqueeze(-1)
         norm = self.return_norm
         mean = norm.mean.clone()
-        deviation = norm.deviation
+        std = norm.std
         norm.add(rows, valid.flatten(1))
-        self.critic.weights[-1].mul_(deviation / norm.deviation)
-        self.critic.biases[-1].mul_(deviation).add_(mean - norm.mean).div_(norm.deviation)
+        self.critic.weights[-1].mul_(std / norm.std)
+        self.critic.biases[-1].mul_(std).add_(mean - norm.mean).div_(norm.std)
         return norm(rows).view_as(returns)
 
     def group(self, part: slice) -> "Agents":
         """Some of the agents as a module of their own, whose parameters are views of this one's.
 
-        Running statistics stay those of all: `update` needs none.
+        Its running statistics are stale copies: `update`, for which it is made, uses none.
         """
-        group = copy.deepcopy(self)
-        for mine, whole in zip(group.parameters(), self.parameters(), strict=True):
+        members = copy.deepcopy(self)
+        for mine, whole in zip(members.parameters(), self.parameters(), strict=True):
             mine.data = whole.data[part]
-        return group
+        return members
 
 
 # --- same in: dpo_smac, ippo ---
@@ -359,19 +360,20 @@ def gae(rewards, values, final_values, terminations, truncations, alive, gamma, 
     advantages = torch.zeros_like(values[:, 1:])
     valid = torch.zeros_like(alive[:, 1:])
     advantage = advantages[:, 0]
-    following = values[:, -1]  # what an agent may expect after step t
-    known = alive[:, -1]  # whether it is known: of the dead it is not, until their episode has ended
+    next_value = values[:, -1]  # what an agent may expect after step t
+    next_known = alive[:, -1]
     for t in reversed(range(len(rewards))):
         done = terminations[t] | truncations[t]
-        following = torch.where(done, final_values[:, t] * ~terminations[t], following)
-        known = known | done
-        valid[:, t] = alive[:, t] & known
-        earned = rewards[t] + gamma * following
-        advantage = earned - values[:, t] + gamma * lam * advantage * ~done
+        next_value = torch.where(done, final_values[:, t] * ~terminations[t], next_value)
+        next_known = next_known | done
+        target = rewards[t] + gamma * next_value
+        valid[:, t] = alive[:, t] & next_known
+        advantage = target - values[:, t] + gamma * lam * advantage * ~done
         advantage = advantage * valid[:, t]
         advantages[:, t] = advantage
-        following = torch.where(alive[:, t], values[:, t], earned)
-        known = known | alive[:, t]
+        # What it may expect after step t - 1: V if alive, else what its team earns from step t on.
+        next_value = torch.where(alive[:, t], values[:, t], target)
+        next_known = next_known | alive[:, t]
     return advantages, advantages + values[:, :-1], valid
 
 
@@ -400,7 +402,7 @@ def samples_first(batch: dict[str, torch.Tensor], valid: torch.Tensor) -> dict[s
 def ippo_loss(agents, obs, action_mask, actions, logprobs, advantages, returns, weight, args):
     """Loss of a chunk of rows, summed over agents (whose parameters are disjoint), and its parts, each (N,).
 
-    weight (N, rows): 1 / (the agent's samples in the batch), 0 where dead, so that sums are means.
+    weight (N, rows): 1 / (the agent's valid samples in the batch), 0 at other rows, so that sums are means.
     """
     policy = agents.policy(agents.actor(obs), action_mask)
     ratio = (policy.log_prob(actions) - logprobs).exp()
@@ -409,6 +411,7 @@ def ippo_loss(agents, obs, action_mask, actions, logprobs, advantages, returns, 
     entropy = (weight * policy.entropy()).sum(1)
     v_loss = (weight * (agents.critic(obs).squeeze(-1) - returns).square()).sum(1)
     loss = (v_loss - (surrogate + args.ent_coef * entropy)).sum()
+    # As logged: the surrogate alone, without penalty and entropy.
     parts = {"losses/policy_loss": -surrogate, "losses/value_loss": v_loss, "losses/entropy": entropy}
     return loss, {name: x.detach() for name, x in parts.items()}
 
@@ -434,8 +437,8 @@ def update(agents, optimizer, batch, args, loss_fn=ippo_loss) -> dict[str, torch
     cuda = batch["obs"].is_cuda
     size = rows if cuda else CHUNK * max(1, 8 // n)
     chunks = [{name: x[:, i : i + size] for name, x in batch.items()} for i in range(0, rows, size)]
-    # Chunks without samples add nothing. All have one length, or one agent's death would change how others'
-    # sums are rounded. A GPU would have to be waited for to know.
+    # Chunks without any sample add nothing; one is kept, for the shapes. To ask a GPU is to wait for it.
+    # Where chunks are cut does not depend on who dies, so neither does how the sums of others are rounded.
     chunks = [chunk for chunk in chunks if cuda or chunk["weight"].any()] or chunks[:1]
     with torch.no_grad():
         old_policies = [agents.policy(chunk.pop("outputs"), chunk["action_mask"]) for chunk in chunks]
@@ -474,20 +477,21 @@ class Learner:
 
     def __init__(self, agents: Agents, args: Args, loss_fn, saved: list[dict] | None):
         cuda = args.device == "cuda"
-        if getattr(args, "compile", False):  # on a CPU into C++, which runs without Python's lock
+        if getattr(args, "compile", False):  # dpo_matrix.py has no such flag
+            # On a CPU into C++, which runs without Python's lock.
             loss_fn = torch.compile(loss_fn, options={} if cuda else {"cpp_wrapper": True})
         count = 1 if cuda else min(args.torch_threads, agents.team_size)
         bounds = np.linspace(0, agents.team_size, count + 1).astype(int).tolist()
-        self.groups = [slice(first, last) for first, last in itertools.pairwise(bounds)]
+        self.parts = [slice(first, last) for first, last in itertools.pairwise(bounds)]
         self.optimizers = []
         self.updates = []
-        for group in self.groups:
-            members = agents.group(group)
+        for part in self.parts:
+            members = agents.group(part)
             settings = dict(lr=args.learning_rate, eps=1e-5, fused=True, capturable=cuda)
             optimizer = torch.optim.Adam(members.parameters(), **settings)
-            group_update = functools.partial(update, members, optimizer, args=args, loss_fn=loss_fn)
+            learn = functools.partial(update, members, optimizer, args=args, loss_fn=loss_fn)
             self.optimizers.append(optimizer)
-            self.updates.append(CudaGraph(group_update) if cuda else group_update)
+            self.updates.append(CudaGraph(learn) if cuda else learn)
         if saved:
             for optimizer, state in zip(self.optimizers, saved, strict=True):
                 optimizer.load_state_dict(state)
@@ -495,7 +499,7 @@ class Learner:
 
     def learn(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """`update` of every group with its part of a batch (N, rows, ...); what it returns, (N,) each."""
-        batches = [{name: x[group] for name, x in batch.items()} for group in self.groups]
+        batches = [{name: x[part] for name, x in batch.items()} for part in self.parts]
         stats = list(self.pool.map(operator.call, self.updates, batches))
         return {name: torch.cat([own[name] for own in stats]) for name in stats[0]}
 
@@ -538,15 +542,16 @@ def train(args: Args, envs, eval_envs, agents: Agents, state: dict) -> tuple[Pat
     outputs = zeros(N, T, E, envs.num_actions)  # of the actors: logits or means
     shape, dtype = ((), torch.int64) if envs.discrete else ((envs.num_actions,), torch.float32)
     actions = zeros(N, T, E, *shape, dtype=dtype)
-    logprobs = zeros(N, T, E)
+    logprobs = zeros(N, T, E)  # of the actions taken
     alive = zeros(N, T + 1, E, dtype=torch.bool)
     values = zeros(N, T + 1, E)
     final_values = zeros(N, T, E)
     rewards = zeros(T, E)
-    terminations, truncations = zeros(2, T, E, dtype=torch.bool)
+    terminations = zeros(T, E, dtype=torch.bool)
+    truncations = zeros(T, E, dtype=torch.bool)
 
     learner = Learner(agents, args, ippo_loss, state.get("optimizers"))
-    generator = torch.Generator(args.device).manual_seed(args.seed + 2**32)  # not the parameters' stream
+    generator = torch.Generator(args.device).manual_seed(args.seed + 2**32)
     global_step, next_eval, best_return = 0, 0, -math.inf
     best: dict = {}
     if state:
@@ -560,7 +565,7 @@ def train(args: Args, envs, eval_envs, agents: Agents, state: dict) -> tuple[Pat
         """What a resumed run needs to go on as if it had never stopped."""
         return {
             "counters": (global_step, next_eval, best_return),
-            "best": best,
+            "best": agents.state_dict() if envs.exact else best,  # no luck to correct for: the last count
             "agents": agents.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in learner.optimizers],
             "generator": generator.get_state(),
@@ -641,7 +646,7 @@ def main() -> None:
     if envs.exact and args.num_steps % envs.episode_limit:
         wanted = f"give --num-steps {envs.episode_limit} or a multiple"
         raise environments.BrokenEnvironment(f"Rollouts of tabular games are whole episodes: {wanted}.")
-    eval_envs = envs if envs.exact else make(EVAL_EPISODES if envs.compiled else args.num_envs)
+    eval_envs = envs if envs.exact else make(EVAL_EPISODES if envs.cheap_copies else args.num_envs)
     video_envs = make(1, render_mode="rgb_array") if args.capture_video else None
 
     sizes = (envs.num_agents, envs.obs_dim, envs.num_actions)
@@ -654,7 +659,7 @@ def main() -> None:
         if state:
             agents.load_state_dict(state["agents"])
         directory, best = train(args, envs, eval_envs, agents, state)
-        if not envs.exact:  # where evaluation has no luck to correct for, the last parameters count
+        if not envs.exact:
             agents.load_state_dict(best)
     result = evaluate(agents, eval_envs, 10 * EVAL_EPISODES, [args.seed, 1])
     how = "exact" if envs.exact else f"{10 * EVAL_EPISODES} greedy episodes"
@@ -734,7 +739,10 @@ def load(path: Path) -> dict:
     try:
         with warnings.catch_warnings(action="ignore"):
             state = torch.load(path, map_location="cpu", weights_only=True)
-        script, names = state["script"], set(state["args"])
+        script = state["script"]
+        names = set(state["args"])
+        if "best" not in state:
+            raise KeyError("best")
     except FileNotFoundError:
         sys.exit(f"{SCRIPT}: no checkpoint at {path}; give a run directory or a .pt file of {SCRIPT}.py.")
     except Exception:
@@ -757,6 +765,7 @@ class Run:
                 what = "is not as the checkpoint knows it; restore it or start a new run"
                 sys.exit(f"{SCRIPT}: {self.metrics} {what}.")
             os.truncate(self.metrics, state["metrics_bytes"])  # later rows will be written again
+            (self.directory / "done").unlink(missing_ok=True)
         else:
             start_step = 0
             name = f"{environments.env_name(envs)}__{SCRIPT}__{args.seed}__{time.time_ns() // 10**6}"
@@ -800,6 +809,7 @@ class Run:
         """Ends a run whose losses or parameters are not finite, with what led there on disk."""
         if np.isfinite([*row.values()]).all() and all(p.isfinite().all() for p in agents.parameters()):
             return
+        self.writer.flush()
         diagnostic = self.directory / "diagnostic.pt"
         save(diagnostic, {"args": asdict(self.args), "agents": agents.state_dict(), "batch": batch})
         what = f"the loss is not finite at step {global_step}; {diagnostic} holds the batch"
@@ -810,6 +820,7 @@ class Run:
         stopped = bool(self.signals)
         finished = global_step >= self.args.total_timesteps
         if global_step >= self.next_checkpoint or finished or stopped:
+            self.writer.flush()
             self.next_checkpoint = global_step + self.args.checkpoint_every
             place = {"args": asdict(self.args), "metrics_bytes": self.metrics.stat().st_size}
             save(self.directory / "checkpoint.pt", snapshot() | place)

@@ -52,7 +52,7 @@ charts/epsilon charts/episodes losses/td_loss losses/q_values losses/td_targets 
 @dataclass
 class Args:
     env_id: str = "smac/2s3z"  # family/name: smac/MAP, mpe/TASK, matrix/GAME; or pettingzoo:MODULE
-    env_options: tuple[str, ...] = ()  # options of the environment, e.g. num_agents=3; docs/envs.md
+    env_options: tuple[str, ...] = ()  # its options, e.g. num_agents=3; docs/envs.md lists them
     seed: int = 1  # seed of environments, parameters, exploration and replay
     total_timesteps: int = 2_000_000  # environment steps: one moves all agents of one environment
     num_envs: int = 8  # environments stepped together
@@ -470,7 +470,7 @@ def main() -> None:
     if envs.episode_limit is None:  # a place in the replay buffer is as long as an episode may be
         what = "has episodes of any length; add --env-options episode_limit=STEPS"
         raise environments.BrokenEnvironment(f"{args.env_id} {what}.")
-    eval_envs = make(EVAL_EPISODES if envs.compiled else args.num_envs)
+    eval_envs = make(EVAL_EPISODES if envs.cheap_copies else args.num_envs)
     video_envs = make(1, render_mode="rgb_array") if args.capture_video else None
 
     agents = QNetworks(envs.num_agents, envs.obs_dim + envs.num_actions, envs.num_actions)
@@ -559,7 +559,10 @@ def load(path: Path) -> dict:
     try:
         with warnings.catch_warnings(action="ignore"):
             state = torch.load(path, map_location="cpu", weights_only=True)
-        script, names = state["script"], set(state["args"])
+        script = state["script"]
+        names = set(state["args"])
+        if "best" not in state:
+            raise KeyError("best")
     except FileNotFoundError:
         sys.exit(f"{SCRIPT}: no checkpoint at {path}; give a run directory or a .pt file of {SCRIPT}.py.")
     except Exception:
@@ -582,6 +585,7 @@ class Run:
                 what = "is not as the checkpoint knows it; restore it or start a new run"
                 sys.exit(f"{SCRIPT}: {self.metrics} {what}.")
             os.truncate(self.metrics, state["metrics_bytes"])  # later rows will be written again
+            (self.directory / "done").unlink(missing_ok=True)
         else:
             start_step = 0
             name = f"{environments.env_name(envs)}__{SCRIPT}__{args.seed}__{time.time_ns() // 10**6}"
@@ -625,6 +629,7 @@ class Run:
         """Ends a run whose losses or parameters are not finite, with what led there on disk."""
         if np.isfinite([*row.values()]).all() and all(p.isfinite().all() for p in agents.parameters()):
             return
+        self.writer.flush()
         diagnostic = self.directory / "diagnostic.pt"
         save(diagnostic, {"args": asdict(self.args), "agents": agents.state_dict(), "batch": batch})
         what = f"the loss is not finite at step {global_step}; {diagnostic} holds the batch"
@@ -635,6 +640,7 @@ class Run:
         stopped = bool(self.signals)
         finished = global_step >= self.args.total_timesteps
         if global_step >= self.next_checkpoint or finished or stopped:
+            self.writer.flush()
             self.next_checkpoint = global_step + self.args.checkpoint_every
             place = {"args": asdict(self.args), "metrics_bytes": self.metrics.stat().st_size}
             save(self.directory / "checkpoint.pt", snapshot() | place)

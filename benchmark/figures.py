@@ -59,12 +59,25 @@ class Panel:
 
 
 @dataclass(frozen=True)
+class Verdict:
+    """A line of docs/verdicts.md: the claim in short, at most six words on what was found; and p's of final
+    scores: a word for what is compared with DPO, the method, and the column of the figure's table."""
+
+    claim: str
+    words: str
+    ps: tuple[tuple[str, str, str], ...] = ()
+
+
+@dataclass(frozen=True)
 class Figure:
-    """`exact`: no learning, the iteration (17), (18) on 2x2 games, drawn against iterations."""
+    """`scale`, `seeds`: of what is published. `exact`: no learning, the iteration (17), (18) on 2x2 games."""
 
     title: str
     claim: str
     panels: tuple[Panel, ...]
+    verdict: Verdict
+    scale: str = "paper"
+    seeds: int = 5
     exact: bool = False
 
 
@@ -114,6 +127,7 @@ DPO, IPPO, IQL, IDDPG = (Method(name, name.lower()) for name in ("DPO", "IPPO", 
 NO_SQRT = Method("DPO without sqrt term (IPPO-KL)", "dpo", {"sqrt_kl_term": False})
 NO_KL = Method("DPO without KL term", "dpo", {"kl_term": False})
 ABLATIONS = (DPO, NO_SQRT, NO_KL)
+ABLATED = (("without sqrt", NO_SQRT.name, "all tasks"), ("without KL", NO_KL.name, "all tasks"))
 CLIPS = tuple(Method(f"IPPO, clip {clip}", "ippo", {"clip_coef": clip}) for clip in (0.05, 0.1, 0.3))
 # The default pair (1.5, 2), and three other values of each.
 PAIRS = tuple(Method(f"DPO, δ {delta}, ω 2", "dpo", {"delta": delta}) for delta in (1.2, 2.0, 3.0))
@@ -142,38 +156,79 @@ FIGURES = {
             Panel((GAME,), ABLATIONS, "b"),
             Panel(GAMES_OF_N, (DPO, IPPO), "b, number of agents"),
         ),
+        Verdict(
+            "DPO ends above IPPO and both ablations",
+            "holds, but not the KL term",
+            (
+                ("IPPO", "IPPO", "matrix-stochastic"),
+                ("without sqrt", NO_SQRT.name, "matrix-stochastic"),
+                ("without KL", NO_KL.name, "matrix-stochastic"),
+            ),
+        ),
     ),
     "fig2": Figure(
         "Particle worlds, 5 agents",
         "DPO ends above IPPO and IQL on simple_spread, line_control and circle_control.",
         (Panel(MPE, (DPO, IPPO, IQL)),),
+        Verdict(
+            "DPO ends above IPPO and IQL",
+            "IPPO: no; IQL: two of three",
+            (("IPPO", "IPPO", "all tasks"), ("IQL", "IQL", "all tasks")),
+        ),
     ),
     "fig3": Figure(
         "Multi-agent MuJoCo",
         "DPO ends above IPPO and IDDPG in most of the five tasks.",
         (Panel(MUJOCO, (DPO, IPPO, IDDPG), small=2),),
+        Verdict(
+            "DPO ends above IPPO and IDDPG",
+            "open; IDDPG hardly run",
+            (("IPPO", "IPPO", "all tasks"),),
+        ),
+        scale="small",
+        seeds=3,
     ),
     "fig4": Figure(
         "SMAC",
         "DPO wins at least as often as IPPO and more often than IQL, on easy maps and hard ones (our reading "
         "of the list of maps).",
         (Panel(SMAC, (DPO, IPPO, IQL), small=2),),
+        Verdict(
+            "DPO wins as often as IPPO, more than IQL",
+            "open; IQL not yet run",
+            (("IPPO, 8m", "IPPO", "smac-8m"), ("2s3z", "IPPO", "smac-2s3z")),
+        ),
+        scale="small",
     ),
     "fig5": Figure(
         "Ablations on particle worlds",
         "Both terms of the penalty are needed: DPO ends above DPO without sqrt(KL) and without KL (our "
         "reading of the tasks).",
         (Panel(MPE, ABLATIONS),),
+        Verdict("both terms are needed", "does not hold", ABLATED),
     ),
     "fig6": Figure(
         "Ablations on multi-agent MuJoCo",
         "Both terms of the penalty are needed, with continuous actions as well (our reading of the tasks).",
         (Panel(MUJOCO, ABLATIONS, small=2),),
+        Verdict(
+            "both terms are needed",
+            "open: as claimed, within noise",
+            ABLATED,
+        ),
+        scale="small",
+        seeds=3,
     ),
     "fig7": Figure(
         "Ablations on SMAC",
         "Both terms of the penalty are needed, on SMAC as well (our reading of the maps).",
         (Panel(SMAC, ABLATIONS, small=2),),
+        Verdict(
+            "both terms are needed",
+            "sqrt: does not hold; KL: open",
+            ABLATED,
+        ),
+        scale="small",
     ),
     "fig8": Figure(
         "d_target on the stochastic game and the particle worlds",
@@ -181,6 +236,14 @@ FIGURES = {
         (
             Panel((GAME,), (DPO, *d_targets(0.001, 0.1, 1.0)), "stochastic game"),
             Panel(MPE, (DPO, *d_targets(0.001, 0.1, 1.0)), "particle worlds"),
+        ),
+        Verdict(
+            "d_target matters, one value serves a family",
+            "game: matters; particles: one serves",
+            (
+                ("d_target 1, game", "DPO, d_target 1", "matrix-stochastic"),
+                ("particles", "DPO, d_target 1", "all tasks"),
+            ),
         ),
     ),
     "fig9": Figure(
@@ -191,17 +254,29 @@ FIGURES = {
             Panel((GAME,), (DPO, *PAIRS), "stochastic game"),
             Panel(MPE, (DPO, *PAIRS), "particle worlds"),
         ),
+        Verdict("DPO is not sensitive to (δ, ω)", "holds, within two percent"),
     ),
     "fig10": Figure(
         "IPPO's clip",
         "No clip value lifts IPPO above DPO (our reading of tasks and values; one task of each family).",
         (Panel((GAME, SPREAD, MUJOCO[1], SMAC[1]), (DPO, IPPO, *CLIPS), small=2),),
+        Verdict(
+            "no clip lifts IPPO above DPO",
+            "game: holds; elsewhere open",
+            (
+                ("clip 0.2, game", "IPPO", "matrix-stochastic"),
+                ("simple_spread", "IPPO", "mpe-simple_spread"),
+            ),
+        ),
+        scale="small",
+        seeds=3,
     ),
     "fig11": Figure(
         "The exact iteration (17), (18) on 2x2 matrix games",
         "J never falls, and p and q converge (with the theorem's M̂ nothing moves, see docs/dpo.md; the "
         "payoffs of games 1-4 are this project's).",
         (Panel(PAYOFFS, EXACT),),
+        Verdict("the exact iteration never falls and converges", "holds with a smaller M̂"),
         exact=True,
     ),
     "fig12": Figure(
@@ -212,8 +287,23 @@ FIGURES = {
             Panel(MUJOCO[:2], (DPO, *d_targets(0.0001, 0.01, 0.1)), "MuJoCo"),
             Panel(SMAC[:2], (DPO, *d_targets(0.002, 0.1, 1.0)), "SMAC"),
         ),
+        Verdict("one d_target serves a family (our reading)", "open: mostly single seeds"),
+        scale="small",
     ),
 }
+
+STILL_TO_RUN = {
+    "10": ("HalfCheetah at 10M steps and 2s3z at 2M, all clips", "50 and 20 minutes each"),
+    "3, 6, 12": (
+        "the scripts' own 10M steps, five seeds; three more robots; IDDPG",
+        "one to six hours each, IDDPG more than a day",
+    ),
+    "4, 7, 12": (
+        "the scripts' own 1M to 10M steps, five seeds; 3s5z, MMM2, 27m_vs_30m; IQL",
+        "10 minutes to seven hours each, IQL more than a day",
+    ),
+}
+"""By figures: what, and how long it takes."""
 
 # --- budgets and settings ---------------------------------------------------------------------------------
 

@@ -7,6 +7,10 @@
 Every run has a folder of its own in --runs-dir. Finished runs are skipped, interrupted ones resumed
 from their checkpoints, failed ones tried again and listed. Ctrl-C and SIGTERM let every run write a
 checkpoint; the same command then goes on. Exit status: 0 all finished, 1 some failed, 75 stopped by a signal.
+A run that finished or stopped is recorded in --results, from which benchmark/plot.py draws; one that was made
+by hand is recorded by
+
+    python benchmark/run.py --record runs/mpe-… --label beta-min-0.05
 """
 
 from __future__ import annotations
@@ -29,7 +33,7 @@ import tyro
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmark.figures import FIGURES, SEEDS, Run, manifest
-from benchmark.jobs import (
+from benchmark.lib.jobs import (
     EXIT_REQUEUE,
     Local,
     Slurm,
@@ -40,6 +44,9 @@ from benchmark.jobs import (
     run_directory,
     steps_done,
 )
+from benchmark.lib.record import check_label, is_recorded, record
+from benchmark.lib.runs import NoEvaluationError, ResultsError
+from benchmark.lib.store import Store
 
 TICK = 0.2  # seconds between looks at the processes
 LINES = 60.0  # seconds between lines of progress where output is not a terminal
@@ -67,6 +74,12 @@ class Args:
     """parameters of submitit's SLURM executor, e.g. partition=cpu account=lab timeout_min=240 mem_gb=8"""
     runs_dir: Path = Path("runs/benchmark")
     """where runs are kept, each in a folder of its own"""
+    results: Path = Path("runs/results")
+    """where runs are recorded when they finish or stop; benchmark/results to publish them"""
+    record: tuple[Path, ...] = ()
+    """make no runs, but record these run directories"""
+    label: str = ""
+    """of --record: name of a variant, e.g. beta-min-0.05, which tells its runs from those without"""
     dry_run: bool = False
     """print what would be done, and do nothing"""
 
@@ -86,14 +99,39 @@ class Benchmark:
     """The loop: starts runs where there is room, judges those that ended, and says so."""
 
     def __init__(
-        self, runs: Sequence[Run], executor: Local | Slurm, retries: int, say: Callable[[str], None]
+        self,
+        runs: Sequence[Run],
+        executor: Local | Slurm,
+        results: Path,
+        retries: int,
+        say: Callable[[str], None],
     ) -> None:
         self.runs = {run.key: run for run in runs}
-        self.executor, self.retries, self.say = executor, retries, say
+        self.executor = executor
+        self.results = results
+        self.recorded = Store(results)  # as it was before this
+        self.retries = retries
+        self.say = say
         self.status = {key: Status() for key in self.runs}
-        for key, status in self.status.items():
+        for key in self.runs:
             if finished(run_directory(self.place(key))):
-                status.state = "finished"
+                self.finish(key)
+
+    def finish(self, key: str) -> None:
+        """Notes that a run is finished, and records it unless that was done."""
+        self.status[key].state = "finished"
+        directory = run_directory(self.place(key))
+        if directory is not None and not is_recorded(directory, key, self.recorded):
+            self.record(key, directory)
+
+    def record(self, key: str, directory: Path) -> None:
+        """Takes a run into the results as far as it has come; a damaged one is said, and stops nothing."""
+        try:
+            record(directory, self.results, self.runs[key].label, key)
+        except NoEvaluationError:
+            return
+        except (ResultsError, OSError) as error:
+            self.say(f"not recorded: {error}")
 
     def place(self, key: str) -> Path:
         """The folder of a run."""
@@ -125,17 +163,19 @@ class Benchmark:
                     f"started {run.key}" + (f" at step {status.steps_before:,}" * (status.steps_before > 0))
                 )
             elif finished(run_directory(place)):
-                status.state = "finished"
+                self.finish(run.key)
 
     def judge(self, key: str, code: int) -> None:
         """What an ended process means: finished, stopped and to be resumed, or failed."""
-        status = self.status[key]
-        if finished(run_directory(self.place(key))):
-            status.state = "finished"
+        status, directory = self.status[key], run_directory(self.place(key))
+        if finished(directory):
+            self.finish(key)
             self.say(f"finished {key}")
             return
         status.state = "waiting"
-        if code != EXIT_REQUEUE:
+        if code == EXIT_REQUEUE and directory is not None:
+            self.record(key, directory)
+        elif code != EXIT_REQUEUE:
             status.failures += 1
             status.note = f"exit code {code}: {last_words(self.place(key))}"
             again = status.failures <= self.retries
@@ -269,8 +309,25 @@ def dry_run(runs: Sequence[Run], executor: Local | Slurm) -> None:
             print(shlex.join(command(run, place, executor.device)))
 
 
+def record_all(args: Args) -> int:
+    """Records the run directories of --record; exit status 1 if some were not."""
+    failed = 0
+    for directory in args.record:
+        try:
+            check_label(args.label)
+            print(record(directory, args.results, args.label))
+        except (ResultsError, OSError) as error:
+            failed += 1
+            print(f"run: {error}", file=sys.stderr)
+    if failed:
+        sys.exit(f"run: {failed} of {len(args.record)} runs were not recorded, for the reasons above.")
+    return 0
+
+
 def main() -> int:
     args = tyro.cli(Args, description=__doc__)
+    if args.record:
+        return record_all(args)
     runs, executor, display = choose_runs(args), choose_executor(args), Display()
     if args.dry_run:
         dry_run(runs, executor)
@@ -284,7 +341,7 @@ def main() -> int:
         signal.signal(number, stop)
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup's
         signal.signal(signal.SIGHUP, stop)
-    benchmark = Benchmark(runs, executor, args.retries, display.say)
+    benchmark = Benchmark(runs, executor, args.results, args.retries, display.say)
     try:
         display.say(f"{len(runs)} runs in {executor.runs_dir}, {executor.slots} at a time")
         while not stops and benchmark.step():
@@ -310,5 +367,5 @@ def main() -> int:
 if __name__ == "__main__":
     try:
         sys.exit(main())
-    except (SlurmError, OSError) as error:
+    except (SlurmError, ResultsError, OSError) as error:
         sys.exit(f"run: {error}")

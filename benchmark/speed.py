@@ -23,7 +23,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -38,12 +38,8 @@ import tyro  # noqa: E402
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-PUBLISHED = {
-    "SMAX (JaxMARL)": {"2s3z": 52_000, "27m_vs_30m": 2_500},
-    "SMAClite": {"2s3z": 166, "3s5z": 123, "27m_vs_30m": 43, "MMM2": 75},
-}
-"""Environment steps per second measured earlier on one core of a like 4-core server, random valid actions,
-SMAX with 64 environments. For orientation where the peer is not installed; not of this run."""
+from benchmark.lib.tables import markdown  # noqa: E402
+from benchmark.lib.timing import sgemm_gflops, sgemm_gflops_cuda, steps_per_second, take_turns  # noqa: E402
 
 RELEASED = {"matrix": (39, 142), "mpe": (25, 188)}
 """Environment steps per second, from and to, of the authors' released code, measured earlier on one thread of
@@ -101,107 +97,10 @@ class Args:
     """file for the raw numbers"""
 
 
-def steps_per_second(steps: Callable[[], int], seconds: float) -> float:
-    """Call `steps`, which returns how many environment steps it made, for about `seconds`."""
-    start, count = time.perf_counter(), 0
-    while time.perf_counter() - start < seconds:
-        count += steps()
-    return count / (time.perf_counter() - start)
-
-
-def take_turns(figures: Mapping[str, Callable[[], float]], repeats: int) -> dict[str, list[float]]:
-    """`repeats` measurements of each figure, one of each in turn, so that all meet the same machine."""
-    found: dict[str, list[float]] = {name: [] for name in figures}
-    for _ in range(repeats):
-        for name, measure in figures.items():
-            found[name].append(measure())
-    return found
-
-
-def markdown(header: list[str], rows: list[list[str]]) -> str:
-    """A Markdown table."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def array_bytes(value: Any) -> int:
-    """Bytes of the arrays in nested dicts and sequences."""
-    if isinstance(value, np.ndarray):
-        return value.nbytes
-    if isinstance(value, dict):
-        return sum(array_bytes(x) for x in value.values())
-    return sum(array_bytes(x) for x in value) if isinstance(value, (tuple, list)) else 0
-
-
-def smac_steps(name: str, num_envs: int) -> tuple[Callable[[], int], int]:
-    """A function that plays one step of random valid actions everywhere, and the bytes per environment."""
-    import envs
-
-    battle: Any = envs.make(f"smac/{name}", num_envs, seed=1, backend="embedded")
-    battle.reset()
-    outputs = battle.step(battle.sample_actions())
-
-    def play() -> int:
-        battle.step(battle.sample_actions())
-        return num_envs
-
-    return play, (array_bytes(battle.get_state()) + array_bytes(outputs)) // num_envs
-
-
-def smaclite_steps(name: str) -> Callable[[], int]:
-    """The same work in SMAClite, one environment at a time, which is all it has."""
-    import gymnasium
-    import smaclite  # noqa: F401 - registers its environments
-
-    battle: Any = gymnasium.make(f"smaclite/{name}-v0", use_cpp_rvo2=False).unwrapped
-    rng, ended = np.random.default_rng(0), [True]
-
-    def play() -> int:
-        if ended[0]:
-            battle.reset()
-        masks = np.array(battle.get_avail_actions())
-        actions = (rng.random(masks.shape) * masks).argmax(1)
-        _, _, terminated, truncated, _ = battle.step([int(a) for a in actions])
-        ended[0] = terminated or truncated
-        return 1
-
-    return play
-
-
-def smax_steps(name: str, num_envs: int, length: int = 100) -> Callable[[], int]:
-    """The same work in SMAX, `length` steps of all environments inside one compiled scan."""
-    import jax
-    from jaxmarl import make as jax_make
-    from jaxmarl.environments.smax import map_name_to_scenario
-
-    battle = jax_make("HeuristicEnemySMAX", scenario=map_name_to_scenario(name))
-
-    def step(carry, _):
-        key, state = carry
-        key, *keys = jax.random.split(key, 3)
-        masks = jax.vmap(battle.get_avail_actions)(state)
-        noise = jax.random.uniform(keys[0], (num_envs, len(battle.agents)))
-        actions = {}
-        for i, agent in enumerate(battle.agents):
-            mask = masks[agent]
-            rank = jax.numpy.floor(noise[:, i] * mask.sum(-1)).astype(int) + 1
-            actions[agent] = (jax.numpy.cumsum(mask, -1) >= rank[:, None]).argmax(-1)
-        _, state, *_ = jax.vmap(battle.step)(jax.random.split(keys[1], num_envs), state, actions)
-        return (key, state), None
-
-    run = jax.jit(lambda carry: jax.lax.scan(step, carry, None, length)[0])
-    _, state = jax.vmap(battle.reset)(jax.random.split(jax.random.PRNGKey(0), num_envs))
-    carry = [jax.block_until_ready(run(run((jax.random.PRNGKey(1), state))))]  # both calls compile
-
-    def play() -> int:
-        carry[0] = jax.block_until_ready(run(carry[0]))
-        return num_envs * length
-
-    return play
-
-
 def time_envs(args: Args) -> dict[str, Any]:
     """Environment steps per second of the embedded engine, and of the peers that are installed."""
+    from benchmark.calibrate.battles import PUBLISHED, smac_steps, smaclite_steps, smax_steps
+
     names = args.names or ("2s3z", "3s5z", "8m", "27m_vs_30m", "MMM2")
     start = time.perf_counter()
     smac_steps("3m", 1)
@@ -244,8 +143,8 @@ def time_robots(args: Args) -> dict[str, Any]:
 
     Ratios are of the same turn, and the median of them is given: on a busy machine every turn is another.
     """
-    from benchmark.robots import BASES, simulators
-    from envs.mamujoco import usable_cores
+    from benchmark.calibrate.robots import BASES, simulators
+    from envs.mamujoco.env import usable_cores
 
     threads = args.threads or tuple(sorted({1, usable_cores()}))
     result: dict[str, Any] = {}
@@ -269,7 +168,8 @@ def time_robots(args: Args) -> dict[str, Any]:
 
 def time_particles(args: Args) -> dict[str, Any]:
     """Environment steps per second of the particle worlds, beside mpe2 and the peers that are installed."""
-    from benchmark.particles import MPE2, PEERS, missing, simulators
+    from benchmark.calibrate.battles import array_bytes
+    from benchmark.calibrate.particles import MPE2, PEERS, missing, simulators
 
     absent = missing()
     result: dict[str, Any] = {}
@@ -297,36 +197,14 @@ def time_particles(args: Args) -> dict[str, Any]:
     return result
 
 
-def sgemm_gflops(seconds: float, size: int = 1024) -> float:
-    """GFLOP/s of float32 products of `size` x `size` matrices on one thread, over about `seconds`."""
-    a, b, c = torch.randn(size, size), torch.randn(size, size), torch.empty(size, size)
-    start, products = time.perf_counter(), 0
-    while time.perf_counter() - start < seconds:
-        torch.mm(a, b, out=c)
-        products += 1
-    return products * 2 * size**3 / (time.perf_counter() - start) / 1e9
-
-
-def sgemm_gflops_cuda(seconds: float, size: int = 8192) -> float:
-    """The same on a GPU, in float32 as PyTorch's defaults have it."""
-    a, b, c = (torch.randn(size, size, device="cuda") for _ in range(3))
-    torch.cuda.synchronize()
-    start, products = time.perf_counter(), 0
-    while time.perf_counter() - start < seconds:
-        torch.mm(a, b, out=c)
-        torch.cuda.synchronize()
-        products += 1
-    return products * 2 * size**3 / (time.perf_counter() - start) / 1e9
-
-
 def time_learner(args: Args) -> dict[str, Any]:
     """The learner's GFLOP/s beside the machine's one-thread matmul peak, measured in turns.
 
     On a busy machine the best of long updates and the best of short products are not of the same moment; the
     median of the share within each turn is then the fairer figure.
     """
-    from benchmark.learners import learner_gflops, made_up
-    from envs.mamujoco import usable_cores
+    from benchmark.lib.learners import learner_gflops, made_up
+    from envs.mamujoco.env import usable_cores
 
     torch.set_num_threads(1)
     cuda = args.device != "cpu"
@@ -366,8 +244,8 @@ def time_e2e(args: Args) -> dict[str, Any]:
 
     Where the released code was timed, also with that code's batches, one episode of one environment.
     """
-    from benchmark.learners import script_rates
-    from envs.mamujoco import usable_cores
+    from benchmark.lib.learners import script_rates
+    from envs.mamujoco.env import usable_cores
 
     result: dict[str, Any] = {}
     rows = []
@@ -400,18 +278,16 @@ def time_e2e(args: Args) -> dict[str, Any]:
 
 def beside_benchmarl(args: Args) -> dict[str, Any]:
     """ippo.py and BenchMARL's IPPO on VMAS, both on simple_spread with one thread, in turns."""
-    from benchmark.learners import script_rates
+    from benchmark.lib.learners import script_rates
 
     ippo: Any = importlib.import_module("ippo")
 
     probe = [args.peer_python, "-c", "import benchmarl, vmas"]
     if not shutil.which(args.peer_python) or subprocess.run(probe, capture_output=True).returncode:
-        print(
-            "\nBenchMARL and VMAS: not in --peer-python, so not timed in this run (benchmark/peer_vmas.py)."
-        )
+        print("\nBenchMARL and VMAS: not in --peer-python, so not timed in this run (peers/peer_vmas.py).")
         return {}
     settings: dict[str, Any] = vars(ippo.Args()) | ippo.PRESETS["mpe"]
-    command = [args.peer_python, str(ROOT / "benchmark" / "peer_vmas.py"), json.dumps(settings)]
+    command = [args.peer_python, str(ROOT / "benchmark" / "peers" / "peer_vmas.py"), json.dumps(settings)]
     steps = str(12 * settings["num_envs"] * settings["num_steps"])
     ours = [
         "ippo.py",

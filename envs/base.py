@@ -52,7 +52,7 @@ class TeamVectorEnv(VectorEnv):
     """Actions are choices, else real numbers."""
     restorable: bool = True
     """`set_state` goes on exactly; else it begins new episodes, and warns."""
-    compiled: bool = True
+    cheap_copies: bool = True
     """A step is compiled and more environments cost little: evaluation may play its episodes side by side."""
     exact: bool = False
     """`exact_return(policies)` solves what others have to play."""

@@ -117,7 +117,7 @@ class ParallelVectorEnv(TeamVectorEnv):
 
     metadata = {"render_modes": ["rgb_array"], "autoreset_mode": AutoresetMode.SAME_STEP, "render_fps": 8}
     backend = "pettingzoo"
-    restorable = compiled = False
+    restorable = cheap_copies = False
 
     def __init__(
         self,

@@ -59,7 +59,7 @@ class StarCraftVectorEnv(TeamVectorEnv):
 
     metadata = {"autoreset_mode": AutoresetMode.SAME_STEP, "render_modes": []}
     backend = label = "starcraft"
-    restorable, compiled, wins = False, False, True
+    restorable, cheap_copies, wins = False, False, True
 
     def __init__(
         self,

@@ -52,7 +52,7 @@ def random_actions(env, infos, rng):
 def test_attributes_answer_what_a_caller_may_ask(family):
     """Else scripts guess what an environment can do from its name or its methods."""
     env = FAMILIES[family]()
-    answers = env.discrete, env.restorable, env.compiled, env.exact, env.wins
+    answers = env.discrete, env.restorable, env.cheap_copies, env.exact, env.wins
     assert answers == ANSWERS[family] and all(type(answer) is bool for answer in answers)
     assert env.exact == hasattr(env, "exact_return")
     assert env.episode_limit is None or env.episode_limit > 0

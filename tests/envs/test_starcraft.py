@@ -166,7 +166,7 @@ def test_results_have_the_shapes_and_types_of_the_contract(make):
     assert reward.dtype == np.float32 and terminated.dtype == truncated.dtype == bool
     assert (env.num_agents, env.num_actions, env.obs_dim, env.state_dim) == (5, 11, 80, 120)
     assert (env.episode_limit, env.backend, env.env_id) == (120, "starcraft", "smac/2s3z")
-    assert (env.discrete, env.restorable, env.compiled, env.exact, env.wins) == (
+    assert (env.discrete, env.restorable, env.cheap_copies, env.exact, env.wins) == (
         True,
         False,
         False,

@@ -1,0 +1,68 @@
+"""The exact iteration (17), (18) on 2x2 games: its picture and its table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from benchmark.lib.cells import Cell
+from benchmark.lib.drawing import RC, png, style_of
+from benchmark.lib.groups import origins
+from benchmark.lib.tables import markdown
+
+
+def draw_exact(cells: Sequence[Cell], title: str) -> bytes:
+    """J above, p and q below, a column per game; no seeds, no samples."""
+    with rc_context(RC):
+        figure = Figure(figsize=(max(3.4 * len(cells), 7.5), 6.4), layout="constrained")
+        axes = figure.subplots(2, len(cells), squeeze=False, sharex=True)
+        for (above, below), cell in zip(axes.T, cells, strict=True):
+            draw_game(above, below, cell)
+        axes[0, 0].set_ylabel("J (dotted: optimum)")
+        axes[1, 0].set_ylabel("p (o) and q (x)")
+        axes[0, np.argmax([len(cell.groups) for cell in cells])].legend(fontsize=9)
+        figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
+        figure.supxlabel(origin(cells), x=0.01, ha="left", fontsize=10)
+        return png(figure)
+
+
+def draw_game(above: Axes, below: Axes, cell: Cell) -> None:
+    """One game: J of every method into one set of axes, p and q into another."""
+    for group in cell.groups:
+        colour, dashes = style_of(cell, group.method)
+        run = group.runs[0]
+        above.plot(run.steps, run.columns["J"], dashes, color=colour, lw=2.0, label=group.method)
+        for name, marker in (("p", "o"), ("q", "x")):
+            every = max(len(run.steps) // 6, 1)
+            style: Any = {"color": colour, "marker": marker, "markevery": every, "ms": 6, "mfc": "none"}
+            below.plot(run.steps, run.columns[name], dashes, **style)
+    above.axhline(cell.groups[0].runs[0].optimum, color="#555555", lw=1.0, ls=":")
+    above.set_title(cell.title, loc="left")
+    below.set_ylim(-0.05, 1.05)
+    below.set_xlabel("iteration")
+
+
+def origin(cells: Sequence[Cell]) -> str:
+    """Budget, engine and commit of the iterations."""
+    groups = [group for cell in cells for group in cell.groups]
+    most = max(int(group.runs[0].steps[-1]) for group in groups)
+    return f"Exact: no samples, no seeds; at most {most} iterations; {'; '.join(origins(groups))}."
+
+
+def exact_table(cells: Sequence[Cell]) -> str:
+    """First and last J, whether J ever fell, and the last p and q."""
+    rows = []
+    for cell in cells:
+        for group in cell.groups:
+            run = group.runs[0]
+            J, p, q = (run.columns[name] for name in ("J", "p", "q"))
+            fell = "never" if (np.diff(J) >= -1e-12).all() else "yes"
+            numbers = [f"{J[0]:.4f}", f"{J[-1]:.4f}", f"{run.optimum:.4f}"]
+            rows.append([cell.title, group.method, *numbers, fell, f"{p[-1]:.4f}, {q[-1]:.4f}"])
+    head = ["game", "method", "J, first", "J, last", "optimum", "J fell", "p, q, last"]
+    return f"{markdown(head, rows)}\n{origin(cells)}\n"

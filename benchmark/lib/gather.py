@@ -1,0 +1,109 @@
+"""The runs of a figure or a study, from a store, as the cells that are drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from benchmark.figures import FIGURES, panel_runs
+from benchmark.lib.cells import Cell
+from benchmark.lib.groups import Group, check_alike
+from benchmark.lib.runs import RETURN, WIN_RATE, ResultsError, Run
+from benchmark.lib.store import Store
+from benchmark.lib.studies import Curves
+
+
+class NoRunError(ResultsError):
+    """A figure or study of which there is no run."""
+
+
+@dataclass(frozen=True)
+class Gaps:
+    """Runs of a figure that are not there, and those that are not finished and therefore left out."""
+
+    missing: int
+    unfinished: int
+
+
+def figure_cells(name: str, scale: str, seeds: Sequence[int], store: Store) -> tuple[list[Cell], Gaps]:
+    """What a store has of a figure.
+
+    A run that goes on is left out where other seeds of its method are finished: curves and scores would
+    else end where it stands.
+    """
+    figure, missing = FIGURES[name], set()
+    cells: dict[tuple[str, str], Cell] = {}
+    groups: dict[tuple[str, str, str], Group] = {}
+    for panel, task, method, planned in panel_runs(figure, scale, seeds):
+        if planned.key not in store.runs:
+            missing.add(planned.key)
+            continue
+        run = store.load(planned.key)
+        run.method = method.name
+        methods = tuple(method.name for method in panel.methods)
+        metric = WIN_RATE if task.family == "smac" else RETURN
+        cell = cells.setdefault((panel.name, task.name), Cell(task.name, panel.name, methods, metric, []))
+        place = panel.name, task.name, method.name
+        if place not in groups:
+            cell.groups.append(groups.setdefault(place, Group([])))
+        groups[place].runs.append(run)
+    if not cells:
+        raise NoRunError(
+            f"no run of {name} at scale {scale} in {store.folder}; "
+            f"make them with benchmark/run.py {name} --scale {scale}."
+        )
+    unfinished = set()
+    for group in groups.values():
+        check_alike(group)
+        done = [run for run in group.runs if run.finished]
+        if done:
+            unfinished |= {run.key for run in group.runs if not run.finished}
+            group.runs = done
+    return list(cells.values()), Gaps(len(missing), len(unfinished))
+
+
+def study_cells(panels: Iterable[Curves], store: Store) -> list[Cell]:
+    """What a store has of a study, a cell for each environment of each panel."""
+    cells = []
+    for panel in panels:
+        for env in panel.envs:
+            found = {name: chosen(store, env, end, panel.steps) for name, end in panel.methods.items()}
+            groups = []
+            for name, runs in found.items():
+                for run in runs:
+                    run.method = name
+                if runs:
+                    groups.append(Group(sorted(runs, key=lambda run: run.seed)))
+                    check_alike(groups[-1])
+            if groups:
+                cells.append(Cell(env, panel.name, tuple(panel.methods), panel.metric, groups))
+    return cells
+
+
+def chosen(store: Store, env: str, end: str, steps: int) -> list[Run]:
+    """The runs in an environment whose keys end so; steps: with this budget, 0: with any."""
+    rows = (run for run in store.runs.values() if run.env == env and fnmatchcase(run.key, f"*__{end}"))
+    return [store.load(run.key) for run in rows if steps in (0, run.total_timesteps)]
+
+
+def recorded_cells(store: Store) -> list[Cell]:
+    """The runs that were recorded by hand: a cell per environment, a method per script and label."""
+    found: dict[str, dict[str, list[Run]]] = {}
+    for row in store.runs.values():
+        parts = [row.env, row.script, row.label, str(row.seed)]
+        if row.key == "__".join(filter(None, parts)):
+            run = store.load(row.key)
+            run.method = " ".join(filter(None, [run.script, run.label]))
+            found.setdefault(run.env, {}).setdefault(run.method, []).append(run)
+    if not found:
+        raise NoRunError(f"{store.folder} has no recorded run; record some with benchmark/run.py --record.")
+    methods = tuple(dict.fromkeys(method for groups in found.values() for method in groups))
+    cells = []
+    for env, by_method in found.items():
+        groups = [Group(sorted(runs, key=lambda run: run.seed)) for runs in by_method.values()]
+        for group in groups:
+            check_alike(group)
+        metric = WIN_RATE if any(group.has(WIN_RATE) for group in groups) else RETURN
+        cells.append(Cell(env, "", methods, metric, groups))
+    return cells

@@ -1,0 +1,118 @@
+"""The learners of the DPO scripts on made-up data, and whole scripts for a few updates, to be timed.
+
+The one place of the benchmark that calls functions of `dpo_*.py`: `made_up` and `learner_gflops` know them.
+"""
+
+from __future__ import annotations
+
+import csv
+import importlib
+import subprocess
+import sys
+import tempfile
+import time
+import types
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+EPOCHS = 3  # of a timed update: as many as tell one epoch from another
+
+
+@dataclass(frozen=True)
+class Learner:
+    """A script's agents and a batch for its `update`: tensors (N, rows, ...)."""
+
+    script: Any
+    agents: Any
+    batch: dict[str, torch.Tensor]
+    sizes: str
+
+    @property
+    def flops(self) -> int:
+        """6 x parameters x rows x epochs, and 2 for the actor's forward pass of the final KL.
+
+        The usual count of a forward and a backward pass. It takes in the input's gradient, which no first
+        layer computes, and leaves out normalisation, losses and Adam.
+        """
+        rows = self.batch["obs"].shape[1]
+        actor, critic = (
+            sum(p.numel() for p in network.parameters())
+            for network in (self.agents.actor, self.agents.critic)
+        )
+        return 6 * (actor + critic) * rows * EPOCHS + 2 * actor * rows
+
+
+def made_up(family: str, name: str, rows: int, device: str) -> Learner:
+    """The learner of a task on random data, everyone alive. name: a map, robot, or particle world, also as
+    simple_spread/10 for 10 agents."""
+    import envs
+
+    task, _, num_agents = name.partition("/")
+    options: dict[str, Any] = {"num_agents": int(num_agents)} if num_agents else {}
+    options |= {"backend": "embedded"} if family == "smac" else {}
+    env: Any = envs.make(f"{family}/{task}", 1, **options)
+    N, obs_dim = env.num_agents, env.obs_dim
+    script = importlib.import_module(f"dpo_{family}")
+    layer_norm = vars(script.Args()).get("layer_norm", False)  # dpo_mpe.py has no such flag
+    draw = torch.Generator().manual_seed(0)
+    batch = {"obs": torch.randn(N, rows, obs_dim, generator=draw), "weight": torch.full((N, rows), 1 / rows)}
+    batch |= {name: torch.randn(N, rows, generator=draw) for name in ("advantages", "returns")}
+    A = int(env.num_actions)
+    if env.discrete:
+        settings = (layer_norm,) if family == "smac" else ()
+        agents = script.Agents(N, obs_dim, A, *settings)
+        batch["actions"] = torch.randint(A, (N, rows), generator=draw)
+        batch["old_logp"] = torch.full((N, rows, A), -float(np.log(A)))
+        if family == "smac":
+            batch["action_mask"] = torch.ones(N, rows, A, dtype=torch.bool)
+    else:
+        agents = script.Agents(obs_dim, env.agent_act_dims, layer_norm)
+        batch["actions"] = torch.randn(N, rows, A, generator=draw)
+        batch["old_mean"] = torch.zeros(N, rows, A)
+        batch["old_log_std"] = torch.zeros(N, rows, A)
+        batch["logprobs"] = agents.log_prob(batch["old_mean"], batch["actions"]).detach()
+    agents.beta1 += 0.01
+    agents.beta2 += 0.01
+    env.close()
+    batch = {name: x.to(device) for name, x in batch.items()}
+    return Learner(script, agents.to(device), batch, f"N {N}, obs {obs_dim}, actions {A}")
+
+
+def learner_gflops(learner: Learner, threads: int, compiled: bool) -> Callable[[], float]:
+    """A measurement of the GFLOP/s of `update` as the scripts call it on `threads`; on a GPU its graph."""
+    script, batch = learner.script, learner.batch
+    cuda = batch["obs"].is_cuda
+    device = "cuda" if cuda else "cpu"
+    args = script.Args(update_epochs=EPOCHS, torch_threads=threads, compile=compiled, device=device)
+    # A copy of the loss has a compiler's cache of its own, which keeps the code for few sizes.
+    code = script.dpo_loss.__code__.replace()
+    loss_fn = types.FunctionType(code, script.dpo_loss.__globals__)
+    groups = script.Learner(learner.agents, args, loss_fn, None)
+
+    def measure() -> float:
+        start = time.perf_counter()
+        groups.learn(batch)
+        if cuda:
+            torch.cuda.synchronize()
+        return learner.flops / (time.perf_counter() - start) / 1e9
+
+    for _ in range(3 if cuda else 1):
+        measure()
+    return measure
+
+
+def script_rates(command: list[str]) -> dict[str, float]:
+    """charts/SPS and time/* of a script: medians over its updates from the fourth, after all compilation."""
+    with tempfile.TemporaryDirectory() as folder:
+        run = [sys.executable, str(ROOT / command[0]), *command[1:], "--runs-dir", folder]
+        subprocess.run(run, check=True, stdout=subprocess.DEVNULL)
+        with open(next(Path(folder).glob("*/metrics.csv"))) as file:
+            rows = [row for row in csv.DictReader(file) if row["charts/SPS"]][3:]
+    keys = ("charts/SPS", "time/env", "time/act", "time/update")
+    return {key: float(np.median([float(row[key]) for row in rows])) for key in keys}

@@ -1,0 +1,50 @@
+"""What results are held against: battles as hard as SMAC's (not won by chance, even between equals, winnable)
+and the returns of scripts in the particle worlds.
+"""
+
+import csv
+
+import numpy as np
+import pytest
+
+from benchmark.calibrate import calibrate_mpe
+from benchmark.calibrate.calibrate_smac import play, wilson
+from benchmark.lib.store import PUBLISHED
+
+
+@pytest.mark.parametrize("name", ["8m", "2s3z"])
+def test_random_play_loses_and_equals_are_even(name):
+    """Else win rates on this engine would mean something else than on SMAC."""
+    random, script = (play(name, policy, 256, 64, seed=1) for policy in ("random", "script"))
+    assert random[:, 0].mean() < 0.02 and 1.5 < random[:, 1].mean() < 5.5
+    assert 0.3 < script[:, 0].mean() < 0.7
+
+
+def test_the_big_battle_is_lost_by_the_script_and_won_by_tactics():
+    """Else learning 27m_vs_30m would be trivial, or impossible."""
+    script, line = (play("27m_vs_30m", policy, 64, 32, seed=1) for policy in ("script", "line"))
+    assert script[:, 0].mean() < 0.1
+    assert line[:, 0].mean() > 0.6
+
+
+def test_wilson_interval_is_the_textbooks():
+    """Else the calibration table states the wrong certainty."""
+    assert wilson(0, 100) == pytest.approx((0.0, 0.0370), abs=1e-3)
+    assert wilson(50, 100) == pytest.approx((0.4038, 0.5962), abs=1e-3)
+    low, high = wilson(256, 512)
+    assert np.isclose(low + high, 1.0)
+
+
+def test_the_committed_reference_returns_are_those_of_this_code():
+    """Else curves are drawn against scripts that no longer exist."""
+    with open(PUBLISHED / "references.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 3 * 2 * 4 * 4
+    for row in rows[:: len(calibrate_mpe.POLICIES) + 3]:
+        assert int(row["episodes"]) >= 4096
+        _, task, num_agents, *variant = row["env"].split("-")
+        returns = calibrate_mpe.play(
+            task, (variant or ["paper"])[0], int(num_agents), row["name"], 512, seed=9
+        )
+        error = np.hypot(returns.std() / len(returns) ** 0.5, float(row["standard_error"]))
+        assert abs(returns.mean() - float(row["return"])) < 4 * error

@@ -1,0 +1,205 @@
+"""Pictures and tables: every drawn or printed number is the runs', and captions say whose."""
+
+import io
+import itertools
+import statistics
+import subprocess
+import sys
+from math import sqrt
+from pathlib import Path
+
+import numpy as np
+import pytest
+from made_runs import ENV, EVALS, SEEDS, UPDATES, evaluated, groups_of, recorded, updated, write_run
+from matplotlib.figure import Figure
+from matplotlib.image import imread
+
+from benchmark import plot
+from benchmark.lib import diagnostics
+from benchmark.lib.cells import Cell
+from benchmark.lib.diagnostics import draw_diagnostics
+from benchmark.lib.drawing import STYLES, draw_cells, draw_curve, finish
+from benchmark.lib.gather import study_cells
+from benchmark.lib.groups import provenance
+from benchmark.lib.runs import RETURN, WIN_RATE
+from benchmark.lib.studies import Curves
+from benchmark.lib.tables import make_table
+
+ROOT = Path(__file__).resolve().parents[2]
+T2, T1 = 4.302653, 12.706205  # Student t, two-sided 95 %, 2 and 1 degrees of freedom: from a printed table
+
+
+def interval(values, t, digits):
+    spread = t * statistics.stdev(values) / sqrt(len(values))
+    return f"{statistics.mean(values):.{digits}f} ± {spread:.{digits}f}"
+
+
+def test_table_is_computed_from_the_runs(tmp_path):
+    """The README's numbers, here recomputed from what was logged, without plot.py's functions."""
+    runs = [write_run(tmp_path, seed=seed) for seed in SEEDS]
+    runs += [write_run(tmp_path, script="ippo", seed=seed, kl=False) for seed in (1, 2)]
+    runs += [write_run(tmp_path, script="ippo", seed=3, kl=False, evals=10, done=False)]
+    table = make_table(groups_of(recorded(tmp_path / "results", *runs)))
+    dpo, ippo = ([cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()[2:4])
+
+    def finals(column, last, digits):
+        each = [statistics.mean(evaluated(seed, k)[column] for k in last) for seed in SEEDS]
+        return interval(each, T2, digits)
+
+    blocks = [(seed, range(k * UPDATES, (k + 1) * UPDATES)) for seed in SEEDS for k in range(EVALS)]
+    updates = [[updated(seed, i) for i in block] for seed, block in blocks]
+    sps = statistics.median(statistics.mean(row[0] for row in block) for block in updates)
+    below, above = (statistics.mean(row[i] for block in updates for row in block) for i in (-2, -1))
+    assert dpo == [
+        *(ENV, "dpo_smac", "3", "410 k"),
+        *(finals(1, (18, 19, 20), 2), finals(1, range(1, 21), 2)),
+        *(finals(0, (18, 19, 20), 2), finals(0, range(1, 21), 2)),
+        *(interval([0.91, 0.92, 0.93], T2, 2), interval([19.5, 20.0, 20.5], T2, 2)),
+        "164 k / 266 k / 328 k",  # (k + 2.3) / 20 first reaches 0.5, 0.75, 0.9 at k = 8, 13, 16
+        f"{sps:,.0f} (10 / 20 / 70 %)",
+        f"{100 * below:.0f} / {100 * (1 - below - above):.0f} / {100 * above:.0f} %",
+    ]
+    absolute = interval([0.91, 0.92], T1, 2), interval([19.5, 20.0], T1, 2)
+    assert ippo[1:4] == ["ippo", "3", "205 k of 410 k"]
+    assert ippo[4:8] == [
+        *(finals(1, (9, 10), 2), finals(1, range(1, 11), 2)),
+        *(finals(0, (9, 10), 2), finals(0, range(1, 11), 2)),
+    ]
+    assert ippo[8:11] == [*(f"{cell} (2 of 3 seeds)" for cell in absolute), "164 k / – / –"]
+    assert ippo[12] == "–"
+    assert "embedded engine, not StarCraft II; git commit c0ffeec." in table
+    assert "seed 3 stopped at 205 k; mean and band end where the shortest run does, at 205 k" in table
+
+
+def pixels(picture):
+    return imread(io.BytesIO(picture))
+
+
+def cell(groups, metric=RETURN):
+    return Cell("8m", "", tuple(group.method for group in groups), metric, groups)
+
+
+def test_figures_show_the_data_and_nothing_else(tmp_path):
+    """A figure that does not change with the data, or changes without it, proves nothing."""
+    runs = [write_run(tmp_path, seed=seed) for seed in SEEDS]
+    runs += [write_run(tmp_path, script="ippo", seed=4, kl=False)]
+    store = recorded(tmp_path / "results", *runs)
+
+    def drawn(column=None):
+        """Pictures of the runs, in one seed's `column` the last value but one changed by a tenth."""
+        groups = groups_of(store)[ENV]
+        if column:
+            values = groups[0].runs[1].columns[column] = groups[0].runs[1].columns[column].copy()
+            values[-2] *= 0.9
+        wins = draw_cells([cell(groups, WIN_RATE)], "8m")
+        return [pixels(x) for x in (draw_cells([cell(groups)], "8m"), wins, draw_diagnostics("8m", groups))]
+
+    first, changed = drawn(), {}
+    for name in (None, "eval/episodic_return", "eval/win_rate", "dpo/beta2"):
+        changed[name] = [not np.array_equal(a, b) for a, b in zip(drawn(name), first, strict=True)]
+    assert changed == {
+        None: [False, False, False],
+        "eval/episodic_return": [True, False, False],
+        "eval/win_rate": [False, True, False],
+        "dpo/beta2": [False, False, True],
+    }
+    assert draw_diagnostics("8m", groups_of(store)[ENV][1:]) is None
+
+
+def test_a_picture_is_the_same_bytes_again(tmp_path):
+    """Else every redrawing would be a change to publish, and none could be checked."""
+    store = recorded(tmp_path / "results", *(write_run(tmp_path, seed=seed) for seed in SEEDS))
+    for draw in (lambda x: draw_cells([cell(x)], "8m"), lambda x: draw_diagnostics("8m", x)):
+        assert draw(groups_of(store)[ENV]) == draw(groups_of(store)[ENV])
+
+
+@pytest.mark.parametrize(
+    ("seeds", "bands", "said"),
+    [(1, 0, "no confidence band."), (2, 0, "band (Student t), from three seeds on;"), (3, 1, "(Student t);")],
+)
+def test_a_band_needs_three_seeds(seeds, bands, said, tmp_path):
+    """Two seeds' interval is 12.7 standard errors to each side: it would hide all other curves."""
+    runs = [write_run(tmp_path, seed=seed) for seed in SEEDS[:seeds]]
+    (group,) = groups_of(recorded(tmp_path / "results", *runs))[ENV]
+    figure = Figure()
+    draw_curve(figure.add_subplot(), group, "eval/episodic_return", STYLES[0])
+    finish(figure, figure.axes, "8m", [group])
+    (ax,) = figure.axes
+    assert (len(ax.lines), len(ax.collections)) == (seeds + 1, bands)
+    assert said in " ".join(figure.get_supxlabel().split())
+
+
+def test_a_floor_of_zero_does_not_stretch_the_axis_of_beta(tmp_path, monkeypatch):
+    """On a logarithmic axis 0 is endlessly far down, and the betas would be a line at the top."""
+    floors = {"dpo_smac": 0.0, "dpo_smac-floor": 0.04}
+    runs = [write_run(tmp_path, script=s, beta_min=floor, num_agents=2) for s, floor in floors.items()]
+    figures = []
+    monkeypatch.setattr(diagnostics, "finish", lambda figure, *_: figures.append(figure))
+    draw_diagnostics("8m", groups_of(recorded(tmp_path / "results", *runs))[ENV])
+    *_, beta1, beta2 = figures[0].axes
+    for ax in (beta1, beta2):
+        low, high = ax.get_ylim()
+        assert 0.01 < low < 0.04 < high < 0.1 and ax.get_yscale() == "log"
+
+
+def test_commands_from_runs_to_tables(tmp_path):
+    """The two commands as they are typed: else the documentation promises what does not work."""
+    names = [(env, script) for env in ("mpe-line", ENV) for script in ("dpo", "ippo")]
+    runs = [
+        str(write_run(tmp_path / "runs", env, script, seed, evals=6, kl=script == "dpo"))
+        for (env, script), seed in itertools.product(names, SEEDS)
+    ]
+    for name, *args in (["run.py", "--record", *runs], ["plot.py", "recorded"]):
+        argv = [sys.executable, str(ROOT / "benchmark" / name), *args]
+        done = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+    folder = tmp_path / "runs" / "results" / "recorded"
+    pictures = ["curves.png", "mpe-line-diagnostics.png", f"{ENV}-diagnostics.png"]
+    assert sorted(path.name for path in folder.glob("*.png")) == pictures
+    table = (folder / "table.md").read_text()
+    assert done.stdout.strip() == table.strip()
+    rows = [line.split(" | ")[:3] for line in table.splitlines() if " | 3 | " in line]
+    assert rows == [[f"| {env}", script, "3"] for env, script in names]
+
+
+def test_a_study_draws_the_methods_it_names_beside_what_to_compare_with(tmp_path, monkeypatch):
+    """Its data decide who is in a picture; a return in references.csv shows in pictures of returns."""
+    for script in ("a", "b", "c"):
+        store = recorded(tmp_path / "r", *(write_run(tmp_path, seed=s, script=script) for s in (1, 2)))
+    references = {}
+    monkeypatch.setattr("benchmark.lib.cells.read_references", lambda env: references.get(env, {}))
+
+    def drawn(*methods):
+        (cell,) = study_cells([Curves((ENV,), {f"method {x}": f"{x}__?" for x in methods})], store)
+        assert [group.method for group in cell.groups] == [f"method {x}" for x in methods]
+        return pixels(draw_cells([cell], "study"))
+
+    pair, other = drawn("a", "b"), drawn("a")
+    assert not np.array_equal(pair, other)
+    references["elsewhere"] = {"random": 3.0}
+    assert np.array_equal(drawn("a", "b"), pair)
+    references[ENV] = {"random": 3.0}
+    assert not np.array_equal(drawn("a", "b"), pair)
+
+
+def test_runs_of_other_settings_are_not_averaged(tmp_path, monkeypatch):
+    """Else a forgotten --label would hide that a curve is of two methods."""
+    recorded(tmp_path / "mixed", write_run(tmp_path, seed=1), write_run(tmp_path, seed=2, d_target=0.1))
+    monkeypatch.setattr(sys, "argv", ["plot.py", "recorded", "--results", str(tmp_path / "mixed")])
+    with pytest.raises(SystemExit) as stop:
+        plot.main()
+    assert all(word in stop.value.code for word in ("seeds 1 and 2", "d_target", "--label"))
+
+
+def test_captions_say_which_method_has_which_seeds_where(tmp_path):
+    """A method with a missing seed in one environment of two is named for each of the two by itself."""
+    names = {("smac-8m-embedded", "dpo_smac"): (1, 2), ("smac-8m-embedded", "ippo"): (1, 2)}
+    names |= {("smac-3m-embedded", "dpo_smac"): (1, 2), ("smac-3m-embedded", "ippo"): (1,)}
+    runs = [write_run(tmp_path, env, script, s) for (env, script), seeds in names.items() for s in seeds]
+    groups = [
+        group for members in groups_of(recorded(tmp_path / "results", *runs)).values() for group in members
+    ]
+    caption = provenance(groups)
+    assert caption.startswith("dpo_smac on smac-3m-embedded and smac-8m-embedded: seeds 1, 2; budget")
+    assert "; ippo on smac-3m-embedded: seed 1; budget" in caption
+    assert provenance([x for x in groups if x.runs[0].env == "smac-8m-embedded"]).startswith("seeds 1, 2; ")

@@ -1,0 +1,244 @@
+"""Figures of the paper: recorded whole, aggregated as published, and readable by other tools."""
+
+import io
+import json
+import shutil
+import sys
+
+import numpy as np
+import pytest
+from made_runs import EVALS, FIGURE_EVERY, final, level, made, make_runs, record_runs, whole
+from matplotlib.image import imread
+from test_statistics import welch
+
+from benchmark import plot
+from benchmark.figures import FIGURES, panel_runs
+from benchmark.lib import statistics as stats
+from benchmark.lib.cells import aggregate_table, comparison_table, interquartile_means, p_words
+from benchmark.lib.gather import figure_cells
+from benchmark.lib.marl_eval import marl_eval
+from benchmark.lib.published import figure_pictures, figure_text
+from benchmark.lib.record import record
+from benchmark.lib.runs import ResultsError
+from benchmark.lib.store import Store
+
+SEEDS = (1, 2, 3)
+
+
+@pytest.fixture(scope="module")
+def figure_2(tmp_path_factory):
+    """All runs of Figure 2; read only."""
+    return made(tmp_path_factory.mktemp("fig2"), "fig2")
+
+
+def test_a_figure_is_drawn_and_tabulated(figure_2):
+    """From runs to what is published: nothing may be left out or made up on the way."""
+    text = figure_text("fig2", "small", SEEDS, figure_2)
+    assert "missing" not in text and FIGURES["fig2"].claim in text
+    pictures = figure_pictures("fig2", "small", SEEDS, figure_2, hours=True)
+    assert list(pictures) == ["fig2.png", "fig2-time.png"]
+    assert all(imread(io.BytesIO(picture)).std() > 0.05 for picture in pictures.values())
+    assert len(figure_2.runs) == 27
+    values = [final("IQL", "mpe-line_control", seed) for seed in SEEDS]
+    (row,) = (line for line in text.splitlines() if line.startswith("| mpe-line_control | IQL |"))
+    assert f"| 3 | 300 k | {np.mean(values):.2f} ± " in row
+    assert "seeds 1, 2, 3; budget 300 k environment steps; engine: embedded; git commit c0ffee7." in text
+
+
+def test_scales_share_equal_runs(tmp_path):
+    """The game has one budget: neither running nor drawing a larger scale may ask for its runs again."""
+    cells, gaps = figure_cells("fig9", "paper", SEEDS, made(tmp_path, "fig9", scale="small"))
+    assert [(cell.family, len(cell.groups)) for cell in cells] == [("matrix", 7)]
+    assert gaps.missing == 7 * 3 * 3  # the particle worlds have other budgets
+
+
+def test_pictures_and_tables_of_scale_smoke_say_that_they_are_no_results(tmp_path, monkeypatch):
+    """Its games are tiny, so a heading that promises 100 states and 6 agents would be false."""
+    headings = []
+    monkeypatch.setattr(
+        "benchmark.lib.published.draw_cells", lambda cells, title, **_: headings.append(title) or b""
+    )
+    for scale in ("smoke", "small"):
+        store = made(tmp_path / scale, "fig1", seeds=(1,), scale=scale)
+        figure_pictures("fig1", scale, (1,), store, hours=True)
+        headings.append(figure_text("fig1", scale, (1,), store).splitlines()[0])
+    smoke, small = headings[:3], headings[3:]
+    assert all("no result" in heading and "100 states" not in heading for heading in smoke)
+    assert all("100 states" in heading and "no result" not in heading for heading in small)
+    assert len(smoke) == len(small) == 3
+
+
+def test_aggregates_are_interquartile_means_of_normalised_scores(figure_2):
+    """What a figure says of several tasks at once must follow from their scores and their references."""
+    cells, gaps = figure_cells("fig2", "small", SEEDS, figure_2)
+    assert (gaps.missing, gaps.unfinished, len(cells)) == (0, 0, 3)
+    references = {  # benchmark/results/references.csv
+        "mpe-simple_spread": (-18.8163, -3.8744),
+        "mpe-line_control": (-22.4540, -4.8088),
+        "mpe-circle_control": (-16.4408, -3.4443),
+    }
+    table = aggregate_table(cells)
+    for method in ("DPO", "IPPO", "IQL"):
+        row = f"| {method} | 3 |"
+        for expected, summary in ((final, stats.final_means), (whole, stats.run_means)):
+            scores = [
+                [
+                    (expected(method, task, seed) - low) / (high - low)
+                    for task, (low, high) in references.items()
+                ]
+                for seed in (1, 2, 3)
+            ]
+            value, low, high = found = interquartile_means(cells, summary)[method]
+            assert found == pytest.approx(stats.bootstrap_iqm(scores), rel=1e-4) and low < value < high
+            row += f" {value:.3f} ({low:.3f} to {high:.3f}) |"
+        assert row in table.splitlines()
+
+
+def test_methods_are_compared_with_the_first_of_their_panel(tmp_path):
+    """p of Welch's test from its definition, per task and of the seeds' means over tasks."""
+    make_runs(tmp_path / "runs", "fig2")
+    (place,) = (tmp_path / "runs").glob("mpe-line_control__ippo__2*")
+    shutil.rmtree(place)
+    store = record_runs(tmp_path / "runs", tmp_path / "results")
+    cells, _ = figure_cells("fig2", "small", SEEDS, store)
+    rows = {line.split(" | ")[0]: line for line in comparison_table(cells).splitlines()}
+    dpo, ippo = (
+        [[final(name, cell.task, seed) for seed in (1, 2, 3)] for cell in cells] for name in ("DPO", "IPPO")
+    )
+    spans = [high - low for low, high in (cell.scale()[:2] for cell in cells)]
+    ps = [welch(dpo[0], ippo[0]), welch(dpo[1], ippo[1][::2]), welch(dpo[2], ippo[2])]
+    means = [
+        np.mean([np.divide(x, span) for x, span in zip(xs, spans, strict=True)], 0) for xs in (dpo, ippo)
+    ]
+    ps.append(welch(means[0], means[1][::2]))
+    assert rows["| IPPO, final"] == f"| IPPO, final | {' | '.join(map(p_words, ps))} |"
+    assert 0.001 < ps[3] < ps[1] and list(rows)[2:6:2] == ["| IPPO, final", "| IQL, final"]
+
+
+def test_exported_data_follows_marl_evals_rules(tmp_path):
+    """It refuses commas in names, which figures have, and algorithms with different seeds."""
+    make_runs(tmp_path / "runs", "fig9")
+    (place,) = (tmp_path / "runs").glob("matrix*omega-4.0__3*")
+    shutil.rmtree(place)
+    store = record_runs(tmp_path / "runs", tmp_path / "results")
+    data = marl_eval(figure_cells("fig9", "small", SEEDS, store)[0])
+    runs = {
+        environment: {tuple(runs) for algorithms in tasks.values() for runs in algorithms.values()}
+        for environment, tasks in data.items()
+    }
+    assert runs == {
+        "matrix stochastic game": {("seed_1", "seed_2")},
+        "mpe particle worlds": {("seed_1", "seed_2", "seed_3")},
+    }
+    names = {name for tasks in data.values() for algorithms in tasks.values() for name in algorithms}
+    assert len(names) == 7 and not any("," in name for name in names)
+
+
+def test_exported_data_has_marl_evals_schema(tmp_path, monkeypatch):
+    """environment, task, algorithm, run, step_k: as many evaluations everywhere, else it refuses."""
+    made(tmp_path, "fig1")
+    argv = ["fig1", "--results", str(tmp_path / "results"), "--marl-eval", str(tmp_path / "fig1.json")]
+    monkeypatch.setattr(sys, "argv", ["plot.py", *argv])
+    assert plot.main() == 0
+    data = json.loads((tmp_path / "fig1.json").read_text())
+    assert list(data) == ["matrix a", "matrix b", "matrix b, number of agents"]
+    for tasks in data.values():
+        assert len({tuple(algorithms) for algorithms in tasks.values()}) == 1
+        for task, algorithms in tasks.items():
+            for method, runs in algorithms.items():
+                assert list(runs) == ["seed_1", "seed_2", "seed_3"]
+                for seed, run in enumerate(runs.values(), start=1):
+                    assert list(run) == [f"step_{k}" for k in range(EVALS + 1)] + ["absolute_metrics"]
+                    assert run["step_20"]["step_count"] == EVALS * FIGURE_EVERY
+                    end = level(method, task, seed)
+                    assert run["step_0"]["return"] == pytest.approx([3 * end], rel=1e-5)
+                    assert run["absolute_metrics"] == {"return": [pytest.approx(end)]}
+
+
+def test_missing_runs_are_counted(tmp_path):
+    """A figure of half the runs must say so; the store is enough to draw it again."""
+    store = made(tmp_path, "fig2", seeds=(1, 2))
+    shutil.rmtree(tmp_path / "runs")
+    text = figure_text("fig2", "small", SEEDS, store)
+    assert "of the runs at scale small 9 are missing, and 0 that" in text
+    again = Store(tmp_path / "results")
+    assert figure_text("fig2", "small", SEEDS, again) == text
+    assert figure_pictures("fig2", "small", SEEDS, again) == figure_pictures("fig2", "small", SEEDS, store)
+
+
+def test_runs_on_a_gpu_are_told_and_not_timed_beside_others(tmp_path):
+    """Seeds of a method may come from a GPU; hours that mix both would compare machines, not methods."""
+    store = made(tmp_path, "fig2", seeds=(1,), device="cuda")
+    text = figure_text("fig2", "small", (1,), store)
+    assert text.count("2,000 (10 / 20 / 70 %, GPU)") == 9
+    assert list(figure_pictures("fig2", "small", (1,), store, hours=True)) == ["fig2.png", "fig2-time.png"]
+    store = made(tmp_path, "fig2")
+    text = figure_text("fig2", "small", SEEDS, store)
+    assert list(figure_pictures("fig2", "small", SEEDS, store, hours=True)) == ["fig2.png"]
+    assert text.count("engine: embedded; 3 of 9 runs on a GPU; git commit c0ffee7.") == 3
+    assert "2,000 (10" not in text  # a median over both is nobody's speed
+
+
+def test_the_exact_iteration_has_a_figure_and_table_of_its_own(tmp_path):
+    """It has iterations in the place of steps, and what matters is whether J ever fell."""
+    for _, task, method, run in panel_runs(FIGURES["fig11"], "small", [1]):
+        folder = tmp_path / "runs" / run.key / f"{task.name}__dpo_matrix__1__100"
+        folder.mkdir(parents=True)
+        last = 7.5 if method.name == "M̂ = 0.1" else 9.25
+        (folder / "metrics.csv").write_text(
+            f"iteration,J,p,q\n0,5.0,0.5,0.5\n1,8.0,0.75,0.625\n2,{last},0.8,0.7\n"
+        )
+        (folder / "args.json").write_text('{"seed": 1, "backend": "embedded", "git_commit": "c0ffee7"}')
+        (folder / "done").write_text('{"J": 9.25, "optimum": 10.0}')
+        record(folder, tmp_path / "results", run.label, run.key)
+    text = figure_text("fig11", "small", SEEDS, store := Store(tmp_path / "results"))
+    assert "| matrix-2 | M̂ = 0.3 | 5.0000 | 9.2500 | 10.0000 | never | 0.8000, 0.7000 |" in text
+    assert "| matrix-2 | M̂ = 0.1 | 5.0000 | 7.5000 | 10.0000 | yes | 0.8000, 0.7000 |" in text
+    (picture,) = figure_pictures("fig11", "small", SEEDS, store).values()
+    assert imread(io.BytesIO(picture)).std() > 0.05
+
+
+def test_seeds_of_other_settings_are_refused(tmp_path):
+    """Their mean would be of no method."""
+    make_runs(tmp_path / "runs", "fig2")
+    path = next((tmp_path / "runs").glob("*iql__2*/*/args.json"))
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"learning_rate": 0.1}))
+    with pytest.raises(ResultsError, match="differ in learning_rate; delete"):
+        figure_text("fig2", "small", SEEDS, record_runs(tmp_path / "runs", tmp_path / "results"))
+
+
+def test_a_benchmark_that_goes_on_can_be_drawn(tmp_path):
+    """A look at half-made results: a run that is not finished is left out where others are."""
+    make_runs(tmp_path / "runs", "fig2")
+    logs = sorted((tmp_path / "runs").rglob("metrics.csv"))
+    shutil.rmtree(logs[0].parents[1])
+    (logs[2].parent / "done").rename(logs[2].parent / "checkpoint.pt")
+    text = figure_text("fig2", "small", SEEDS, record_runs(tmp_path / "runs", tmp_path / "results"))
+    assert "1 are missing, and 1 that are not finished are left out" in text
+
+
+def test_no_runs_and_bad_input_get_a_sentence(tmp_path, monkeypatch):
+    """The command that would make the runs is what a user needs to read."""
+    for argv, words in (
+        (["fig3", "--results", str(tmp_path)], "benchmark/run.py fig3 --scale small"),
+        (["fig3", "--seeds", "-1"], "--seeds"),
+        (["fig13"], "there is no fig13; give fig1 ... fig12"),
+        ([], "give fig1 ... fig12"),
+        (["fig1", "fig2", "--marl-eval", "x.json"], "--marl-eval writes one figure"),
+        (["fig1", "--check"], "plot.py all --check"),
+    ):
+        monkeypatch.setattr(sys, "argv", ["plot.py", *argv])
+        with pytest.raises(SystemExit) as stop:
+            plot.main()
+        assert str(stop.value.code).startswith("plot: ") and words in str(stop.value.code)
+
+
+def test_all_draws_the_figures_that_have_runs(tmp_path, monkeypatch, capsys):
+    """As run.py takes it; a figure without a run is named and no reason to stop."""
+    made(tmp_path, "fig2")
+    monkeypatch.setattr("benchmark.lib.published.draw_cells", lambda *_, **__: b"")
+    monkeypatch.setattr(sys, "argv", ["plot.py", "all", "--results", str(tmp_path / "results")])
+    assert plot.main() == 0
+    drawn = {path.parent.name for path in (tmp_path / "results" / "figures").glob("*/table.md")}
+    assert drawn == {"fig2", "fig5", "fig8", "fig9", "fig10"}  # which share runs with Figure 2
+    assert capsys.readouterr().err.count("plot: no run of fig") == 7

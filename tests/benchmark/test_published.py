@@ -1,0 +1,166 @@
+"""What is published follows from the runs that are published with it, down to the numbers in prose."""
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmark import plot
+from benchmark.figures import FIGURES
+from benchmark.lib import published
+from benchmark.lib.documents import BEGIN, CITED, END, fill, put_between
+from benchmark.lib.store import PUBLISHED, Store
+from benchmark.lib.studies import STUDIES
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def store():
+    return Store(PUBLISHED)
+
+
+@pytest.fixture(scope="module")
+def texts(store):
+    return published.published_texts(store)
+
+
+def test_tables_verdicts_and_numbers_in_documents_are_the_stores(texts):
+    """A number in README.md or docs/ that no run stands for would be a claim without evidence."""
+    stale = [str(path.relative_to(ROOT)) for path, text in texts.items() if path.read_bytes() != text]
+    assert not stale, "python benchmark/plot.py all writes them anew"
+    pages = {ROOT / "README.md", ROOT / "docs" / "verdicts.md", ROOT / "docs" / "findings.md"}
+    assert pages <= texts.keys() and len(texts) > len(FIGURES) + len(STUDIES)
+
+
+BY_HAND = re.compile(r"[\d,.]+ ± [\d,.]+")
+MEASURED = {"envs.md", "performance.md"}  # engines and speed, of which the store has no runs
+PAGES = ["README.md", *(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md") if p.name not in MEASURED)]
+PAGES += [f"benchmark/results/studies/{name}/README.md" for name in STUDIES]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_no_result_is_written_by_hand(page):
+    """A mean with its interval is cited, so that it changes with the runs wherever it stands."""
+    text = (ROOT / page).read_text()
+    by_hand = CITED.sub("", text.partition(BEGIN)[0] + text.partition(END)[2])
+    assert not BY_HAND.findall(by_hand)
+
+
+@pytest.mark.parametrize("name", ["fig5", "mpe"])
+def test_published_pictures_are_drawn_again_byte_for_byte(name, store):
+    """Two of them, one with aggregates and one with diagnostics; `plot.py all --check` draws all."""
+    pictures = published.published_pictures(store, [name])
+    assert pictures and all(path.read_bytes() == data for path, data in pictures.items())
+
+
+def test_nothing_else_is_published(store, texts):
+    """A picture or table that plot.py does not make would never be checked again."""
+    made = {
+        path.relative_to(PUBLISHED) for path in published.published_texts(store) if "results" in path.parts
+    }
+    made |= {Path("figures") / name / f"{name}.png" for name in FIGURES}
+    for name, study in STUDIES.items():
+        pictures = {
+            "curves.png": study.picture,
+            "hours.png": study.hours,
+            "diagnostics.png": study.diagnostics,
+        }
+        made |= {Path("studies") / name / file for file, drawn in pictures.items() if drawn}
+    made |= {Path("runs.csv"), Path("references.csv"), Path("studies/speed/speed.json")}
+    made |= {Path("curves") / f"{run.env}.csv" for run in store.runs.values()}
+    there = {path.relative_to(PUBLISHED) for path in PUBLISHED.rglob("*") if path.is_file()}
+    assert there == made
+
+
+def test_every_published_run_has_its_curve_and_files_stay_small(store):
+    """A clone must hold all that is drawn, and GitHub shows no file that is larger."""
+    for key in store.runs:
+        assert len(store.load(key).steps) > 0
+    assert max(path.stat().st_size for path in PUBLISHED.rglob("*")) < 2 << 20
+
+
+def test_verdicts_are_short():
+    """The main table is read at a glance."""
+    assert all(len(figure.verdict.words.split()) <= 6 for figure in FIGURES.values())
+
+
+TABLES = {
+    "fig1": "text\n\n| method | final |\n| --- | --- |\n| DPO | 4.0 ± 0.5 |\n| IPPO | 3.0 |\n\n"
+    "| p against DPO | a | b |\n| --- | --- | --- |\n| IPPO, final | 0.1 | 0.2 |\n",
+    "fig2": "| method | task | final |\n| --- | --- | --- |\n| DPO | a | 1 |\n| DPO | b | 2 |\n",
+}
+
+
+@pytest.mark.parametrize(
+    ("address", "text"),
+    [
+        ("fig1; DPO; final", "4.0 ± 0.5"),
+        ("fig1; DPO; final; mean", "4.0"),
+        ("fig1; p against DPO; IPPO, final; b", "0.2"),
+        ("fig2; b;\n  DPO; final", "2"),
+        ("fig2; table; method", "\n" + TABLES["fig2"]),
+    ],
+)
+def test_a_document_cites_cells_and_tables(address, text):
+    """What stands between the comments is replaced, the rest of the page stays."""
+    page = f"Words <!-- results: {address} -->old<!-- end -->, and <!-- a comment --> more."
+    assert fill(page, TABLES) == page.replace("old", text)
+    assert fill(fill(page, TABLES), TABLES) == page.replace("old", text)
+
+
+@pytest.mark.parametrize(
+    ("page", "words"),
+    [
+        ("<!-- results: fig1; IQL; final -->1<!-- end -->", "no cell for IQL; final"),
+        ("<!-- results: fig1; DPO; last -->1<!-- end -->", "no cell for DPO; last"),
+        ("<!-- results: fig2; DPO; final -->1<!-- end -->", "2 cells for DPO; final"),
+        ("<!-- results: fig3; DPO; final -->1<!-- end -->", "names no result"),
+        ("<!-- results: fig1; table; game -->1<!-- end -->", "no table begins with 'game'"),
+        ("<!-- results: fig1; DPO; final -->1 and on", "has no <!-- end -->"),
+        ("<!-- results: a --> <!-- results: fig1; DPO; final -->1<!-- end -->", "another begins"),
+    ],
+)
+def test_a_citation_of_nothing_gets_a_sentence(page, words):
+    """Else a typing error would keep a number out of the check, or write a wrong one."""
+    with pytest.raises(ValueError, match=words):
+        fill(page, TABLES)
+
+
+def test_a_readme_is_changed_between_the_markers_alone():
+    """What a person wrote around the table must survive every redrawing."""
+    text = f"# Mine\n\nwords {BEGIN}\nold\n{END}\n\nmore"
+    for table in ("| new |\n", "| newer |\n"):
+        text = put_between(text, table)
+        assert text == f"# Mine\n\nwords {BEGIN}\n{table}{END}\n\nmore"
+    assert put_between("words", "| new |\n") == f"words\n\n{BEGIN}\n| new |\n{END}\n"
+    for markers in ([BEGIN], [END], [END, BEGIN], [BEGIN, BEGIN, END]):
+        with pytest.raises(ValueError, match="once each"):
+            put_between(" words ".join(["", *markers, ""]), "| new |\n")
+
+
+def test_check_names_what_differs_and_writes_nothing(store, tmp_path, monkeypatch, capsys):
+    """The status that a maintainer's script notices; without --check the same files are written."""
+    there = {tmp_path / "same": b"1", tmp_path / "old": b"2"}
+    plot.write(there)
+    files = there | {tmp_path / "old": b"3", tmp_path / "new" / "file": b"4"}
+    monkeypatch.setattr(plot, "ROOT", tmp_path)
+    monkeypatch.setattr(plot, "published_pictures", lambda *_: files)
+    monkeypatch.setattr(plot, "published_texts", lambda *_: {})
+    monkeypatch.setattr(sys, "argv", ["plot.py", "all", "--check"])
+    assert plot.main() == 1
+    assert capsys.readouterr().out.splitlines()[:2] == ["differs: old", "differs: new/file"]
+    assert (tmp_path / "old").read_bytes() == b"2" and not (tmp_path / "new").exists()
+    monkeypatch.setattr(sys, "argv", ["plot.py", "all"])
+    assert plot.main() == 0 and (tmp_path / "new" / "file").read_bytes() == b"4"
+    monkeypatch.setattr(sys, "argv", ["plot.py", "all", "--check"])
+    assert plot.main() == 0 and capsys.readouterr().out.endswith("0 differ.\n")
+
+
+def test_a_document_that_cites_nothing_there_names_the_page(tmp_path):
+    """The page's name is what its writer needs to read."""
+    page = tmp_path / "page.md"
+    page.write_text("<!-- results: fig1; IQL; final -->1<!-- end -->")
+    with pytest.raises(published.ResultsError, match=r"page\.md: no cell"):
+        published.document(page, TABLES)

@@ -1,0 +1,432 @@
+"""The benchmark runner: nothing lost and nothing run twice, whatever is killed and however often called.
+
+Most tests run a stand-in for a training script: it keeps the scripts' promises on --resume, checkpoints, exit
+codes and the done marker, and takes a second instead of minutes. One runs a real script.
+"""
+
+import csv
+import importlib
+import itertools
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import tyro
+
+import envs
+from benchmark import run
+from benchmark.figures import DPO, FIGURES, SCALES, Run, as_flags, make_run, manifest, panel_runs
+from benchmark.lib import jobs
+from benchmark.lib.store import Store
+
+ROOT = Path(__file__).resolve().parents[2]
+
+# Adds up a sequence that depends on seed and step. Logs who worked on which step, and refuses company.
+SCRIPT = """
+import json, os, signal, sys, time
+from pathlib import Path
+
+flags = dict(zip(sys.argv[1::2], sys.argv[2::2]))
+stop = []
+signal.signal(signal.SIGTERM, lambda *_: stop.append(1))
+if "--resume" in flags:
+    folder = Path(flags["--resume"])
+    state = json.loads((folder / "checkpoint.pt").read_text())
+else:
+    folder = Path(flags["--runs-dir"]) / f"stub__stub__{flags['--seed']}__{time.time_ns()}"
+    folder.mkdir()
+    (folder / "metrics.csv").write_text("global_step,value,eval/episodic_return\\n")
+    (folder / "args.json").write_text(json.dumps({"seed": int(flags["--seed"])}))
+    state = {"step": 0, "value": int(flags["--seed"]), "total": int(flags["--total"]), "bytes": None}
+    state["fail"] = flags["--fail"]
+if state["bytes"] is not None:
+    os.truncate(folder / "metrics.csv", state["bytes"])
+alone = folder.parent / "alone"
+(folder.parent / "gpu").write_text(os.environ.get("CUDA_VISIBLE_DEVICES", "none"))
+with open(folder.parent / "starts", "a") as file:
+    file.write(f"{state['step']}\\n")
+while state["step"] < state["total"]:
+    os.close(os.open(alone, os.O_CREAT | os.O_EXCL)) if state["step"] % 5 == 0 else None
+    time.sleep(0.02)
+    state["step"] += 1
+    state["value"] = state["value"] * 6364136223846793005 % 2**61
+    with open(folder / "metrics.csv", "a") as file:
+        file.write(f"{state['step']},{state['value']},{state['step'] / 2}\\n")
+    alone.unlink(missing_ok=True)
+    if state["fail"] == "always" or state["fail"] == "once" and not (folder.parent / "failed").exists():
+        (folder.parent / "failed").touch()
+        sys.exit("stub: out of luck; try again.")
+    if state["step"] % 10 == 0 or stop:
+        state["bytes"] = os.path.getsize(folder / "metrics.csv")
+        (folder / "new").write_text(json.dumps(state))
+        (folder / "new").replace(folder / "checkpoint.pt")
+    if stop:
+        sys.exit(75)
+(folder / "done").write_text(json.dumps({"eval/episodic_return": 1.5}))
+"""
+
+# The runner's command line, with other runs than the figures'.
+COMMAND = """
+import sys
+from benchmark import run
+from benchmark.figures import Run
+runs = [Run(*entry) for entry in {entries!r}]
+run.manifest = lambda *_: runs
+sys.exit(run.main())
+"""
+
+
+class Bench:
+    """Stand-in runs in a folder, and the runner's command for them."""
+
+    def __init__(self, folder, steps=40, seeds=(1, 2, 3), fail="never"):
+        self.folder = folder
+        (folder / "stub.py").write_text(SCRIPT)
+        flags = ("--total", str(steps), "--fail", fail)
+        entries = [(str(folder / "stub.py"), flags, seed, "stub", "", steps) for seed in seeds]
+        self.runs = [Run(*entry) for entry in entries]
+        (folder / "command.py").write_text(COMMAND.format(entries=entries))
+
+    def start(self, *flags, **options):
+        """The runner, going on."""
+        argv = [sys.executable, str(self.folder / "command.py"), "fig1", "--scale", "smoke"]
+        argv += ["--runs-dir", str(self.folder / "runs"), "--results", str(self.folder / "results")]
+        argv += ["--jobs", "2", *flags]
+        environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+        return subprocess.Popen(
+            argv, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options
+        )
+
+    def finish(self, *flags):
+        """The runner to its end: exit status and output."""
+        process = self.start(*flags)
+        output, _ = process.communicate(timeout=60)
+        return process.returncode, output
+
+    def place(self, seed):
+        (found,) = (run for run in self.runs if run.seed == seed)
+        return self.folder / "runs" / found.key
+
+    def steps(self):
+        """Steps done, per run."""
+        return [jobs.steps_done(self.place(run.seed)) for run in self.runs]
+
+    def starts(self):
+        """At which steps processes took up each run."""
+        return [(self.place(run.seed) / "starts").read_text().split() for run in self.runs]
+
+    def recorded(self):
+        """What the store has of each run: its last step, and whether it was finished."""
+        runs = Store(self.folder / "results").runs
+        return {run.seed: (run.steps_reached, run.finished) for run in runs.values()}
+
+    def results(self):
+        """What each run logged; there must be one run directory in each place, finished and recorded."""
+        assert self.recorded() == {run.seed: (run.steps, True) for run in self.runs}
+        folders = [list(self.place(run.seed).glob("stub__*")) for run in self.runs]
+        assert all(len(found) == 1 and (found[0] / "done").exists() for found in folders)
+        return [(found[0] / "metrics.csv").read_text() for found in folders]
+
+
+def wait_for(condition, seconds=30):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory):
+    """What the runs log when nothing happens to them."""
+    bench = Bench(tmp_path_factory.mktemp("reference"))
+    code, output = bench.finish()
+    assert code == 0 and "3 finished, 0 running, 0 waiting, 0 failed; 100 % of all steps" in output
+    assert bench.starts() == [["0"]] * 3
+    return bench.results()
+
+
+def test_finished_runs_are_skipped(tmp_path, reference):
+    """Else a second call would repeat days of computing."""
+    bench = Bench(tmp_path)
+    bench.finish("--only", "__1__", "__2__")
+    before = [path.stat().st_mtime_ns for seed in (1, 2) for path in sorted(bench.place(seed).rglob("*"))]
+    code, output = bench.finish()
+    assert code == 0 and output.count("started") == 1
+    assert bench.results() == reference and bench.starts() == [["0"]] * 3
+    after = [path.stat().st_mtime_ns for seed in (1, 2) for path in sorted(bench.place(seed).rglob("*"))]
+    assert after == before
+
+
+def test_finished_runs_are_recorded_once_and_damaged_ones_said(tmp_path):
+    """Also those of an earlier call, or for another store: plotting reads nothing else."""
+    bench = Bench(tmp_path, steps=5)
+    bench.finish()
+    shutil.rmtree(tmp_path / "results")
+    (log,) = bench.place(2).glob("*/metrics.csv")
+    whole = log.read_text()
+    log.write_text(whole.replace("\n3,", "\n9,"))
+    code, output = bench.finish()
+    assert code == 0 and f"not recorded: {log}" in output and "3 finished" in output
+    assert bench.recorded() == {1: (5, True), 3: (5, True)}
+    log.write_text(whole)
+    before = (tmp_path / "results" / "runs.csv").stat().st_ino
+    assert "not recorded" not in bench.finish()[1] and len(bench.recorded()) == 3
+    after = (tmp_path / "results" / "runs.csv").stat().st_ino
+    bench.finish()
+    assert before != after == (tmp_path / "results" / "runs.csv").stat().st_ino
+
+
+@pytest.mark.parametrize(
+    ("number", "is_read"), [(signal.SIGTERM, True), (signal.SIGINT, True), (signal.SIGINT, False)]
+)
+def test_a_stopped_benchmark_goes_on_where_it_was(number, is_read, tmp_path, reference):
+    """Ctrl-C and a batch system's SIGTERM: every script writes its checkpoint, and loses not one step.
+
+    Also in `run.py fig1 | tee log`, where Ctrl-C ends tee first, and nobody reads the output any more.
+    """
+    bench = Bench(tmp_path)
+    process = bench.start()
+    wait_for(lambda: bench.steps()[0] > 13 and bench.steps()[1] > 13)
+    if not is_read:
+        process.stdout.close()
+    process.send_signal(number)
+    assert process.wait(timeout=30) == 75
+    stopped = bench.steps()
+    assert 0 < stopped[0] < 40
+    assert bench.recorded() == {seed: (stopped[seed - 1], False) for seed in (1, 2)}
+    code, output = bench.finish()
+    assert code == 0 and f"at step {stopped[0]}" in output
+    assert bench.results() == reference
+    assert bench.starts()[:2] == [["0", str(stopped[0])], ["0", str(stopped[1])]]
+
+
+def test_nohup_keeps_a_benchmark_alive(tmp_path, reference):
+    """It is started over ssh, and the connection is closed."""
+    bench = Bench(tmp_path)
+    process = bench.start(preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
+    wait_for(lambda: bench.steps()[0] > 3)
+    process.send_signal(signal.SIGHUP)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0 and "3 finished" in output
+    assert bench.results() == reference
+
+
+def test_a_killed_runner_loses_nothing_and_nothing_runs_twice(tmp_path, reference):
+    """Its scripts go on alone; the next runner waits for them instead of starting them a second time."""
+    bench = Bench(tmp_path, seeds=(1, 2, 3))
+    process = bench.start()
+    wait_for(lambda: min(bench.steps()[:2]) > 3)
+    process.kill()
+    process.wait()
+    code, output = bench.finish()
+    assert code == 0 and "3 finished" in output
+    assert bench.results() == reference and bench.starts() == [["0"]] * 3
+
+
+def test_two_runners_share_the_work(tmp_path, reference):
+    """Called twice by mistake, or on two machines: each run is made once, and both end well."""
+    bench = Bench(tmp_path)
+    processes = [bench.start(), bench.start()]
+    for process in processes:
+        output, _ = process.communicate(timeout=60)
+        assert process.returncode == 0 and "3 finished" in output
+    assert bench.results() == reference and bench.starts() == [["0"]] * 3
+
+
+def test_a_killed_script_is_resumed_from_its_checkpoint(tmp_path, reference):
+    """The machine took its memory, say: a failure that costs at most one checkpoint interval."""
+    bench = Bench(tmp_path)
+    process = bench.start()
+    wait_for(lambda: bench.steps()[0] > 13)
+    # The script is the child that works in the first run's place.
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    (victim,) = (
+        pid for pid in children if str(bench.place(1)).encode() in Path(f"/proc/{pid}/cmdline").read_bytes()
+    )
+    os.kill(int(victim), signal.SIGKILL)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0 and "exit code -9" in output and "tried again" in output
+    assert bench.results() == reference
+    assert bench.starts()[0] in (["0", "10"], ["0", "20"])
+
+
+def test_remains_without_a_checkpoint_are_started_over(tmp_path, reference):
+    """A script killed in its first seconds leaves a run directory that nothing can be resumed from."""
+    bench = Bench(tmp_path)
+    for name, seed in itertools.product(("stub__stub__1__1", "stub__stub__1__2"), (1, 2)):
+        (bench.place(seed) / name).mkdir(parents=True)
+        (bench.place(seed) / name / "metrics.csv").write_text("global_step,value\n7,7\n")
+    (bench.place(2) / "stub__stub__1__2" / "done").write_text("")  # the machine failed while it was written
+    assert bench.finish()[0] == 0
+    assert bench.results() == reference
+
+
+def test_every_run_has_a_gpu_and_gpus_take_turns(tmp_path):
+    """Else all runs would crowd the first GPU."""
+    bench = Bench(tmp_path, steps=5, seeds=(1, 2, 3, 4))
+    executor = jobs.Local(tmp_path / "runs", 4, "cuda", ["5", "7"])
+    benchmark = run.Benchmark(bench.runs, executor, tmp_path / "results", 0, lambda line: None)
+    wait_for(lambda: not benchmark.step())
+    assert benchmark.summary().startswith("4 finished")
+    assert sorted((bench.place(seed) / "gpu").read_text() for seed in (1, 2, 3, 4)) == ["5", "5", "7", "7"]
+
+
+def test_failed_runs_are_tried_again_and_listed(tmp_path):
+    """A run that fails for good must not be lost among those that succeed, nor stop them."""
+    (tmp_path / "once").mkdir()
+    code, output = Bench(tmp_path / "once", steps=3, fail="once").finish()
+    assert code == 0 and output.count("tried again") == 3 and "3 finished" in output
+    (tmp_path / "always").mkdir()
+    bench = Bench(tmp_path / "always", steps=3, seeds=(1, 2), fail="always")
+    code, output = bench.finish("--retries", "2")
+    assert code == 1 and output.count("tried again") == 4 and "2 failed" in output
+    for seed in (1, 2):
+        listed = f"failed: {bench.place(seed).name}, exit code 1: stub: out of luck; try again.\n"
+        assert listed in output and str(bench.place(seed) / "log.txt") in output
+
+
+def test_dry_run_prints_commands_and_does_nothing(tmp_path):
+    """What will it do, and how far is it? Printed commands must work when they are pasted."""
+    bench = Bench(tmp_path, steps=12)
+    code, output = bench.finish("--dry-run")
+    assert code == 0 and output.count(": new\n") == 3 and not (tmp_path / "runs").exists()
+    bench.place(1).mkdir(parents=True)
+    assert subprocess.run(output.splitlines()[1], shell=True, cwd=ROOT).returncode == 0
+    (done,) = bench.place(1).glob("stub__*")
+    assert f"# {bench.place(1).name}: finished\n" in bench.finish("--dry-run")[1]
+    (done / "done").unlink()
+    output = bench.finish("--dry-run")[1]
+    assert f"# {bench.place(1).name}: at step 12\n" in output and f"--resume {done}\n" in output
+
+
+@pytest.mark.parametrize(
+    ("flags", "word"),
+    [
+        (["fig99"], "fig99"),
+        (["fig1", "--only", "nowhere"], "nowhere"),
+        (["fig1", "--seeds", "-1"], "--seeds"),
+        (["fig1", "--slurm", "partition=cpu"], "add --cluster slurm"),
+        (["fig1", "--cluster", "slurm", "--slurm", "partition"], "name=value"),
+        ([], "no figure is named"),
+    ],
+)
+def test_bad_input_gets_a_sentence(flags, word, monkeypatch):
+    """One line that says what to do, and a status that scripts notice."""
+    monkeypatch.setattr(sys, "argv", ["run.py", *flags])
+    with pytest.raises(SystemExit) as stop:
+        run.main()
+    assert str(stop.value.code).startswith("run: ") and word in str(stop.value.code)
+
+
+def test_a_real_run_ends_as_if_never_stopped(tmp_path):
+    """The same with a training script: SIGTERM in the middle, and the numbers of a run left alone."""
+    settings = {"game": "stochastic", "num_states": 10, "num_agents": 2, "num_actions": 3, "num_envs": 4}
+    settings |= {"total_timesteps": 2400, "eval_every": 400, "update_epochs": 4, "checkpoint_every": 100_000}
+    job = Run("dpo_matrix.py", as_flags(settings), 1, "game", "", 2400)
+
+    executors = {name: jobs.Local(tmp_path / name, 1) for name in ("whole", "stopped")}
+    benches = {
+        name: run.Benchmark([job], executor, tmp_path / "results", 0, lambda line: None)
+        for name, executor in executors.items()
+    }
+    places = {name: bench.place(job.key) for name, bench in benches.items()}
+    was_stopped = False
+    while any([bench.step() for bench in benches.values()]):
+        if not was_stopped and jobs.steps_done(places["stopped"]) > 300:
+            executors["stopped"].stop()
+            was_stopped = True
+        time.sleep(0.02)
+    rows = {name: logged(place) for name, place in places.items()}
+    assert all(bench.summary().startswith("1 finished") for bench in benches.values())
+    assert "--resume" in (places["stopped"] / "log.txt").read_text() and len(rows["whole"]) > 20
+    assert rows["stopped"] == rows["whole"]
+
+
+def logged(place):
+    """What a run logged, but for times."""
+    (path,) = place.glob("*/metrics.csv")
+    with open(path, newline="") as file:
+        rows = list(csv.DictReader(file))
+    timed = {"charts/SPS", "time/env", "time/act", "time/update"}
+    return [{name: x for name, x in row.items() if name not in timed} for row in rows]
+
+
+# --- the figures as data ----------------------------------------------------------------------------------
+
+
+def test_every_run_of_every_figure_is_accepted_by_its_script():
+    """A script's flag that is renamed must not break a figure that nobody happens to rerun."""
+    assert list(FIGURES) == [f"fig{i}" for i in range(1, 13)]
+    seen, known = set(), envs.env_ids()
+    for scale in SCALES:
+        for entry in manifest(list(FIGURES), scale, [1]):
+            flags = [flag for flag in entry.flags if flag.startswith("--")]
+            kind = scale, entry.script, entry.task, *flags
+            if kind in seen:
+                continue
+            seen.add(kind)
+            script = importlib.import_module(entry.script.removesuffix(".py"))
+            argv = [*entry.arguments[1:], "--runs-dir", "x", "--device", "cpu", "--torch-threads", "1"]
+            args = tyro.cli(script.Args, args=argv)
+            assert args.seed == 1 and entry.steps in (0, args.total_timesteps)
+            assert any(entry.task.startswith(env_id.replace("/", "-")) for env_id in known), entry.task
+            if hasattr(args, "env_id"):
+                options = dict(option.split("=") for option in args.env_options)
+                assert args.env_id in known and set(options) <= {"num_states", "num_agents", "num_actions"}
+    assert len(seen) > 50
+
+
+def test_a_method_names_only_what_departs_from_the_defaults():
+    """Else figures would not share runs, and the same settings would be run under two names."""
+    for figure in FIGURES.values():
+        for panel, task, method, entry in panel_runs(figure, "paper", [1]):
+            script = importlib.import_module(entry.script.removesuffix(".py"))
+            for name, value in method.flags.items():
+                assert getattr(script.Args(), name) != value, (panel.name, task.name, method.name)
+
+
+def test_keys_name_runs_and_tell_them_apart():
+    """A key is a folder: two runs under one would be one, and a changed command must not find old results."""
+    runs = [entry for scale in SCALES for entry in manifest(list(FIGURES), scale, [1, 2])]
+    for entry in runs:
+        assert set(entry.key) <= set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-")
+    commands = {(entry.task, *entry.arguments) for entry in runs}
+    assert len({entry.key for entry in runs}) == len(commands)
+    shared = [
+        {entry.key for entry in manifest([name], "paper", [1])} for name in ("fig2", "fig5", "fig8", "fig9")
+    ]
+    assert len(set.intersection(*shared)) == 3  # DPO on the particle worlds
+    seven = {method.name for _, _, method, _ in panel_runs(FIGURES["fig9"], "paper", [1])}
+    assert len(seven) == 7
+
+
+def test_what_is_compared_differs_in_the_algorithm_alone():
+    """DPO against IPPO means nothing if one has the larger batch, or another critic."""
+    compared = set()
+    for name, figure in FIGURES.items():
+        for _, task, method, entry in panel_runs(figure, "paper", [1]):
+            if method.name not in ("IPPO", "IQL", "IDDPG"):
+                continue
+            dpo = make_run(task, DPO, 1, "paper")
+            args, like = (
+                importlib.import_module(entry.script.removesuffix(".py")).parse_args(entry.arguments[1:])[0]
+                for entry in (entry, dpo)
+            )
+            shared = {"total_timesteps", "eval_every", "gamma", "learning_rate", "max_grad_norm"}
+            if method.name == "IPPO":
+                shared = asdict(args).keys() & asdict(like).keys() - {"delta", "omega", "checkpoint_every"}
+            differ = {key: (asdict(args)[key], asdict(like)[key]) for key in shared}
+            assert not {key: pair for key, pair in differ.items() if len(set(pair)) > 1}, (name, task.name)
+            compared.add((method.name, task.family))
+    families = ("matrix", "mpe", "mamujoco", "smac")
+    assert compared == {("IPPO", x) for x in families} | {
+        ("IQL", "mpe"),
+        ("IQL", "smac"),
+        ("IDDPG", "mamujoco"),
+    }
