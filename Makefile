@@ -3,6 +3,8 @@ MAP ?= 27m_vs_30m
 # Environment steps and learner threads of the demo: about two minutes on two cores.
 TOTAL ?= 40960
 THREADS ?= 2
+# Processes that share the tests, file by file.
+WORKERS ?= 2
 
 .PHONY: venv train test lint
 
@@ -20,7 +22,7 @@ train: venv
 	.venv/bin/python dpo_smac.py --map $(MAP) --total-timesteps $(TOTAL) --torch-threads $(THREADS)
 
 test: venv
-	.venv/bin/python -m pytest -q
+	.venv/bin/python -m pytest -q -n $(WORKERS) --dist loadfile
 
 lint: venv
 	.venv/bin/python -m ruff format --check .

@@ -152,7 +152,8 @@ CASES = {
     "iddpg": off_policy(
         "iddpg",
         "mamujoco-Hopper-3x1",
-        "--env-id=mamujoco/Hopper-3x1 --warmup-steps=100 --batch-size=16 --buffer-steps=200",
+        "--env-id=mamujoco/Hopper-3x1 --warmup-steps=100 --batch-size=16 --buffer-steps=200"
+        " --updates-per-step=0.25",
         "--env-id=mamujoco/Walker2d-3x2",
         num_envs=4,
         updates=list(range(104, 600, 100)),  # the first after the warm-up

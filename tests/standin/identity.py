@@ -29,9 +29,12 @@ class Identity(ParallelEnv):
         self.shown = dict(zip(self.agents, self.rng.integers(CHOICES, size=2), strict=True))
         return {agent: np.eye(CHOICES, dtype=np.float32)[shown] for agent, shown in self.shown.items()}
 
+    def reward(self, actions):
+        return float(np.mean([actions[agent] == self.shown[agent] for agent in self.agents]))
+
     def step(self, actions):
         now, self.steps = list(self.agents), self.steps + 1
-        reward = float(np.mean([actions[agent] == self.shown[agent] for agent in now]))
+        reward = self.reward(actions)
         seen, over = self._show(), self.steps == LENGTH
         self.agents = [] if over else now
         ends = [dict.fromkeys(now, flag) for flag in (False, over)]
