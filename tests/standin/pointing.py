@@ -1,4 +1,4 @@
-"""The smallest continuous task with observations: each of two agents is paid for pointing where it is shown."""
+"""The smallest continuous task with observations: two agents are paid for pointing where they are shown."""
 
 import gymnasium as gym
 import numpy as np
