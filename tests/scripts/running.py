@@ -60,7 +60,7 @@ def run(script: str, *argv: object, **constants: Any) -> Result:
         undisturbed(),
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),
-        mock.patch.multiple(module, SCRIPT=script, **constants),
+        mock.patch.multiple(module, **{"SCRIPT": script} | constants),  # one at least, or it complains
     ):
         sys.argv = [path, *map(str, argv)]
         try:
