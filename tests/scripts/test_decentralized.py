@@ -53,7 +53,7 @@ def test_whole_training_of_an_agent_ignores_what_another_agent_sees(case, tmp_pa
     name, kind, flags = CASES[case]
     script = importlib.import_module(name)
     if hasattr(script, "CHUNK"):  # on-policy
-        monkeypatch.setattr(script, "CHUNK", 16)
+        monkeypatch.setattr(script, "CHUNK", 4)
         flags = flags | dict(update_epochs=2) | ({} if name == "dpo_matrix" else dict(num_steps=LIMIT))
     flags = flags | dict(num_envs=E, total_timesteps=5 * E * LIMIT, eval_every=10**6)
     trained, initial = [], {}

@@ -603,6 +603,25 @@ def test_dead_rows_influence_nothing():
     assert dead.any() and all(torch.equal(after[name], value) for name, value in before.items())
 
 
+def test_another_agent_s_death_changes_nothing_to_the_last_bit(monkeypatch):
+    """Rows are sorted and chunks left out by who is alive: other chunks would round sums otherwise."""
+    monkeypatch.setattr(dpo_smac, "CHUNK", 2)  # chunks of 4 rows for three agents
+    agents = make_agents()
+    rollout = {name: x.view(N, 12, 5, *x.shape[2:]) for name, x in make_batch(agents, 60, drift=0.1).items()}
+    results = []
+    for samples in (60, 22, 1, 0):  # of agent 1; the others have 20
+        count = torch.tensor([20, samples, 20]).view(N, 1, 1)
+        valid = torch.rand(N, 60, generator=torch.Generator().manual_seed(7)).argsort(1).argsort(1)
+        valid = valid.view(N, 12, 5) < count
+        weight = valid / valid.sum((1, 2), keepdim=True).clamp(min=1)
+        batch = dpo_smac.samples_first(rollout | {"weight": weight}, valid)
+        results.append(everything(*learn(agents, batch)))
+    for other in results[1:]:
+        for name, x in results[0].items():
+            assert torch.equal(other[name][[0, 2]], x[[0, 2]]), name
+    assert not torch.equal(results[0]["actor.weights.0"][1], results[1]["actor.weights.0"][1])
+
+
 def test_an_agent_dead_all_through_the_batch_keeps_its_networks_and_betas():
     """Nothing seen, nothing learnt: and no division by its zero samples."""
     agents = make_agents()
@@ -831,6 +850,16 @@ def test_flags_of_its_own_are_rejected_where_they_make_no_sense(tmp_path, flags,
     """Training for hours with a trust region that cannot close is worse than not starting."""
     assert sentence in rejected("dpo_smac", f"--runs-dir={tmp_path / 'runs'}", *flags)
     assert not (tmp_path / "runs").exists()
+
+
+def test_options_of_the_environment_win_over_flags(tmp_path):
+    """They are the more particular word; silently ignored, they would have been another run."""
+    tiny = ["--map=3m", "--num-envs=2", "--num-steps=8", "--total-timesteps=16", f"--runs-dir={tmp_path}"]
+    options = ["--backend=starcraft", "--env-options", "backend=embedded", "last_action=true"]
+    printed = finished("dpo_smac", *tiny, *options, EVAL_EPISODES=2).out
+    assert (
+        only(tmp_path).name.startswith("smac-3m-embedded__") and "3 agents, 39 inputs, 9 actions" in printed
+    )
 
 
 def test_video_shows_a_battle(tmp_path):

@@ -300,6 +300,15 @@ def test_stopped_run_saves_itself_says_requeue_and_resumes(case, reference, tmp_
     assert_same_run(reference, directory)
 
 
+def test_run_that_goes_on_is_not_done_until_it_is(case, copied):
+    """A plot, or a runner, would take the marker of the shorter run for the longer one's."""
+    with signal_in_step(signal.SIGTERM, 1):
+        stopped = case.run("--resume", copied, "--total-timesteps", case.total + 2 * case.turn)
+    assert stopped.code == 75 and not (copied / "done").exists()
+    case.finished("--resume", copied)
+    assert (copied / "done").exists() and load(copied)["counters"][0] == case.total + 2 * case.turn
+
+
 def test_full_disk_is_a_sentence_and_the_previous_checkpoint_resumes(case, reference, tmp_path):
     """A full disk is met at night; what was saved before it must still be good in the morning."""
     with full_disk(3):
