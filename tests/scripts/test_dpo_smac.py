@@ -603,16 +603,16 @@ def test_dead_rows_influence_nothing():
     assert dead.any() and all(torch.equal(after[name], value) for name, value in before.items())
 
 
-def test_another_agent_s_death_changes_nothing_to_the_last_bit(monkeypatch):
+def test_another_agent_s_death_changes_nothing_to_the_last_bit():
     """Rows are sorted and chunks left out by who is alive: other chunks would round sums otherwise."""
-    monkeypatch.setattr(dpo_smac, "CHUNK", 2)  # chunks of 4 rows for three agents
-    agents = make_agents()
-    rollout = {name: x.view(N, 12, 5, *x.shape[2:]) for name, x in make_batch(agents, 60, drift=0.1).items()}
+    agents, rows = make_agents(), 3000  # more than two chunks: in short ones rounding is always the same
+    batch = make_batch(agents, rows, drift=0.1)
+    rollout = {name: x.view(N, 100, 30, *x.shape[2:]) for name, x in batch.items()}
     results = []
-    for samples in (60, 22, 1, 0):  # of agent 1; the others have 20
-        count = torch.tensor([20, samples, 20]).view(N, 1, 1)
-        valid = torch.rand(N, 60, generator=torch.Generator().manual_seed(7)).argsort(1).argsort(1)
-        valid = valid.view(N, 12, 5) < count
+    for samples in (rows, 1700, 1, 0):  # of agent 1; the others have 500
+        count = torch.tensor([500, samples, 500]).view(N, 1, 1)
+        valid = torch.rand(N, rows, generator=torch.Generator().manual_seed(7)).argsort(1).argsort(1)
+        valid = valid.view(N, 100, 30) < count
         weight = valid / valid.sum((1, 2), keepdim=True).clamp(min=1)
         batch = dpo_smac.samples_first(rollout | {"weight": weight}, valid)
         results.append(everything(*learn(agents, batch)))

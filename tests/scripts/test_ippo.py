@@ -152,6 +152,24 @@ def test_agent_update_ignores_other_agents(discrete):
 
 
 @KINDS
+def test_another_agent_s_death_changes_nothing_to_the_last_bit(discrete):
+    """Rows are sorted and chunks left out by who is alive: other chunks would round sums otherwise."""
+    batch = {name: x.repeat(1, 5, *[1] * (x.dim() - 2)) for name, x in make_batch(discrete).items()}
+    rollout = {name: x.view(N, 100, 30, *x.shape[2:]) for name, x in batch.items()}
+    results = []
+    for samples in (3000, 1700, 1, 0):  # of agent 1; the others have 500
+        count = torch.tensor([500, samples, 500]).view(N, 1, 1)
+        order = torch.rand(N, 3000, generator=torch.Generator().manual_seed(7)).argsort(1).argsort(1)
+        valid = order.view(N, 100, 30) < count
+        weight = valid / valid.sum((1, 2), keepdim=True).clamp(min=1)
+        results.append(learned(discrete, ippo.samples_first(rollout | {"weight": weight}, valid)))
+    for other in results[1:]:
+        for name, x in results[0].items():
+            assert torch.equal(other[name][[0, 2]], x[[0, 2]]), name
+    assert not torch.equal(results[0]["actor.weights.0"][1], results[1]["actor.weights.0"][1])
+
+
+@KINDS
 def test_update_reports_how_far_the_policy_has_moved(discrete):
     """Figures of the trust region are made of these numbers."""
     agents, batch = make_agents(discrete), make_batch(discrete)
