@@ -70,7 +70,6 @@ class Args:
     gae_lambda: float = 0.95  # lambda of generalised advantage estimation
     update_epochs: int = 15  # gradient steps per update, each on the whole batch
     ent_coef: float = 0.01  # coefficient c_H of the entropy bonus
-    max_grad_norm: float = 10.0  # gradient clip, per agent and per network
     d_target: float = 0.01  # KL per update that eq. (21) steers each agent to
     delta: float = 1.5  # eq. (21): the betas change where KL leaves [d_target / delta, d_target * delta]
     omega: float = 2.0  # eq. (21): the factor by which they change
@@ -96,6 +95,8 @@ class Args:
     device: Literal["cpu", "cuda"] = "cpu"  # cuda: the first GPU that CUDA_VISIBLE_DEVICES names
     torch_threads: int = 1  # CPU threads of the learner; each has a group of agents to itself
 
+    max_grad_norm = 10.0  # gradient clip, per agent and per network; no flag
+
     @property
     def env_id(self) -> str:
         return f"matrix/{self.game}"
@@ -116,7 +117,7 @@ RANGES = {
     "total_timesteps num_envs update_epochs num_states num_agents num_actions": (1, 10**12),
     "eval_every checkpoint_every torch_threads": (1, 10**12),
     "seed game_seed": (0, 2**63 - 1),
-    "learning_rate max_grad_norm d_target": (1e-12, 1e12),
+    "learning_rate d_target": (1e-12, 1e12),
     "gamma gae_lambda": (0, 1),
     "ent_coef beta_init beta_min beta_max c": (0, 1e12),
     "delta omega": (1.0001, 1e12),
@@ -388,11 +389,13 @@ def train(args: Args, envs, optimum: float, agents: Agents, state: dict) -> Path
 
     learner = Learner(agents, args, dpo_loss, state.get("optimizers"))
     generator = torch.Generator(args.device).manual_seed(args.seed + 2**32)
+
+    # --- begin or resume ---
     global_step, next_eval = 0, 0
     if state:
         global_step, next_eval = state["counters"]
         generator.set_state(state["generator"])
-    next_obs, _ = envs.set_state(state["envs"]) if state else envs.reset()
+    next_obs, infos = envs.set_state(state["envs"]) if state else envs.reset()
     run = Run(args, envs, state)
 
     def snapshot() -> dict:
@@ -751,7 +754,7 @@ class Run:
         """Ends a run whose losses or parameters are not finite, with what led there on disk."""
         if np.isfinite([*row.values()]).all() and all(p.isfinite().all() for p in agents.parameters()):
             return
-        self.writer.flush()
+        self.close()
         diagnostic = self.directory / "diagnostic.pt"
         save(diagnostic, {"args": asdict(self.args), "agents": agents.state_dict(), "batch": batch})
         what = f"the loss is not finite at step {global_step}; {diagnostic} holds the batch"
@@ -767,6 +770,7 @@ class Run:
             place = {"args": asdict(self.args), "metrics_bytes": self.metrics.stat().st_size}
             save(self.directory / "checkpoint.pt", snapshot() | place)
         if stopped and not finished:
+            self.close()
             print(f"{SCRIPT}: stopped at step {global_step:,}; go on with --resume {self.directory}")
             sys.exit(EXIT_REQUEUE)
 

@@ -333,6 +333,8 @@ def train(args: Args, envs, eval_envs, agents: Agents, state: dict) -> tuple[Pat
     learner = Learner(agents, args)
     replay = Replay(args, envs)
     random = np.random.default_rng([args.seed, 2])  # exploration and replay
+
+    # --- begin or resume ---
     global_step, next_eval, best_return = 0, 0, -math.inf
     best: dict = {}
     window = new_window(global_step)
@@ -346,7 +348,7 @@ def train(args: Args, envs, eval_envs, agents: Agents, state: dict) -> tuple[Pat
         random.bit_generator.state = json.loads(state["random"])
         replay.load_state_dict(state["replay"])
         window = state["window"]
-    next_obs, _ = envs.set_state(state["envs"]) if state else envs.reset()
+    next_obs, infos = envs.set_state(state["envs"]) if state else envs.reset()
     run = Run(args, envs, state)
     clock = Clock()
     timed_from = global_step
@@ -586,7 +588,7 @@ class Run:
         """Ends a run whose losses or parameters are not finite, with what led there on disk."""
         if np.isfinite([*row.values()]).all() and all(p.isfinite().all() for p in agents.parameters()):
             return
-        self.writer.flush()
+        self.close()
         diagnostic = self.directory / "diagnostic.pt"
         save(diagnostic, {"args": asdict(self.args), "agents": agents.state_dict(), "batch": batch})
         what = f"the loss is not finite at step {global_step}; {diagnostic} holds the batch"
@@ -602,6 +604,7 @@ class Run:
             place = {"args": asdict(self.args), "metrics_bytes": self.metrics.stat().st_size}
             save(self.directory / "checkpoint.pt", snapshot() | place)
         if stopped and not finished:
+            self.close()
             print(f"{SCRIPT}: stopped at step {global_step:,}; go on with --resume {self.directory}")
             sys.exit(EXIT_REQUEUE)
 

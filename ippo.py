@@ -552,6 +552,8 @@ def train(args: Args, envs, eval_envs, agents: Agents, state: dict) -> tuple[Pat
 
     learner = Learner(agents, args, ippo_loss, state.get("optimizers"))
     generator = torch.Generator(args.device).manual_seed(args.seed + 2**32)
+
+    # --- begin or resume ---
     global_step, next_eval, best_return = 0, 0, -math.inf
     best: dict = {}
     if state:
@@ -809,7 +811,7 @@ class Run:
         """Ends a run whose losses or parameters are not finite, with what led there on disk."""
         if np.isfinite([*row.values()]).all() and all(p.isfinite().all() for p in agents.parameters()):
             return
-        self.writer.flush()
+        self.close()
         diagnostic = self.directory / "diagnostic.pt"
         save(diagnostic, {"args": asdict(self.args), "agents": agents.state_dict(), "batch": batch})
         what = f"the loss is not finite at step {global_step}; {diagnostic} holds the batch"
@@ -825,6 +827,7 @@ class Run:
             place = {"args": asdict(self.args), "metrics_bytes": self.metrics.stat().st_size}
             save(self.directory / "checkpoint.pt", snapshot() | place)
         if stopped and not finished:
+            self.close()
             print(f"{SCRIPT}: stopped at step {global_step:,}; go on with --resume {self.directory}")
             sys.exit(EXIT_REQUEUE)
 

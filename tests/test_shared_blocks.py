@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 TEXTS = {path.stem: path.read_text() for path in sorted(ROOT.glob("*.py"))}
 PLUMBING = "# ==== Plumbing, the same in all seven scripts"
 BLOCK = re.compile(r"^# --- same in: (.+) ---$")
-PHASE = re.compile(r"^        # --- ([^;]+?)(?:; same in: (.+))? ---$")
+PHASE = re.compile(r"^ {4}(?: {4})?# --- ([^;]+?)(?:; same in: (.+))? ---$")
 
 Regions = dict[str, tuple[str, list[str]]]  # by name: the text, and the scripts that its mark names
 

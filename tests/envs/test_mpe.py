@@ -1,6 +1,5 @@
 """The particle world: against recorded trajectories, the mpe2 library and scipy, and its contract."""
 
-import csv
 import importlib
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from scipy.optimize import linear_sum_assignment
 from scipy.stats import ks_2samp
 
 import envs
-from benchmark.calibrate_mpe import POLICIES, play
+from benchmark.calibrate.calibrate_mpe import play
 from envs import mpe
 from envs.mpe import TASKS, MpeVectorEnv
 from envs.mpe import world as mpe_world
@@ -454,15 +453,3 @@ def test_scripts_earn_what_they_earn_in_the_authors_scenarios(task, variant, flo
         returns = play(task, variant, 5, policy, 2048, seed=5)
         error = np.hypot(returns.std() / len(returns) ** 0.5, 0.25)
         assert abs(returns.mean() - expected) < 3 * error
-
-
-def test_the_committed_reference_returns_are_those_of_this_code():
-    """Else curves are drawn against scripts that no longer exist."""
-    with open(Path(__file__).parents[2] / "benchmark" / "results" / "mpe" / "reference.csv") as file:
-        rows = list(csv.DictReader(file))
-    assert len(rows) == 3 * 2 * 4 * 4
-    for row in rows[:: len(POLICIES) + 3]:
-        assert int(row["episodes"]) >= 4096
-        returns = play(row["task"], row["variant"], int(row["num_agents"]), row["policy"], 512, seed=9)
-        error = np.hypot(returns.std() / len(returns) ** 0.5, float(row["standard_error"]))
-        assert abs(returns.mean() - float(row["episodic_return"])) < 4 * error
