@@ -482,7 +482,7 @@ OUT_OF_RANGE = {
 def test_flags_out_of_range_are_rejected_with_what_is_allowed(script, tmp_path):
     """Bad input costs a user one line to read, and makes no run directory."""
     wrong = dict(OUT_OF_RANGE)
-    if script is dpo_matrix:  # has no such flag
+    if script == "dpo_matrix":  # has no such flag
         del wrong["--max-grad-norm=-1"]
     for flag, sentence in wrong.items():
         assert sentence in rejected(script, flag, "--runs-dir", tmp_path / "runs")
