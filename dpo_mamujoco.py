@@ -43,7 +43,7 @@ HALF_LOG_2_PI_E = 0.5 * math.log(2 * math.pi * math.e)  # entropy of a standard 
 SCRIPT = Path(__file__).stem
 EXIT_REQUEUE = 75  # EX_TEMPFAIL: a signal stopped the run, its checkpoint is on disk, --resume goes on
 EVAL_EPISODES = 32  # per evaluation; ten times as many for the absolute metric at the end
-CHUNK = 512  # rows at a time, so that activations stay in the cache; teams below 8 take more
+CHUNK = 512  # rows at a time, so that activations stay in the cache; fewer agents than 8 take more
 COLUMNS = """
 global_step eval/episodic_return eval/episodic_length
 charts/episodic_return charts/episodic_length charts/SPS time/env time/act time/update
@@ -185,7 +185,7 @@ class Agents(nn.Module):
     ):
         super().__init__()
         num_agents = len(act_dims)
-        self.team_size = num_agents  # N of eq. (20), in a `group` of them as well
+        self.team_size = num_agents  # N of eq. (20): of all, also in a `group`
         act_dim = max(act_dims)
         self.actor = StackedMLP(num_agents, obs_dim, act_dim, 0.01, layer_norm)
         # Part of the actor, whose gradient it is clipped with.
@@ -222,11 +222,14 @@ class Agents(nn.Module):
         return -((0.5 * z.square() + self.actor.log_std) * self.act_mask).sum(-1)
 
     def group(self, part: slice) -> "Agents":
-        """Some of the agents as a module of their own, whose parameters and betas are views of this one's."""
+        """Some of the agents as a module of their own, whose parameters and betas are views of this one's.
+
+        Its running statistics are stale copies: `update`, for which it is made, uses none.
+        """
         members = copy.deepcopy(self)
         for mine, whole in zip(members.parameters(), self.parameters(), strict=True):
             mine.data = whole.data[part]
-        # By .data views count their changes for themselves, and no thread's spoil another's backward pass.
+        # .data: autograd counts changes per view, so no thread's step spoils another's backward pass.
         members.beta1 = self.beta1.data[part]
         members.beta2 = self.beta2.data[part]
         members.act_mask = self.act_mask[part]
@@ -255,8 +258,8 @@ def gae(rewards, values, final_values, terminations, truncations, gamma, lam):
     """Generalised advantage estimation: advantages and returns, (N, T, E).
 
     rewards, terminations, truncations: (T, E), the team's. values: (N, T + 1, E), V of the observations
-    before each step and after the last. final_values: (N, T, E), V of the observation before autoreset, where
-    an episode was truncated.
+    before each step and after the last. final_values: (N, T, E), V of the observation before autoreset, read
+    only where an episode was truncated.
     """
     advantages = torch.zeros_like(values[:, 1:])
     advantage = advantages[:, 0]
@@ -282,6 +285,7 @@ def dpo_loss(agents, obs, actions, old_mean, old_log_std, logprobs, advantages, 
     """Loss of a chunk of rows, summed over agents (whose parameters are disjoint), and its parts, each (N,).
 
     weight (N, rows): 1 / (rows of the batch), so that sums over its chunks are means.
+    returns: in the critics' units, see `rescale`.
     Per agent, eq. (20) is E[ratio A] / N - beta1 E[sqrt KL] - beta2 E[KL], and eq. (8) E[(V - return)^2];
     the entropy bonus stands beside E[ratio A].
     """
@@ -291,7 +295,7 @@ def dpo_loss(agents, obs, actions, old_mean, old_log_std, logprobs, advantages, 
     surrogate = (weight * ratio * advantages).sum(1)
     entropy = ((log_std + HALF_LOG_2_PI_E) * agents.act_mask).sum((1, 2)) * weight.sum(1)
     kl_s = gaussian_kl(old_mean, old_log_std, mean, log_std, agents.act_mask)
-    sqrt_kl = (weight * (kl_s + 1e-12).sqrt()).sum(1)  # at KL = 0 the root alone has no gradient
+    sqrt_kl = (weight * (kl_s + 1e-12).sqrt()).sum(1)  # sqrt alone: 0 / 0 in its gradient at 0
     kl = (weight * kl_s).sum(1)
     # N times eq. (20) has the same maximiser, and leaves Adam's eps and the clip at the scale of IPPO's.
     objective = surrogate - agents.team_size * (agents.beta1 * sqrt_kl + agents.beta2 * kl)
@@ -335,15 +339,15 @@ def update(agents, optimizer, batch, args, loss_fn=dpo_loss) -> dict[str, torch.
     chunks = [{name: x[:, i : i + size] for name, x in batch.items()} for i in range(0, rows, size)]
     for _ in range(args.update_epochs):
         optimizer.zero_grad()
-        parts = []
+        losses = []
         for chunk in chunks:
-            loss, part = loss_fn(agents, **chunk, ent_coef=args.ent_coef)
+            loss, parts = loss_fn(agents, **chunk, ent_coef=args.ent_coef)
             loss.backward()
-            parts.append(part)
+            losses.append(parts)
         grad_norm = clip_grad_norm_per_agent(agents.actor, args.max_grad_norm)
         clip_grad_norm_per_agent(agents.critic, args.max_grad_norm)
         optimizer.step()
-    stats = {name: sum(part[name] for part in parts) for name in parts[0]}
+    stats = {name: sum(parts[name] for parts in losses) for name in losses[0]}
     stats["losses/grad_norm"] = grad_norm
 
     kl = torch.zeros_like(agents.beta1)
@@ -434,7 +438,7 @@ def train(args: Args, envs, eval_envs, agents: Agents, state: dict) -> tuple[Pat
     logprobs = zeros(N, T, E)  # of the actions taken
     values = zeros(N, T + 1, E)
     final_values = zeros(N, T, E)
-    weight = zeros(N, T, E) + 1 / (T * E)
+    weight = zeros(N, T, E) + 1 / (T * E)  # of a sample; constant here
     rewards = zeros(T, E)
     terminations = zeros(T, E, dtype=torch.bool)
     truncations = zeros(T, E, dtype=torch.bool)
@@ -502,18 +506,20 @@ def train(args: Args, envs, eval_envs, agents: Agents, state: dict) -> tuple[Pat
         global_step += T * E
 
         # --- advantages ---
-        ends = (terminations, truncations)
-        advantages, returns = gae(rewards, values, final_values, *ends, args.gamma, args.gae_lambda)
+        advantages, returns = gae(
+            rewards, values, final_values, terminations, truncations, args.gamma, args.gae_lambda
+        )
         agents.obs_norm.add(raw_obs.flatten(1, 2))  # for the next rollout: this one was acted on without it
+        targets = agents.rescale(returns) if args.value_norm else returns  # in the critics' units
         old_log_std = agents.actor.log_std.detach()[:, None].expand_as(old_mean).clone()
         batch = dict(obs=obs, actions=actions, old_mean=old_mean, old_log_std=old_log_std, logprobs=logprobs)
-        batch |= dict(advantages=standardize(advantages), weight=weight)
-        batch["returns"] = agents.rescale(returns) if args.value_norm else returns
+        batch |= dict(advantages=standardize(advantages), returns=targets, weight=weight)
         batch = {name: x.flatten(1, 2) for name, x in batch.items()}
 
         # --- update; same in: dpo_mamujoco, dpo_matrix, dpo_mpe ---
         stats = learner.learn(batch)
-        unexplained = (returns - values[:, :-1]).std((1, 2)) / (returns.std((1, 2)) + 1e-8)
+        error = (returns - values[:, :-1]).std((1, 2), correction=0)
+        unexplained = error / (returns.std((1, 2), correction=0) + 1e-8)
         stats["losses/explained_variance"] = 1 - unexplained.square()
         row = {name: float(x.mean()) for name, x in stats.items()}
         clock.lap("update")

@@ -45,7 +45,7 @@ from envs.matrix.exact import evaluate_exactly
 SCRIPT = Path(__file__).stem
 EXIT_REQUEUE = 75  # EX_TEMPFAIL: a signal stopped the run, its checkpoint is on disk, --resume goes on
 ITERATIONS = 100  # of the exact iteration
-CHUNK = 512  # rows at a time, so that activations stay in the cache; teams below 8 take more
+CHUNK = 512  # rows at a time, so that activations stay in the cache; fewer agents than 8 take more
 COLUMNS = """
 global_step eval/episodic_return eval/greedy_return eval/optimum
 charts/episodic_return charts/episodic_length charts/SPS time/env time/act time/update
@@ -160,7 +160,7 @@ class Agents(nn.Module):
 
     def __init__(self, num_agents: int, obs_dim: int, num_actions: int):
         super().__init__()
-        self.team_size = num_agents  # N of eq. (20), in a `group` of them as well
+        self.team_size = num_agents  # N of eq. (20): of all, also in a `group`
         self.actor = StackedMLP(num_agents, obs_dim, num_actions, head_gain=0.01, layer_norm=False)
         self.critic = StackedMLP(num_agents, obs_dim, 1, head_gain=1.0, layer_norm=False)
         self.register_buffer("beta1", torch.zeros(num_agents))
@@ -175,7 +175,7 @@ class Agents(nn.Module):
         members = copy.deepcopy(self)
         for mine, whole in zip(members.parameters(), self.parameters(), strict=True):
             mine.data = whole.data[part]
-        # By .data views count their changes for themselves, and no thread's spoil another's backward pass.
+        # .data: autograd counts changes per view, so no thread's step spoils another's backward pass.
         members.beta1 = self.beta1.data[part]
         members.beta2 = self.beta2.data[part]
         return members
@@ -205,8 +205,8 @@ def gae(rewards, values, final_values, terminations, truncations, gamma, lam):
     """Generalised advantage estimation: advantages and returns, (N, T, E).
 
     rewards, terminations, truncations: (T, E), the team's. values: (N, T + 1, E), V of the observations
-    before each step and after the last. final_values: (N, T, E), V of the observation before autoreset, where
-    an episode was truncated.
+    before each step and after the last. final_values: (N, T, E), V of the observation before autoreset, read
+    only where an episode was truncated.
     """
     advantages = torch.zeros_like(values[:, 1:])
     advantage = advantages[:, 0]
@@ -252,7 +252,7 @@ def dpo_loss(agents, obs, old_logp, advantages, returns, weight, ent_coef):
     surrogate = (advantages * (logp - old_logp).exp()).sum((1, 2))
     entropy = -(weight * (logp.exp() * logp).sum(-1)).sum(1)
     kl_s = categorical_kl(old_logp, logp)
-    sqrt_kl = (weight * (kl_s + 1e-12).sqrt()).sum(1)  # at KL = 0 the root alone has no gradient
+    sqrt_kl = (weight * (kl_s + 1e-12).sqrt()).sum(1)  # sqrt alone: 0 / 0 in its gradient at 0
     kl = (weight * kl_s).sum(1)
     # N times eq. (20) has the same maximiser, and leaves Adam's eps and the clip at the scale of IPPO's.
     objective = surrogate - agents.team_size * (agents.beta1 * sqrt_kl + agents.beta2 * kl)
@@ -298,15 +298,15 @@ def update(agents, optimizer, batch, args, loss_fn=dpo_loss) -> dict[str, torch.
     chunks = [{name: x[:, i : i + size] for name, x in batch.items()} for i in range(0, rows, size)]
     for _ in range(args.update_epochs):
         optimizer.zero_grad()
-        parts = []
+        losses = []
         for chunk in chunks:
-            loss, part = loss_fn(agents, **chunk, ent_coef=args.ent_coef)
+            loss, parts = loss_fn(agents, **chunk, ent_coef=args.ent_coef)
             loss.backward()
-            parts.append(part)
+            losses.append(parts)
         grad_norm = clip_grad_norm_per_agent(agents.actor, args.max_grad_norm)
         clip_grad_norm_per_agent(agents.critic, args.max_grad_norm)
         optimizer.step()
-    stats = {name: sum(part[name] for part in parts) for name in parts[0]}
+    stats = {name: sum(parts[name] for parts in losses) for name in losses[0]}
     stats["losses/grad_norm"] = grad_norm
 
     kl = torch.zeros_like(agents.beta1)
@@ -366,10 +366,10 @@ def evaluate(agents, envs, optimum: float) -> dict[str, float]:
     """Exact returns of an episode: of the policies, of their most probable actions, and the best of all."""
     states = torch.eye(envs.num_states, device=envs.device).expand(envs.num_agents, -1, -1)
     logits = agents.actor(states).double().cpu()
-    greedy = F.one_hot(logits.argmax(-1), envs.num_actions)
+    greedy_policies = F.one_hot(logits.argmax(-1), envs.num_actions)
     return {
         "eval/episodic_return": envs.exact_return(logits.softmax(-1).numpy()),
-        "eval/greedy_return": envs.exact_return(greedy.numpy()),
+        "eval/greedy_return": envs.exact_return(greedy_policies.numpy()),
         "eval/optimum": optimum,
     }
 
@@ -442,15 +442,17 @@ def train(args: Args, envs, optimum: float, agents: Agents, state: dict) -> Path
         global_step += T * E
 
         # --- advantages ---
-        ends = (terminations, truncations)
-        advantages, returns = gae(rewards, values, final_values, *ends, args.gamma, args.gae_lambda)
+        advantages, returns = gae(
+            rewards, values, final_values, terminations, truncations, args.gamma, args.gae_lambda
+        )
         samples = (obs, actions, standardize(advantages), returns)
         batch = tabulate(*(x.flatten(1, 2) for x in samples), envs.num_actions)
         batch |= dict(obs=states, old_logp=old_logp)
 
         # --- update; same in: dpo_mamujoco, dpo_matrix, dpo_mpe ---
         stats = learner.learn(batch)
-        unexplained = (returns - values[:, :-1]).std((1, 2)) / (returns.std((1, 2)) + 1e-8)
+        error = (returns - values[:, :-1]).std((1, 2), correction=0)
+        unexplained = error / (returns.std((1, 2), correction=0) + 1e-8)
         stats["losses/explained_variance"] = 1 - unexplained.square()
         row = {name: float(x.mean()) for name, x in stats.items()}
         clock.lap("update")

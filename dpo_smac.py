@@ -42,7 +42,7 @@ import envs as environments
 SCRIPT = Path(__file__).stem
 EXIT_REQUEUE = 75  # EX_TEMPFAIL: a signal stopped the run, its checkpoint is on disk, --resume goes on
 EVAL_EPISODES = 32  # per evaluation; ten times as many for the absolute metric at the end
-CHUNK = 512  # rows at a time, so that activations stay in the cache; teams below 8 take more
+CHUNK = 512  # rows at a time, so that activations stay in the cache; fewer agents than 8 take more
 COLUMNS = """
 global_step eval/episodic_return eval/episodic_length eval/win_rate
 charts/episodic_return charts/episodic_length charts/win_rate charts/SPS time/env time/act time/update
@@ -149,7 +149,7 @@ class Agents(nn.Module):
 
     def __init__(self, num_agents: int, obs_dim: int, num_actions: int, layer_norm: bool = True):
         super().__init__()
-        self.team_size = num_agents  # N of eq. (20), in a `group` of them as well
+        self.team_size = num_agents  # N of eq. (20): of all, also in a `group`
         self.actor = StackedMLP(num_agents, obs_dim, num_actions, 0.01, layer_norm)
         self.critic = StackedMLP(num_agents, obs_dim, 1, 1.0, layer_norm)
         self.register_buffer("beta1", torch.zeros(num_agents))
@@ -166,7 +166,7 @@ class Agents(nn.Module):
         members = copy.deepcopy(self)
         for mine, whole in zip(members.parameters(), self.parameters(), strict=True):
             mine.data = whole.data[part]
-        # By .data views count their changes for themselves, and no thread's spoil another's backward pass.
+        # .data: autograd counts changes per view, so no thread's step spoils another's backward pass.
         members.beta1 = self.beta1.data[part]
         members.beta2 = self.beta2.data[part]
         return members
@@ -207,8 +207,8 @@ def gae(rewards, values, final_values, terminations, truncations, alive, gamma, 
     """Generalised advantage estimation: advantages, returns, and which samples are valid, (N, T, E).
 
     rewards, terminations, truncations: (T, E), the team's. values, alive: (N, T + 1, E), of the observations
-    before each step and after the last. final_values: (N, T, E), V of the observation before autoreset, where
-    an episode was truncated; 0 for the dead.
+    before each step and after the last. final_values: (N, T, E), V of the observation before autoreset, 0 for
+    the dead; read only where an episode was truncated.
 
     V is not trained on the dead. So where an agent dies, what the team earns after that, discounted, stands
     in for V; and if the rollout ends before the episode, that is not known, and the step of death is no valid
@@ -268,7 +268,7 @@ def dpo_loss(agents, obs, action_mask, actions, old_logp, advantages, returns, w
     surrogate = (weight * ratio * advantages).sum(1)
     entropy = -(weight * (logp.exp() * logp).sum(-1)).sum(1)
     kl_s = categorical_kl(old_logp, logp)
-    sqrt_kl = (weight * (kl_s + 1e-12).sqrt()).sum(1)  # at KL = 0 the root alone has no gradient
+    sqrt_kl = (weight * (kl_s + 1e-12).sqrt()).sum(1)  # sqrt alone: 0 / 0 in its gradient at 0
     kl = (weight * kl_s).sum(1)
     # N times eq. (20) has the same maximiser, and leaves Adam's eps and the clip at the scale of IPPO's.
     objective = surrogate - agents.team_size * (agents.beta1 * sqrt_kl + agents.beta2 * kl)
@@ -316,15 +316,15 @@ def update(agents, optimizer, batch, args, loss_fn=dpo_loss) -> dict[str, torch.
     chunks = [chunk for chunk in chunks if cuda or chunk["weight"].any()] or chunks[:1]
     for _ in range(args.update_epochs):
         optimizer.zero_grad()
-        parts = []
+        losses = []
         for chunk in chunks:
-            loss, part = loss_fn(agents, **chunk, ent_coef=args.ent_coef)
+            loss, parts = loss_fn(agents, **chunk, ent_coef=args.ent_coef)
             loss.backward()
-            parts.append(part)
+            losses.append(parts)
         grad_norm = clip_grad_norm_per_agent(agents.actor, args.max_grad_norm)
         clip_grad_norm_per_agent(agents.critic, args.max_grad_norm)
         optimizer.step()
-    stats = {name: sum(part[name] for part in parts) for name in parts[0]}
+    stats = {name: sum(parts[name] for parts in losses) for name in losses[0]}
     stats["losses/grad_norm"] = grad_norm
 
     kl = torch.zeros_like(agents.beta1)

@@ -392,7 +392,7 @@ def train(args: Args, envs, eval_envs, agents: Agents, state: dict) -> tuple[Pat
 
         # --- store ---
         after = next_obs
-        if infos["_final_obs"].any():
+        if "final_obs" in infos:
             over = terminated | truncated
             after = torch.where(over[:, None], infos["final_obs"], next_obs)
         replay.add(obs=obs, next_obs=after, actions=actions, rewards=rewards, terminations=terminated)

@@ -44,7 +44,7 @@ HALF_LOG_2_PI_E = 0.5 * math.log(2 * math.pi * math.e)  # entropy of a standard 
 SCRIPT = Path(__file__).stem
 EXIT_REQUEUE = 75  # EX_TEMPFAIL: a signal stopped the run, its checkpoint is on disk, --resume goes on
 EVAL_EPISODES = 32  # per evaluation; ten times as many for the absolute metric at the end
-CHUNK = 512  # rows at a time, so that activations stay in the cache; teams below 8 take more
+CHUNK = 512  # rows at a time, so that activations stay in the cache; fewer agents than 8 take more
 COLUMNS = """
 global_step eval/episodic_return eval/episodic_length eval/win_rate
 charts/episodic_return charts/episodic_length charts/win_rate charts/SPS time/env time/act time/update
@@ -350,8 +350,8 @@ def gae(rewards, values, final_values, terminations, truncations, alive, gamma, 
     """Generalised advantage estimation: advantages, returns, and which samples are valid, (N, T, E).
 
     rewards, terminations, truncations: (T, E), the team's. values, alive: (N, T + 1, E), of the observations
-    before each step and after the last. final_values: (N, T, E), V of the observation before autoreset, where
-    an episode was truncated; 0 for the dead.
+    before each step and after the last. final_values: (N, T, E), V of the observation before autoreset, 0 for
+    the dead; read only where an episode was truncated.
 
     V is not trained on the dead. So where an agent dies, what the team earns after that, discounted, stands
     in for V; and if the rollout ends before the episode, that is not known, and the step of death is no valid
@@ -403,6 +403,7 @@ def ippo_loss(agents, obs, action_mask, actions, logprobs, advantages, returns, 
     """Loss of a chunk of rows, summed over agents (whose parameters are disjoint), and its parts, each (N,).
 
     weight (N, rows): 1 / (the agent's valid samples in the batch), 0 at other rows, so that sums are means.
+    returns: in the critics' units, see `rescale`.
     """
     policy = agents.policy(agents.actor(obs), action_mask)
     ratio = (policy.log_prob(actions) - logprobs).exp()
@@ -444,15 +445,15 @@ def update(agents, optimizer, batch, args, loss_fn=ippo_loss) -> dict[str, torch
         old_policies = [agents.policy(chunk.pop("outputs"), chunk["action_mask"]) for chunk in chunks]
     for _ in range(args.update_epochs):
         optimizer.zero_grad()
-        parts = []
+        losses = []
         for chunk in chunks:
-            loss, part = loss_fn(agents, **chunk, args=args)
+            loss, parts = loss_fn(agents, **chunk, args=args)
             loss.backward()
-            parts.append(part)
+            losses.append(parts)
         grad_norm = clip_grad_norm_per_agent(agents.actor, args.max_grad_norm)
         clip_grad_norm_per_agent(agents.critic, args.max_grad_norm)
         optimizer.step()
-    stats = {name: sum(part[name] for part in parts) for name in parts[0]}
+    stats = {name: sum(parts[name] for parts in losses) for name in losses[0]}
     stats["losses/grad_norm"] = grad_norm
 
     approx_kl, clip_fraction, kl = torch.zeros(3, n, device=grad_norm.device)
@@ -618,7 +619,7 @@ def train(args: Args, envs, eval_envs, agents: Agents, state: dict) -> tuple[Pat
             rewards, values, final_values, terminations, truncations, alive, args.gamma, args.gae_lambda
         )
         weight = valid / valid.sum((1, 2), keepdim=True).clamp(min=1)
-        targets = agents.rescale(returns, valid) if args.value_norm else returns
+        targets = agents.rescale(returns, valid) if args.value_norm else returns  # in the critics' units
         batch = dict(obs=obs, action_mask=action_mask, actions=actions, logprobs=logprobs, outputs=outputs)
         batch |= dict(advantages=standardize(advantages, weight), returns=targets, weight=weight)
         batch = samples_first(batch, valid)

@@ -102,10 +102,10 @@ PRESETS = {
 }
 
 
-def gru_cell(inputs: torch.Tensor, memories: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
-    """The next hidden state (N, B, HIDDEN); inputs, memories: the gates' products, (N, B, 3 HIDDEN)."""
-    gates_x, new_x = inputs.split((2 * HIDDEN, HIDDEN), dim=-1)
-    gates_h, new_h = memories.split((2 * HIDDEN, HIDDEN), dim=-1)
+def gru_cell(input_gates: torch.Tensor, hidden_gates: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+    """The next hidden state (N, B, HIDDEN), from products with input and hidden state, (N, B, 3 HIDDEN)."""
+    gates_x, new_x = input_gates.split((2 * HIDDEN, HIDDEN), dim=-1)
+    gates_h, new_h = hidden_gates.split((2 * HIDDEN, HIDDEN), dim=-1)
     reset, keep = torch.sigmoid(gates_x + gates_h).chunk(2, dim=-1)
     return torch.lerp(torch.tanh(torch.addcmul(new_x, reset, new_h)), hidden, keep)
 
@@ -131,7 +131,7 @@ class QNetworks(nn.Module):
         """(N, rows, in) -> (N, rows, out)."""
         return torch.baddbmm(self.biases[index], x, self.weights[index])
 
-    def empty_memory(self, num_envs: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def empty_carry(self, num_envs: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Of episodes that begin: no last action (N, E, A), and a hidden state (N, E, HIDDEN) of zeros."""
         bias = self.biases[self.OUTPUT]
         num_agents, _, num_actions = bias.shape
@@ -297,16 +297,16 @@ class Learner:
         self.update = CudaGraph(learn) if cuda else learn
 
 
-def greedy(agents, obs, action_mask, memory) -> tuple[torch.Tensor, torch.Tensor]:
-    """The best available actions, (N, E), of a step, and the hidden state after it; memory: `remember`."""
-    last_action, hidden = memory
+def greedy(agents, obs, action_mask, carry) -> tuple[torch.Tensor, torch.Tensor]:
+    """The best available actions, (N, E), of a step, and the hidden state after it; carry: of `remember`."""
+    last_action, hidden = carry
     x = torch.cat([obs, last_action], dim=-1)
     q, hidden = agents(x.unsqueeze(1), hidden)
     return q[:, 0].masked_fill(~action_mask, -torch.inf).argmax(-1), hidden
 
 
 def remember(actions, hidden, over: torch.Tensor, num_actions: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Memory for the next step: the action before, one-hot, and the hidden state; zeros where over (E,)."""
+    """What a step carries to the next: its action, one-hot, and the hidden state; zeros where over (E,)."""
     last_action = F.one_hot(actions, num_actions).float()
     return last_action.masked_fill(over[:, None], 0.0), hidden.masked_fill(over[:, None], 0.0)
 
@@ -331,13 +331,13 @@ def evaluate(agents, envs, num_episodes: int, seed: list[int], frames: list | No
     obs, infos = envs.reset(seed=int(np.random.SeedSequence(seed).generate_state(1)[0]))
     each = math.ceil(num_episodes / envs.num_envs)
     episodes = [[] for _ in range(envs.num_envs)]
-    memory = agents.empty_memory(envs.num_envs)
+    carry = agents.empty_carry(envs.num_envs)
     while min(len(own) for own in episodes) < each:
         if frames is not None:
             frames.append(envs.render())
-        actions, hidden = greedy(agents, obs, infos["action_mask"], memory)
+        actions, hidden = greedy(agents, obs, infos["action_mask"], carry)
         obs, _, terminated, truncated, infos = envs.step(actions)
-        memory = remember(actions, hidden, terminated | truncated, envs.num_actions)
+        carry = remember(actions, hidden, terminated | truncated, envs.num_actions)
         for episode in infos["episodes"]:
             episodes[episode["env"]].append(episode)
     return mean_over_episodes([episode for own in episodes for episode in own[:each]], "eval/")
@@ -369,7 +369,7 @@ def train(args: Args, envs, eval_envs, agents: QNetworks, state: dict) -> tuple[
     best: dict = {}
     window = new_window(global_step)
     batch: dict[str, torch.Tensor] = {}
-    memory = agents.empty_memory(args.num_envs)
+    carry = agents.empty_carry(args.num_envs)
     if state:
         global_step, next_eval, best_return = state["counters"]
         best = state["best"]
@@ -379,7 +379,7 @@ def train(args: Args, envs, eval_envs, agents: QNetworks, state: dict) -> tuple[
         replay.load_state_dict(state["replay"], begun=envs.restorable)
         window = state["window"]
         if envs.restorable:  # else new episodes have begun
-            memory = tuple(x.to(args.device) for x in state["memory"])
+            carry = tuple(x.to(args.device) for x in state["carry"])
     next_obs, infos = envs.set_state(state["envs"]) if state else envs.reset()
     run = Run(args, envs, state)
     clock = Clock()
@@ -395,7 +395,7 @@ def train(args: Args, envs, eval_envs, agents: QNetworks, state: dict) -> tuple[
             "optimizer": learner.optimizer.state_dict(),
             "random": json.dumps(random.bit_generator.state),
             "replay": replay.state_dict(),
-            "memory": memory,
+            "carry": carry,
             "window": window,
             "envs": envs.get_state(),
         }
@@ -420,7 +420,7 @@ def train(args: Args, envs, eval_envs, agents: QNetworks, state: dict) -> tuple[
         share = min(global_step / args.epsilon_steps, 1.0)
         epsilon = args.epsilon_start + share * (args.epsilon_end - args.epsilon_start)
         with torch.no_grad():
-            actions, hidden = greedy(agents, obs, action_mask, memory)
+            actions, hidden = greedy(agents, obs, action_mask, carry)
         actions = explore(actions, action_mask, epsilon, random)
         clock.lap("act")
         next_obs, rewards, terminated, truncated, infos = envs.step(actions)
@@ -429,7 +429,7 @@ def train(args: Args, envs, eval_envs, agents: QNetworks, state: dict) -> tuple[
 
         # --- store ---
         over = terminated | truncated
-        memory = remember(actions, hidden, over, envs.num_actions)
+        carry = remember(actions, hidden, over, envs.num_actions)
         replay.add(
             obs=obs, action_mask=action_mask, actions=actions, rewards=rewards, terminations=terminated
         )

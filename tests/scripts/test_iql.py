@@ -166,13 +166,13 @@ def test_memory_begins_anew_with_an_episode():
             memory = iql.remember(actions, hidden, torch.zeros(2, dtype=torch.bool), A)
         return actions, hidden
 
-    actions, hidden = play(obs[:3], networks.empty_memory(2))
+    actions, hidden = play(obs[:3], networks.empty_carry(2))
     last_action, kept = iql.remember(actions, hidden, over, A)
     assert (last_action[:, 0] == 0).all() and (kept[:, 0] == 0).all()
     assert torch.equal(last_action[:, 1].argmax(-1), actions[:, 1]) and torch.equal(kept[:, 1], hidden[:, 1])
     anew = iql.greedy(networks, obs[3], mask, (last_action, kept))[1]
-    first = iql.greedy(networks, obs[3], mask, networks.empty_memory(2))[1]
-    on = play(obs, networks.empty_memory(2))[1]
+    first = iql.greedy(networks, obs[3], mask, networks.empty_carry(2))[1]
+    on = play(obs, networks.empty_carry(2))[1]
     assert torch.allclose(anew[:, 0], first[:, 0], atol=1e-6) and torch.allclose(
         anew[:, 1], on[:, 1], atol=1e-6
     )
