@@ -2,7 +2,7 @@
 
 Paper: A Fully Decentralized Surrogate for Multi-Agent Policy Optimization (Su & Lu, TMLR 2024).
 Details, and every difference from the paper and its released code: docs/dpo.md
-Reproduce: python dpo_matrix.py --game stochastic     # learns; the return to expect: docs/verdicts.md
+Reproduce: python dpo_matrix.py --game stochastic     # learns; the return to expect: README.md
            python dpo_matrix.py --game 3 --m-hat 0.3  # iterates (17), (18) exactly, without samples
            python dpo_matrix.py --game 3              # with the theorem's M-hat nothing moves: docs/dpo.md
 
@@ -30,6 +30,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Literal
 
+import imageio
 import matplotlib.figure
 import numpy as np
 import torch
@@ -80,9 +81,8 @@ class Args:
     sqrt_kl_term: bool = True  # off: beta1 = 0, the ablation DPO_w/o_sqrt (IPPO-KL)
     kl_term: bool = True  # off: beta2 = 0, the ablation DPO_w/o_kl
 
-    payoff: tuple[float, float, float, float] | None = (
-        None  # R(1,1) R(1,2) R(2,1) R(2,2) of your own 2x2 game
-    )
+    # R(1,1) R(1,2) R(2,1) R(2,2) of a 2x2 game of your own, iterated exactly
+    payoff: tuple[float, float, float, float] | None = None
     m_hat: Literal["theory"] | float = "theory"  # exact iteration: factor of sqrt(KL) in (18); Theorem 3.3's
     c: float = 10.0  # exact iteration: factor C of KL in (18)
     start: tuple[float, float] = (0.5, 0.5)  # exact iteration: p and q, probabilities of action 1, at first
@@ -339,16 +339,16 @@ class Learner:
             loss_fn = torch.compile(loss_fn, options={} if cuda else {"cpp_wrapper": True})
         count = 1 if cuda else min(args.torch_threads, agents.team_size)
         bounds = np.linspace(0, agents.team_size, count + 1).astype(int).tolist()
-        self.parts = [slice(first, last) for first, last in itertools.pairwise(bounds)]
+        self.groups = [slice(first, last) for first, last in itertools.pairwise(bounds)]
         self.optimizers = []
         self.updates = []
-        for part in self.parts:
-            members = agents.group(part)
+        for group in self.groups:
+            members = agents.group(group)
             settings = dict(lr=args.learning_rate, eps=1e-5, fused=True, capturable=cuda)
             optimizer = torch.optim.Adam(members.parameters(), **settings)
-            learn = functools.partial(update, members, optimizer, args=args, loss_fn=loss_fn)
+            step = functools.partial(update, members, optimizer, args=args, loss_fn=loss_fn)
             self.optimizers.append(optimizer)
-            self.updates.append(CudaGraph(learn) if cuda else learn)
+            self.updates.append(CudaGraph(step) if cuda else step)
         if saved:
             for optimizer, state in zip(self.optimizers, saved, strict=True):
                 optimizer.load_state_dict(state)
@@ -356,7 +356,7 @@ class Learner:
 
     def learn(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """`update` of every group with its part of a batch (N, rows, ...); what it returns, (N,) each."""
-        batches = [{name: x[part] for name, x in batch.items()} for part in self.parts]
+        batches = [{name: x[group] for name, x in batch.items()} for group in self.groups]
         stats = list(self.pool.map(operator.call, self.updates, batches))
         return {name: torch.cat([own[name] for own in stats]) for name in stats[0]}
 
@@ -391,9 +391,9 @@ def train(args: Args, envs, optimum: float, agents: Agents, state: dict) -> Path
     generator = torch.Generator(args.device).manual_seed(args.seed + 2**32)
 
     # --- begin or resume ---
-    global_step, next_eval = 0, 0
+    global_step = state.get("global_step", 0)
     if state:
-        global_step, next_eval = state["counters"]
+        agents.load_state_dict(state["agents"])
         generator.set_state(state["generator"])
     next_obs, infos = envs.set_state(state["envs"]) if state else envs.reset()
     run = Run(args, envs, state)
@@ -401,7 +401,6 @@ def train(args: Args, envs, optimum: float, agents: Agents, state: dict) -> Path
     def snapshot() -> dict:
         """What a resumed run needs to go on as if it had never stopped."""
         return {
-            "counters": (global_step, next_eval),
             "best": agents.state_dict(),  # exact evaluation has no luck to correct for: the last ones count
             "agents": agents.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in learner.optimizers],
@@ -411,12 +410,12 @@ def train(args: Args, envs, optimum: float, agents: Agents, state: dict) -> Path
 
     while True:
         # --- evaluate and checkpoint ---
-        if global_step >= next_eval:
-            next_eval += args.eval_every
-            run.log(global_step, evaluate(agents, envs, optimum))
+        if run.evaluation_due(global_step):
+            run.add_evaluation(global_step, evaluate(agents, envs, optimum), agents)
         run.checkpoint(global_step, snapshot)
         if global_step >= args.total_timesteps:
-            return run.close()
+            directory, _ = run.close()
+            return directory
 
         # --- rollout ---
         clock = Clock()
@@ -611,13 +610,12 @@ def main() -> None:
     agents.beta1 += args.beta_init * args.sqrt_kl_term
     agents.beta2 += args.beta_init * args.kl_term
     agents.to(args.device)
-    if state:
+    if args.eval_only:
         agents.load_state_dict(state["best"])
-    directory = checkpoint_path(args).parent if args.eval_only else train(args, envs, optimum, agents, state)
-    result = evaluate(agents, envs, optimum)
-    print(f"{directory}: {json.dumps(result)}")
-    if not args.eval_only:
-        finish(args, agents, directory, result)
+        directory = checkpoint_path(args).parent
+    else:
+        directory = train(args, envs, optimum, agents, state)
+    finish(args, agents, directory, evaluate(agents, envs, optimum), "exact")
 
 
 # ==== Plumbing, the same in all seven scripts: arguments, checkpoints, logs. Skip it on first reading. ====
@@ -694,8 +692,10 @@ def load(path: Path) -> dict:
         sys.exit(f"{SCRIPT}: no checkpoint at {path}; give a run directory or a .pt file of {SCRIPT}.py.")
     except Exception:
         sys.exit(f"{SCRIPT}: {path} is truncated or no checkpoint of ours; use another or start a new run.")
-    if script != SCRIPT or names != {field.name for field in fields(Args)}:
-        sys.exit(f"{SCRIPT}: {path} is of {script}.py of another version; args.json names its git_commit.")
+    if script != SCRIPT:
+        sys.exit(f"{SCRIPT}: {path} was made by {script}.py; resume it with that script.")
+    if names != {field.name for field in fields(Args)}:
+        sys.exit(f"{SCRIPT}: {path} is of another version of {SCRIPT}.py; args.json names its git_commit.")
     return state
 
 
@@ -704,8 +704,11 @@ class Run:
 
     def __init__(self, args: Args, envs, state: dict):
         self.args = args
+        self.evaluated = state.get("evaluated", -1)  # the step of the last evaluation
+        self.best_return = state.get("best_return", -math.inf)
+        self.best = state.get("best", {})
+        start_step = state.get("global_step", 0)
         if state:
-            start_step = state["counters"][0]
             self.directory = checkpoint_path(args).parent
             self.metrics = self.directory / "metrics.csv"
             if not self.metrics.exists() or self.metrics.stat().st_size < state["metrics_bytes"]:
@@ -713,13 +716,12 @@ class Run:
                 sys.exit(f"{SCRIPT}: {self.metrics} {what}.")
             os.truncate(self.metrics, state["metrics_bytes"])  # later rows will be written again
             (self.directory / "done").unlink(missing_ok=True)
+            self.record(json.loads((self.directory / "args.json").read_text()))
         else:
-            start_step = 0
             name = f"{environments.env_name(envs)}__{SCRIPT}__{args.seed}__{time.time_ns() // 10**6}"
             self.directory = Path(args.runs_dir) / name
             self.directory.mkdir(parents=True)
-            record = asdict(args) | environments.describe(envs)
-            (self.directory / "args.json").write_text(json.dumps(record, indent=1) + "\n")
+            self.record(asdict(args) | environments.describe(envs))
             self.metrics = self.directory / "metrics.csv"
             self.metrics.write_text(",".join(COLUMNS) + "\n")
         print(
@@ -737,6 +739,24 @@ class Run:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda signum, _: self.signals.append(signum))
 
+    def record(self, about: dict) -> None:
+        """args.json; a run that goes on may do so to another end."""
+        about["total_timesteps"] = self.args.total_timesteps
+        (self.directory / "args.json").write_text(json.dumps(about, indent=1) + "\n")
+
+    def evaluation_due(self, global_step: int) -> bool:
+        """Every --eval-every steps, and at the end."""
+        ended = global_step >= self.args.total_timesteps and global_step > self.evaluated
+        return ended or global_step // self.args.eval_every > self.evaluated // self.args.eval_every
+
+    def add_evaluation(self, global_step: int, result: dict[str, float], agents: nn.Module) -> None:
+        """Logs it, and keeps the parameters if none have been better; a tie goes to the later ones."""
+        self.evaluated = global_step
+        self.log(global_step, result)
+        if result["eval/episodic_return"] >= self.best_return:
+            self.best_return = result["eval/episodic_return"]
+            self.best = copy.deepcopy(agents.state_dict())
+
     def log(self, global_step: int, row: dict[str, float]) -> None:
         """A row of metrics.csv, on disk before this returns; the same for TensorBoard and the bar."""
         with open(self.metrics, "a", newline="") as file:
@@ -750,7 +770,6 @@ class Run:
         if "charts/episodic_return" in row:
             won = f", win rate {row['charts/win_rate']:.2f}" if "charts/win_rate" in row else ""
             self.bar.set_postfix_str(f"return {row['charts/episodic_return']:.2f}{won}", refresh=False)
-        self.bar.update(global_step - self.bar.n)
 
     def check_finite(self, global_step: int, row: dict[str, float], agents: nn.Module, batch: dict) -> None:
         """Ends a run whose losses or parameters are not finite, with what led there on disk."""
@@ -764,31 +783,42 @@ class Run:
 
     def checkpoint(self, global_step: int, snapshot: Callable[[], dict]) -> None:
         """Saves snapshot() every --checkpoint-every steps, at the end, and when a signal asks to stop."""
+        self.bar.total = max(self.bar.total, global_step)
+        self.bar.update(global_step - self.bar.n)
         stopped = bool(self.signals)
         finished = global_step >= self.args.total_timesteps
         if global_step >= self.next_checkpoint or finished or stopped:
             self.writer.flush()
             self.next_checkpoint = global_step + self.args.checkpoint_every
-            place = {"args": asdict(self.args), "metrics_bytes": self.metrics.stat().st_size}
-            save(self.directory / "checkpoint.pt", snapshot() | place)
+            state = {"global_step": global_step, "evaluated": self.evaluated, "best_return": self.best_return}
+            state |= {"args": asdict(self.args), "metrics_bytes": self.metrics.stat().st_size}
+            save(self.directory / "checkpoint.pt", state | {"best": self.best} | snapshot())
         if stopped and not finished:
             self.close()
             print(f"{SCRIPT}: stopped at step {global_step:,}; go on with --resume {self.directory}")
             sys.exit(EXIT_REQUEUE)
 
-    def close(self) -> Path:
-        """Gives the signals back; the run directory."""
+    def close(self) -> tuple[Path, dict]:
+        """Gives the signals back; the run directory, and the parameters that evaluated best."""
         self.bar.close()
         self.writer.close()
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        return self.directory
+        return self.directory, self.best
 
 
-def finish(args: Args, agents: nn.Module, directory: Path, result: dict[str, float]) -> None:
-    """Marks a run as done, with its result; policy.pt is what --eval-only needs of it, and small."""
-    save(directory / "policy.pt", {"args": asdict(args), "best": agents.state_dict()})
-    (directory / "done").write_text(json.dumps(result) + "\n")
+def finish(args: Args, agents: nn.Module, directory: Path, result: dict[str, float], how: str) -> None:
+    """Tells a result; of a run that is done, keeps it and policy.pt, which is what --eval-only needs."""
+    print(f"{directory}, {how}: {json.dumps(result)}")
+    if not args.eval_only:
+        settings = asdict(args) | {"runs_dir": "", "resume": ""}  # no paths in a file to hand on
+        save(directory / "policy.pt", {"args": settings, "best": agents.state_dict()})
+        (directory / "done").write_text(json.dumps(result) + "\n")
+
+
+def save_video(directory: Path, envs, frames: list[np.ndarray]) -> None:
+    fps = min(20, envs.metadata["render_fps"])
+    imageio.mimsave(directory / "video.mp4", frames, fps=fps, macro_block_size=1)
 
 
 class Clock:

@@ -3,7 +3,7 @@
 Paper: Is Independent Learning All You Need in the StarCraft Multi-Agent Challenge? (de Witt et al., 2020,
 arXiv 2011.09533). Here, as in DPO, agents share no parameters.
 Details, and every difference from DPO: docs/ippo.md
-Reproduce: python ippo.py --env-id matrix/stochastic  (the return to expect: docs/verdicts.md)
+Reproduce: python ippo.py --env-id matrix/stochastic  (the return to expect: docs/findings.md)
 
 Tensors are (num_agents N, num_steps T, num_envs E, ...) or (N, batch, ...): agents always come first, but
 for the team's rewards and ends, (T, E). Agents share nothing; stacking their networks only batches them.
@@ -311,9 +311,8 @@ class Agents(nn.Module):
         """What the actor's outputs (N, batch, num_actions) stand for."""
         if self.discrete:
             return Categorical(outputs, action_mask)
-        return Gaussian(
-            outputs, action_mask, self.actor.log_std.clone()
-        )  # later updates change the parameter
+        log_std = self.actor.log_std.clone()  # the parameter is changed in place
+        return Gaussian(outputs, action_mask, log_std)
 
     def value(self, obs: torch.Tensor) -> torch.Tensor:
         """V_i, in units of the reward, of its own observation: (N, batch, obs_dim) -> (N, batch)."""
@@ -438,7 +437,7 @@ def update(agents, optimizer, batch, args, loss_fn=ippo_loss) -> dict[str, torch
     cuda = batch["obs"].is_cuda
     size = rows if cuda else CHUNK * max(1, 8 // n)
     chunks = [{name: x[:, i : i + size] for name, x in batch.items()} for i in range(0, rows, size)]
-    # Chunks without any sample add nothing; one is kept, for the shapes. To ask a GPU is to wait for it.
+    # Chunks without any sample add nothing; one is kept, for the shapes. A GPU would have to be waited for.
     # Where chunks are cut does not depend on who dies, so neither does how the sums of others are rounded.
     chunks = [chunk for chunk in chunks if cuda or chunk["weight"].any()] or chunks[:1]
     with torch.no_grad():
@@ -483,16 +482,16 @@ class Learner:
             loss_fn = torch.compile(loss_fn, options={} if cuda else {"cpp_wrapper": True})
         count = 1 if cuda else min(args.torch_threads, agents.team_size)
         bounds = np.linspace(0, agents.team_size, count + 1).astype(int).tolist()
-        self.parts = [slice(first, last) for first, last in itertools.pairwise(bounds)]
+        self.groups = [slice(first, last) for first, last in itertools.pairwise(bounds)]
         self.optimizers = []
         self.updates = []
-        for part in self.parts:
-            members = agents.group(part)
+        for group in self.groups:
+            members = agents.group(group)
             settings = dict(lr=args.learning_rate, eps=1e-5, fused=True, capturable=cuda)
             optimizer = torch.optim.Adam(members.parameters(), **settings)
-            learn = functools.partial(update, members, optimizer, args=args, loss_fn=loss_fn)
+            step = functools.partial(update, members, optimizer, args=args, loss_fn=loss_fn)
             self.optimizers.append(optimizer)
-            self.updates.append(CudaGraph(learn) if cuda else learn)
+            self.updates.append(CudaGraph(step) if cuda else step)
         if saved:
             for optimizer, state in zip(self.optimizers, saved, strict=True):
                 optimizer.load_state_dict(state)
@@ -500,7 +499,7 @@ class Learner:
 
     def learn(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """`update` of every group with its part of a batch (N, rows, ...); what it returns, (N,) each."""
-        batches = [{name: x[part] for name, x in batch.items()} for part in self.parts]
+        batches = [{name: x[group] for name, x in batch.items()} for group in self.groups]
         stats = list(self.pool.map(operator.call, self.updates, batches))
         return {name: torch.cat([own[name] for own in stats]) for name in stats[0]}
 
@@ -541,8 +540,10 @@ def train(args: Args, envs, eval_envs, agents: Agents, state: dict) -> tuple[Pat
     obs = zeros(N, T, E, envs.obs_dim)  # as obs_norm has them
     action_mask = zeros(N, T, E, envs.num_actions, dtype=torch.bool)
     outputs = zeros(N, T, E, envs.num_actions)  # of the actors: logits or means
-    shape, dtype = ((), torch.int64) if envs.discrete else ((envs.num_actions,), torch.float32)
-    actions = zeros(N, T, E, *shape, dtype=dtype)
+    if envs.discrete:
+        actions = zeros(N, T, E, dtype=torch.int64)
+    else:
+        actions = zeros(N, T, E, envs.num_actions)
     logprobs = zeros(N, T, E)  # of the actions taken
     alive = zeros(N, T + 1, E, dtype=torch.bool)
     values = zeros(N, T + 1, E)
@@ -555,11 +556,9 @@ def train(args: Args, envs, eval_envs, agents: Agents, state: dict) -> tuple[Pat
     generator = torch.Generator(args.device).manual_seed(args.seed + 2**32)
 
     # --- begin or resume ---
-    global_step, next_eval, best_return = 0, 0, -math.inf
-    best: dict = {}
+    global_step = state.get("global_step", 0)
     if state:
-        global_step, next_eval, best_return = state["counters"]
-        best = state["best"]
+        agents.load_state_dict(state["agents"])
         generator.set_state(state["generator"])
     next_obs, infos = envs.set_state(state["envs"]) if state else envs.reset()
     run = Run(args, envs, state)
@@ -567,8 +566,7 @@ def train(args: Args, envs, eval_envs, agents: Agents, state: dict) -> tuple[Pat
     def snapshot() -> dict:
         """What a resumed run needs to go on as if it had never stopped."""
         return {
-            "counters": (global_step, next_eval, best_return),
-            "best": agents.state_dict() if envs.exact else best,  # no luck to correct for: the last count
+            "best": agents.state_dict() if envs.exact else run.best,  # of exact ones the last
             "agents": agents.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in learner.optimizers],
             "generator": generator.get_state(),
@@ -577,16 +575,12 @@ def train(args: Args, envs, eval_envs, agents: Agents, state: dict) -> tuple[Pat
 
     while True:
         # --- evaluate and checkpoint; same in: dpo_mamujoco, dpo_mpe, dpo_smac, iddpg, ippo, iql ---
-        if global_step >= next_eval:
-            next_eval += args.eval_every
+        if run.evaluation_due(global_step):
             result = evaluate(agents, eval_envs, EVAL_EPISODES, [args.seed, 0, global_step])
-            run.log(global_step, result)
-            if result["eval/episodic_return"] >= best_return:  # of equal ones the one that learned longer
-                best_return = result["eval/episodic_return"]
-                best = copy.deepcopy(agents.state_dict())
+            run.add_evaluation(global_step, result, agents)
         run.checkpoint(global_step, snapshot)
         if global_step >= args.total_timesteps:
-            return run.close(), best
+            return run.close()
 
         # --- rollout ---
         clock = Clock()
@@ -659,21 +653,16 @@ def main() -> None:
         agents.load_state_dict(state["best"])
         directory = checkpoint_path(args).parent
     else:
-        if state:
-            agents.load_state_dict(state["agents"])
         directory, best = train(args, envs, eval_envs, agents, state)
         if not envs.exact:
             agents.load_state_dict(best)
     result = evaluate(agents, eval_envs, 10 * EVAL_EPISODES, [args.seed, 1])
-    how = "exact" if envs.exact else f"{10 * EVAL_EPISODES} greedy episodes"
-    print(f"{directory}, {how}: {json.dumps(result)}")
-    if not args.eval_only:
-        finish(args, agents, directory, result)
+    finish(
+        args, agents, directory, result, "exact" if envs.exact else f"{10 * EVAL_EPISODES} greedy episodes"
+    )
     if video_envs:
-        frames: list[np.ndarray] = []
-        evaluate(agents, video_envs, 4 if envs.discrete else 1, [args.seed, 2], frames)
-        fps = min(20, video_envs.metadata.get("render_fps", 8))
-        imageio.mimsave(directory / "video.mp4", frames, fps=fps, macro_block_size=1)
+        evaluate(agents, video_envs, 4 if envs.discrete else 1, [args.seed, 2], frames := [])
+        save_video(directory, video_envs, frames)
 
 
 # ==== Plumbing, the same in all seven scripts: arguments, checkpoints, logs. Skip it on first reading. ====
@@ -750,8 +739,10 @@ def load(path: Path) -> dict:
         sys.exit(f"{SCRIPT}: no checkpoint at {path}; give a run directory or a .pt file of {SCRIPT}.py.")
     except Exception:
         sys.exit(f"{SCRIPT}: {path} is truncated or no checkpoint of ours; use another or start a new run.")
-    if script != SCRIPT or names != {field.name for field in fields(Args)}:
-        sys.exit(f"{SCRIPT}: {path} is of {script}.py of another version; args.json names its git_commit.")
+    if script != SCRIPT:
+        sys.exit(f"{SCRIPT}: {path} was made by {script}.py; resume it with that script.")
+    if names != {field.name for field in fields(Args)}:
+        sys.exit(f"{SCRIPT}: {path} is of another version of {SCRIPT}.py; args.json names its git_commit.")
     return state
 
 
@@ -760,8 +751,11 @@ class Run:
 
     def __init__(self, args: Args, envs, state: dict):
         self.args = args
+        self.evaluated = state.get("evaluated", -1)  # the step of the last evaluation
+        self.best_return = state.get("best_return", -math.inf)
+        self.best = state.get("best", {})
+        start_step = state.get("global_step", 0)
         if state:
-            start_step = state["counters"][0]
             self.directory = checkpoint_path(args).parent
             self.metrics = self.directory / "metrics.csv"
             if not self.metrics.exists() or self.metrics.stat().st_size < state["metrics_bytes"]:
@@ -769,13 +763,12 @@ class Run:
                 sys.exit(f"{SCRIPT}: {self.metrics} {what}.")
             os.truncate(self.metrics, state["metrics_bytes"])  # later rows will be written again
             (self.directory / "done").unlink(missing_ok=True)
+            self.record(json.loads((self.directory / "args.json").read_text()))
         else:
-            start_step = 0
             name = f"{environments.env_name(envs)}__{SCRIPT}__{args.seed}__{time.time_ns() // 10**6}"
             self.directory = Path(args.runs_dir) / name
             self.directory.mkdir(parents=True)
-            record = asdict(args) | environments.describe(envs)
-            (self.directory / "args.json").write_text(json.dumps(record, indent=1) + "\n")
+            self.record(asdict(args) | environments.describe(envs))
             self.metrics = self.directory / "metrics.csv"
             self.metrics.write_text(",".join(COLUMNS) + "\n")
         print(
@@ -793,6 +786,24 @@ class Run:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda signum, _: self.signals.append(signum))
 
+    def record(self, about: dict) -> None:
+        """args.json; a run that goes on may do so to another end."""
+        about["total_timesteps"] = self.args.total_timesteps
+        (self.directory / "args.json").write_text(json.dumps(about, indent=1) + "\n")
+
+    def evaluation_due(self, global_step: int) -> bool:
+        """Every --eval-every steps, and at the end."""
+        ended = global_step >= self.args.total_timesteps and global_step > self.evaluated
+        return ended or global_step // self.args.eval_every > self.evaluated // self.args.eval_every
+
+    def add_evaluation(self, global_step: int, result: dict[str, float], agents: nn.Module) -> None:
+        """Logs it, and keeps the parameters if none have been better; a tie goes to the later ones."""
+        self.evaluated = global_step
+        self.log(global_step, result)
+        if result["eval/episodic_return"] >= self.best_return:
+            self.best_return = result["eval/episodic_return"]
+            self.best = copy.deepcopy(agents.state_dict())
+
     def log(self, global_step: int, row: dict[str, float]) -> None:
         """A row of metrics.csv, on disk before this returns; the same for TensorBoard and the bar."""
         with open(self.metrics, "a", newline="") as file:
@@ -806,7 +817,6 @@ class Run:
         if "charts/episodic_return" in row:
             won = f", win rate {row['charts/win_rate']:.2f}" if "charts/win_rate" in row else ""
             self.bar.set_postfix_str(f"return {row['charts/episodic_return']:.2f}{won}", refresh=False)
-        self.bar.update(global_step - self.bar.n)
 
     def check_finite(self, global_step: int, row: dict[str, float], agents: nn.Module, batch: dict) -> None:
         """Ends a run whose losses or parameters are not finite, with what led there on disk."""
@@ -820,31 +830,42 @@ class Run:
 
     def checkpoint(self, global_step: int, snapshot: Callable[[], dict]) -> None:
         """Saves snapshot() every --checkpoint-every steps, at the end, and when a signal asks to stop."""
+        self.bar.total = max(self.bar.total, global_step)
+        self.bar.update(global_step - self.bar.n)
         stopped = bool(self.signals)
         finished = global_step >= self.args.total_timesteps
         if global_step >= self.next_checkpoint or finished or stopped:
             self.writer.flush()
             self.next_checkpoint = global_step + self.args.checkpoint_every
-            place = {"args": asdict(self.args), "metrics_bytes": self.metrics.stat().st_size}
-            save(self.directory / "checkpoint.pt", snapshot() | place)
+            state = {"global_step": global_step, "evaluated": self.evaluated, "best_return": self.best_return}
+            state |= {"args": asdict(self.args), "metrics_bytes": self.metrics.stat().st_size}
+            save(self.directory / "checkpoint.pt", state | {"best": self.best} | snapshot())
         if stopped and not finished:
             self.close()
             print(f"{SCRIPT}: stopped at step {global_step:,}; go on with --resume {self.directory}")
             sys.exit(EXIT_REQUEUE)
 
-    def close(self) -> Path:
-        """Gives the signals back; the run directory."""
+    def close(self) -> tuple[Path, dict]:
+        """Gives the signals back; the run directory, and the parameters that evaluated best."""
         self.bar.close()
         self.writer.close()
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        return self.directory
+        return self.directory, self.best
 
 
-def finish(args: Args, agents: nn.Module, directory: Path, result: dict[str, float]) -> None:
-    """Marks a run as done, with its result; policy.pt is what --eval-only needs of it, and small."""
-    save(directory / "policy.pt", {"args": asdict(args), "best": agents.state_dict()})
-    (directory / "done").write_text(json.dumps(result) + "\n")
+def finish(args: Args, agents: nn.Module, directory: Path, result: dict[str, float], how: str) -> None:
+    """Tells a result; of a run that is done, keeps it and policy.pt, which is what --eval-only needs."""
+    print(f"{directory}, {how}: {json.dumps(result)}")
+    if not args.eval_only:
+        settings = asdict(args) | {"runs_dir": "", "resume": ""}  # no paths in a file to hand on
+        save(directory / "policy.pt", {"args": settings, "best": agents.state_dict()})
+        (directory / "done").write_text(json.dumps(result) + "\n")
+
+
+def save_video(directory: Path, envs, frames: list[np.ndarray]) -> None:
+    fps = min(20, envs.metadata["render_fps"])
+    imageio.mimsave(directory / "video.mp4", frames, fps=fps, macro_block_size=1)
 
 
 class Clock:

@@ -3,7 +3,7 @@
 Paper: Multi-Agent Reinforcement Learning: Independent vs. Cooperative Agents (Tan, 1993); networks, targets
 and schedule as in PyMARL (arXiv 1902.04043), but agents share no parameters.
 Details: docs/iql.md
-Reproduce: python iql.py --env-id mpe/simple_spread --eval-every 32000  (results: docs/verdicts.md)
+Reproduce: python iql.py --env-id mpe/simple_spread --eval-every 32000  (see docs/findings.md)
 
 Tensors are (num_agents N, num_envs E, ...) or, of whole episodes, (N, steps T, episodes B, ...): agents come
 first, except in the replay buffer. They share nothing; stacking their networks only batches the arithmetic.
@@ -365,14 +365,12 @@ def train(args: Args, envs, eval_envs, agents: QNetworks, state: dict) -> tuple[
     random = np.random.default_rng([args.seed, 2])  # exploration and replay
 
     # --- begin or resume ---
-    global_step, next_eval, best_return = 0, 0, -math.inf
-    best: dict = {}
+    global_step = state.get("global_step", 0)
     window = new_window(global_step)
     batch: dict[str, torch.Tensor] = {}
     carry = agents.empty_carry(args.num_envs)
     if state:
-        global_step, next_eval, best_return = state["counters"]
-        best = state["best"]
+        agents.load_state_dict(state["agents"])
         learner.target.load_state_dict(state["target"])
         learner.optimizer.load_state_dict(state["optimizer"])
         random.bit_generator.state = json.loads(state["random"])
@@ -388,8 +386,6 @@ def train(args: Args, envs, eval_envs, agents: QNetworks, state: dict) -> tuple[
     def snapshot() -> dict:
         """What a resumed run needs to go on as if it had never stopped."""
         return {
-            "counters": (global_step, next_eval, best_return),
-            "best": best,
             "agents": agents.state_dict(),
             "target": learner.target.state_dict(),
             "optimizer": learner.optimizer.state_dict(),
@@ -402,16 +398,12 @@ def train(args: Args, envs, eval_envs, agents: QNetworks, state: dict) -> tuple[
 
     while True:
         # --- evaluate and checkpoint; same in: dpo_mamujoco, dpo_mpe, dpo_smac, iddpg, ippo, iql ---
-        if global_step >= next_eval:
-            next_eval += args.eval_every
+        if run.evaluation_due(global_step):
             result = evaluate(agents, eval_envs, EVAL_EPISODES, [args.seed, 0, global_step])
-            run.log(global_step, result)
-            if result["eval/episodic_return"] >= best_return:  # of equal ones the one that learned longer
-                best_return = result["eval/episodic_return"]
-                best = copy.deepcopy(agents.state_dict())
+            run.add_evaluation(global_step, result, agents)
         run.checkpoint(global_step, snapshot)
         if global_step >= args.total_timesteps:
-            return run.close(), best
+            return run.close()
 
         # --- act ---
         clock.last = time.perf_counter()  # evaluations and checkpoints are not timed
@@ -481,18 +473,13 @@ def main() -> None:
         agents.load_state_dict(state["best"])
         directory = checkpoint_path(args).parent
     else:
-        if state:
-            agents.load_state_dict(state["agents"])
         directory, best = train(args, envs, eval_envs, agents, state)
         agents.load_state_dict(best)
     result = evaluate(agents, eval_envs, 10 * EVAL_EPISODES, [args.seed, 1])
-    print(f"{directory}, {10 * EVAL_EPISODES} greedy episodes: {json.dumps(result)}")
-    if not args.eval_only:
-        finish(args, agents, directory, result)
+    finish(args, agents, directory, result, f"{10 * EVAL_EPISODES} greedy episodes")
     if video_envs:
-        frames: list[np.ndarray] = []
-        evaluate(agents, video_envs, 4, [args.seed, 2], frames)
-        imageio.mimsave(directory / "video.mp4", frames, fps=8, macro_block_size=1)
+        evaluate(agents, video_envs, 4, [args.seed, 2], frames := [])
+        save_video(directory, video_envs, frames)
 
 
 # ==== Plumbing, the same in all seven scripts: arguments, checkpoints, logs. Skip it on first reading. ====
@@ -569,8 +556,10 @@ def load(path: Path) -> dict:
         sys.exit(f"{SCRIPT}: no checkpoint at {path}; give a run directory or a .pt file of {SCRIPT}.py.")
     except Exception:
         sys.exit(f"{SCRIPT}: {path} is truncated or no checkpoint of ours; use another or start a new run.")
-    if script != SCRIPT or names != {field.name for field in fields(Args)}:
-        sys.exit(f"{SCRIPT}: {path} is of {script}.py of another version; args.json names its git_commit.")
+    if script != SCRIPT:
+        sys.exit(f"{SCRIPT}: {path} was made by {script}.py; resume it with that script.")
+    if names != {field.name for field in fields(Args)}:
+        sys.exit(f"{SCRIPT}: {path} is of another version of {SCRIPT}.py; args.json names its git_commit.")
     return state
 
 
@@ -579,8 +568,11 @@ class Run:
 
     def __init__(self, args: Args, envs, state: dict):
         self.args = args
+        self.evaluated = state.get("evaluated", -1)  # the step of the last evaluation
+        self.best_return = state.get("best_return", -math.inf)
+        self.best = state.get("best", {})
+        start_step = state.get("global_step", 0)
         if state:
-            start_step = state["counters"][0]
             self.directory = checkpoint_path(args).parent
             self.metrics = self.directory / "metrics.csv"
             if not self.metrics.exists() or self.metrics.stat().st_size < state["metrics_bytes"]:
@@ -588,13 +580,12 @@ class Run:
                 sys.exit(f"{SCRIPT}: {self.metrics} {what}.")
             os.truncate(self.metrics, state["metrics_bytes"])  # later rows will be written again
             (self.directory / "done").unlink(missing_ok=True)
+            self.record(json.loads((self.directory / "args.json").read_text()))
         else:
-            start_step = 0
             name = f"{environments.env_name(envs)}__{SCRIPT}__{args.seed}__{time.time_ns() // 10**6}"
             self.directory = Path(args.runs_dir) / name
             self.directory.mkdir(parents=True)
-            record = asdict(args) | environments.describe(envs)
-            (self.directory / "args.json").write_text(json.dumps(record, indent=1) + "\n")
+            self.record(asdict(args) | environments.describe(envs))
             self.metrics = self.directory / "metrics.csv"
             self.metrics.write_text(",".join(COLUMNS) + "\n")
         print(
@@ -612,6 +603,24 @@ class Run:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda signum, _: self.signals.append(signum))
 
+    def record(self, about: dict) -> None:
+        """args.json; a run that goes on may do so to another end."""
+        about["total_timesteps"] = self.args.total_timesteps
+        (self.directory / "args.json").write_text(json.dumps(about, indent=1) + "\n")
+
+    def evaluation_due(self, global_step: int) -> bool:
+        """Every --eval-every steps, and at the end."""
+        ended = global_step >= self.args.total_timesteps and global_step > self.evaluated
+        return ended or global_step // self.args.eval_every > self.evaluated // self.args.eval_every
+
+    def add_evaluation(self, global_step: int, result: dict[str, float], agents: nn.Module) -> None:
+        """Logs it, and keeps the parameters if none have been better; a tie goes to the later ones."""
+        self.evaluated = global_step
+        self.log(global_step, result)
+        if result["eval/episodic_return"] >= self.best_return:
+            self.best_return = result["eval/episodic_return"]
+            self.best = copy.deepcopy(agents.state_dict())
+
     def log(self, global_step: int, row: dict[str, float]) -> None:
         """A row of metrics.csv, on disk before this returns; the same for TensorBoard and the bar."""
         with open(self.metrics, "a", newline="") as file:
@@ -625,7 +634,6 @@ class Run:
         if "charts/episodic_return" in row:
             won = f", win rate {row['charts/win_rate']:.2f}" if "charts/win_rate" in row else ""
             self.bar.set_postfix_str(f"return {row['charts/episodic_return']:.2f}{won}", refresh=False)
-        self.bar.update(global_step - self.bar.n)
 
     def check_finite(self, global_step: int, row: dict[str, float], agents: nn.Module, batch: dict) -> None:
         """Ends a run whose losses or parameters are not finite, with what led there on disk."""
@@ -639,31 +647,42 @@ class Run:
 
     def checkpoint(self, global_step: int, snapshot: Callable[[], dict]) -> None:
         """Saves snapshot() every --checkpoint-every steps, at the end, and when a signal asks to stop."""
+        self.bar.total = max(self.bar.total, global_step)
+        self.bar.update(global_step - self.bar.n)
         stopped = bool(self.signals)
         finished = global_step >= self.args.total_timesteps
         if global_step >= self.next_checkpoint or finished or stopped:
             self.writer.flush()
             self.next_checkpoint = global_step + self.args.checkpoint_every
-            place = {"args": asdict(self.args), "metrics_bytes": self.metrics.stat().st_size}
-            save(self.directory / "checkpoint.pt", snapshot() | place)
+            state = {"global_step": global_step, "evaluated": self.evaluated, "best_return": self.best_return}
+            state |= {"args": asdict(self.args), "metrics_bytes": self.metrics.stat().st_size}
+            save(self.directory / "checkpoint.pt", state | {"best": self.best} | snapshot())
         if stopped and not finished:
             self.close()
             print(f"{SCRIPT}: stopped at step {global_step:,}; go on with --resume {self.directory}")
             sys.exit(EXIT_REQUEUE)
 
-    def close(self) -> Path:
-        """Gives the signals back; the run directory."""
+    def close(self) -> tuple[Path, dict]:
+        """Gives the signals back; the run directory, and the parameters that evaluated best."""
         self.bar.close()
         self.writer.close()
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        return self.directory
+        return self.directory, self.best
 
 
-def finish(args: Args, agents: nn.Module, directory: Path, result: dict[str, float]) -> None:
-    """Marks a run as done, with its result; policy.pt is what --eval-only needs of it, and small."""
-    save(directory / "policy.pt", {"args": asdict(args), "best": agents.state_dict()})
-    (directory / "done").write_text(json.dumps(result) + "\n")
+def finish(args: Args, agents: nn.Module, directory: Path, result: dict[str, float], how: str) -> None:
+    """Tells a result; of a run that is done, keeps it and policy.pt, which is what --eval-only needs."""
+    print(f"{directory}, {how}: {json.dumps(result)}")
+    if not args.eval_only:
+        settings = asdict(args) | {"runs_dir": "", "resume": ""}  # no paths in a file to hand on
+        save(directory / "policy.pt", {"args": settings, "best": agents.state_dict()})
+        (directory / "done").write_text(json.dumps(result) + "\n")
+
+
+def save_video(directory: Path, envs, frames: list[np.ndarray]) -> None:
+    fps = min(20, envs.metadata["render_fps"])
+    imageio.mimsave(directory / "video.mp4", frames, fps=fps, macro_block_size=1)
 
 
 class Clock:
