@@ -1,4 +1,4 @@
-"""Whole runs of all seven scripts: reproducible, stopped, killed and resumed, refused, evaluated.
+"""Whole runs of all seven scripts: reproducible, stopped, killed and resumed, evaluated.
 
 They hold by text that is the same in all scripts and by what each saves of its own; so each is tried, and
 some with another family of environments, whose state is saved otherwise.
@@ -7,17 +7,11 @@ some with another family of environments, whose state is saved otherwise.
 from __future__ import annotations
 
 import importlib
-import itertools
 import json
-import os
-import pickle
-import shutil
 import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -28,157 +22,15 @@ from tests.scripts import running
 from tests.scripts.running import (
     ROOT,
     SCRIPTS,
-    Result,
     assert_same_run,
     full_disk,
     killed,
     load,
     only,
-    rejected,
     rows,
     same,
     signal_in_step,
 )
-
-
-@dataclass(frozen=True)
-class Case:
-    """A tiny run. Steps are environment steps; a turn is once around the loop of `train`."""
-
-    script: str
-    name: str  # of the run directory, up to the script's
-    flags: str
-    other: str  # a flag that would make it a run in another environment
-    num_envs: int
-    num_steps: int  # in a turn, of each environment
-    total: int
-    eval_every: int
-    checkpoint_every: int
-    die_at: int  # step of the training environments before which a run is ended
-    updates: list[int]  # at which rows of metrics.csv tell of learning
-    constants: dict[str, int]  # of the script, changed for short runs
-
-    @property
-    def tiny(self) -> list[str]:
-        flags = f"--num-envs={self.num_envs} --total-timesteps={self.total} --eval-every={self.eval_every}"
-        return [*self.flags.split(), *flags.split(), f"--checkpoint-every={self.checkpoint_every}"]
-
-    @property
-    def exact(self) -> bool:
-        return self.name == GAME_NAME and self.script != "iql"
-
-    @property
-    def turn(self) -> int:
-        return self.num_envs * self.num_steps
-
-    def run(self, *argv: object) -> Result:
-        return running.run(self.script, *argv, **self.constants)
-
-    def finished(self, *argv: object) -> str:
-        return running.finished(self.script, *argv, **self.constants).out
-
-    def refused(self, *argv: object) -> str:
-        return running.refused(self.script, *argv, **self.constants)
-
-
-def on_policy(script, name, flags, other, num_envs, num_steps) -> Case:
-    """Eight updates; dies after the fifth, one past a checkpoint, the rows after which are written again."""
-    turn = num_envs * num_steps
-    flags += " --update-epochs=3" + f" --num-steps={num_steps}" * (script != "dpo_matrix")
-    steps = dict(total=8 * turn, eval_every=4 * turn, checkpoint_every=2 * turn)
-    steps |= dict(num_envs=num_envs, num_steps=num_steps, die_at=5 * num_steps + num_steps // 2)
-    constants = {} if script == "dpo_matrix" else {"EVAL_EPISODES": 1 if "mamujoco" in name else 4}
-    updates = list(range(turn, 8 * turn + 1, turn))
-    return Case(script, name, flags, other, **steps, updates=updates, constants=constants)
-
-
-def off_policy(script, name, flags, other, num_envs, updates) -> Case:
-    """600 steps, more than the replay buffer holds; dies past a checkpoint at 240 and a row after it."""
-    steps = dict(total=600, eval_every=200, checkpoint_every=120)
-    steps |= dict(num_envs=num_envs, num_steps=1, die_at=320 // num_envs + 1)
-    constants = {"LOG_EVERY": 100, "EVAL_EPISODES": 1 if "mamujoco" in name else 4}
-    return Case(script, name, flags, other, **steps, updates=updates, constants=constants)
-
-
-GAME = "--env-id=matrix/stochastic --env-options num_states=6 num_agents=3 num_actions=4"
-GAME_NAME = "matrix-stochastic-6x3x4"
-MARINES = "--env-id=smac/3m --env-options backend=embedded"
-CASES = {
-    "dpo_smac": on_policy(
-        "dpo_smac", "smac-3m-embedded", "--map=3m --backend=embedded", "--map=8m", num_envs=4, num_steps=16
-    ),
-    "dpo_mpe": on_policy(
-        "dpo_mpe",
-        "mpe-line_control-3",
-        "--task=line_control --num-agents=3",
-        "--task=simple_spread",
-        num_envs=8,
-        num_steps=10,
-    ),
-    "dpo_mamujoco": on_policy(
-        "dpo_mamujoco",
-        "mamujoco-Hopper-3x1",
-        "--task=Hopper-3x1",
-        "--task=Walker2d-3x2",
-        num_envs=4,
-        num_steps=16,
-    ),
-    "dpo_matrix": on_policy(
-        "dpo_matrix",
-        GAME_NAME,
-        "--num-states=6 --num-agents=3 --num-actions=4",
-        "--game-seed=1",
-        num_envs=5,
-        num_steps=6,
-    ),
-    "ippo": on_policy("ippo", GAME_NAME, GAME, "--env-id=smac/3m", num_envs=5, num_steps=6),
-    "ippo-smac": on_policy("ippo", "smac-3m-embedded", MARINES, "--env-id=smac/8m", num_envs=4, num_steps=16),
-    "ippo-mamujoco": on_policy(
-        "ippo",
-        "mamujoco-Hopper-3x1",
-        "--env-id=mamujoco/Hopper-3x1",
-        "--env-id=mamujoco/Walker2d-3x2",
-        num_envs=4,
-        num_steps=16,
-    ),
-    "iql": off_policy(
-        "iql",
-        GAME_NAME,
-        f"{GAME} --batch-episodes=8 --buffer-episodes=40 --target-every=20 --epsilon-steps=400",
-        "--env-id=matrix/1",
-        num_envs=5,
-        updates=list(range(100, 601, 100)),
-    ),
-    "iddpg": off_policy(
-        "iddpg",
-        "mamujoco-Hopper-3x1",
-        "--env-id=mamujoco/Hopper-3x1 --warmup-steps=100 --batch-size=16 --buffer-steps=200"
-        " --updates-per-step=0.25",
-        "--env-id=mamujoco/Walker2d-3x2",
-        num_envs=4,
-        updates=list(range(104, 600, 100)),  # the first after the warm-up
-    ),
-}
-
-
-@pytest.fixture(scope="module", params=CASES)
-def case(request) -> Case:
-    return CASES[request.param]
-
-
-@pytest.fixture(scope="module")
-def reference(case, tmp_path_factory) -> Path:
-    """The run directory of an uninterrupted tiny run; only to look at."""
-    runs = tmp_path_factory.mktemp("runs")
-    case.finished(*case.tiny, "--runs-dir", runs)
-    return only(runs)
-
-
-@pytest.fixture
-def copied(reference, tmp_path) -> Path:
-    """A copy of the reference, to change."""
-    return shutil.copytree(reference, tmp_path / reference.name)
-
 
 # What a run leaves behind.
 
@@ -368,141 +220,6 @@ def test_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(case, tm
     assert not (directory / "done").exists()
 
 
-# Refused.
-
-
-class Payload:
-    """A pickle that writes a file when it is loaded as pickles usually are."""
-
-    def __init__(self, path: Path):
-        self.path = path
-
-    def __reduce__(self):
-        return (Path.write_text, (self.path, "executed"))
-
-
-def broken(kind: str, good: Path, path: Path) -> None:
-    """Writes to `path` what is no checkpoint of ours; `good` is one."""
-    whole = good.read_bytes()
-    if kind == "truncated":
-        path.write_bytes(whole[: len(whole) // 2])
-    elif kind == "empty":
-        path.write_bytes(b"")
-    elif kind == "text":
-        path.write_text("not a checkpoint")
-    elif kind == "foreign":
-        torch.save({"model": torch.zeros(3)}, path)
-    elif kind == "tensor":
-        torch.save(torch.zeros(3), path)
-    elif kind == "other script":
-        torch.save(torch.load(good) | {"script": "another"}, path)
-    elif kind == "other version":
-        state = torch.load(good)
-        torch.save(state | {"args": {**state["args"], "retired_flag": 1}}, path)
-    elif kind == "pickle":
-        path.write_bytes(pickle.dumps(Payload(path.with_name("executed"))))
-    else:
-        torch.save(torch.load(good) | {"agents": Payload(path.with_name("executed"))}, path)
-
-
-KINDS = ["truncated", "empty", "text", "foreign", "tensor", "other script", "other version", "pickle", "code"]
-
-
-@pytest.mark.filterwarnings("ignore:Using a non-tuple")  # PyTorch's, where a tensor is asked for its script
-@pytest.mark.parametrize("kind", KINDS)
-def test_what_is_no_checkpoint_of_ours_is_refused_unexecuted_and_untouched(case, reference, tmp_path, kind):
-    """A stranger's file must not run code here, and a damaged one must not begin a run that looks resumed."""
-    path = tmp_path / "run" / "checkpoint.pt"
-    path.parent.mkdir()
-    broken(kind, reference / "checkpoint.pt", path)
-    before = path.read_bytes()
-    for argv in (("--resume", path.parent), ("--eval-only", "--resume", path)):
-        assert str(path) in case.refused(*argv)
-    assert list(path.parent.iterdir()) == [path] and path.read_bytes() == before
-
-
-def test_the_code_in_those_files_would_have_run(tmp_path):
-    """Else the test above shows nothing."""
-    (tmp_path / "pickle").write_bytes(pickle.dumps(Payload(tmp_path / "executed")))
-    pickle.loads((tmp_path / "pickle").read_bytes())
-    assert (tmp_path / "executed").exists()
-
-
-REFUSED = {
-    "resume with other arguments": (
-        ["--resume", "RUN", "--learning-rate=0.1234"],
-        "--learning-rate is 0.1234",
-    ),
-    "resume with other environments": (["--resume", "RUN", "--num-envs=7"], "--num-envs is 7"),
-    "resume on another task": (["--resume", "RUN", "OTHER"], "OTHER is"),
-    "resume of nothing": (["--resume", "TMP/none"], "no checkpoint at TMP/none"),
-    "evaluation of nothing": (["--eval-only", "--resume", "TMP/none"], "no checkpoint at TMP/none"),
-    "evaluation without a run": (["--eval-only"], "--resume"),
-    "evaluation on another task": (["--eval-only", "--resume", "RUN", "OTHER"], "OTHER is"),
-    "evaluation of another learner": (["--eval-only", "--resume", "RUN", "--gamma=0.5"], "--gamma is 0.5"),
-    "no GPU": (["--device", "cuda"], "--device cpu"),
-    "runs directory in a file": (["TINY", "--runs-dir", "TMP/file/runs"], "TMP/file"),
-}
-
-
-@pytest.mark.parametrize("what", REFUSED)
-def test_what_cannot_be_done_is_refused_with_a_sentence_that_names_it(case, reference, tmp_path, what):
-    """A traceback, or a run other than the one asked for, costs a user an hour."""
-    if what == "no GPU" and torch.cuda.is_available():
-        pytest.skip("this machine has a GPU")
-    (tmp_path / "file").write_text("")
-    argv, named = REFUSED[what]
-    flag = case.other.partition("=")[0]
-    before = {path: path.read_bytes() for path in reference.iterdir()}
-    here = lambda x: x.replace("RUN", str(reference)).replace("TMP", str(tmp_path))  # noqa: E731
-    words = itertools.chain.from_iterable(case.tiny if x == "TINY" else [x] for x in argv)
-    given = [case.other if word == "OTHER" else here(word) for word in words]
-    assert here(named).replace("OTHER", flag) in case.refused("--runs-dir", tmp_path / "runs", *given)
-    assert {path: path.read_bytes() for path in reference.iterdir()} == before
-    assert not (tmp_path / "runs").exists()
-
-
-OUT_OF_RANGE = {
-    "--gamma=5": "--gamma must be between 0 and 1, got 5.0",
-    "--learning-rate=0": "--learning-rate must be between",
-    "--learning-rate=nan": "got nan",
-    "--max-grad-norm=-1": "--max-grad-norm must be between",
-    "--seed=-1": "--seed must be between 0 and",
-    "--num-envs=0": "--num-envs must be between 1 and",
-    "--eval-every=0": "--eval-every must be between 1 and",
-    "--checkpoint-every=0": "--checkpoint-every must be between 1 and",
-    "--total-timesteps=0": "--total-timesteps must be between 1 and",
-    "--torch-threads=0": "--torch-threads must be between 1 and",
-    "--device=abacus": "Expected one of ('cpu', 'cuda')",
-    "--device=cuda:1": "Expected one of ('cpu', 'cuda')",
-}
-
-
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_flags_out_of_range_are_rejected_with_what_is_allowed(script, tmp_path):
-    """Bad input costs a user one line to read, and makes no run directory."""
-    wrong = dict(OUT_OF_RANGE)
-    if script == "dpo_matrix":  # has no such flag
-        del wrong["--max-grad-norm=-1"]
-    for flag, sentence in wrong.items():
-        assert sentence in rejected(script, flag, "--runs-dir", tmp_path / "runs")
-    assert not (tmp_path / "runs").exists()
-
-
-@pytest.mark.parametrize("change", ["missing", "shorter"])
-def test_run_whose_metrics_were_tampered_with_is_not_resumed(case, copied, change):
-    """Going on would leave a curve with a hole that no one sees."""
-    metrics = copied / "metrics.csv"
-    if change == "missing":
-        metrics.unlink()
-    else:
-        os.truncate(metrics, metrics.stat().st_size - 1)
-    before = (copied / "checkpoint.pt").read_bytes()
-    sentence = case.refused("--resume", copied, "--total-timesteps", 2 * case.total)
-    assert str(metrics) in sentence and "restore it or start a new run" in sentence
-    assert (copied / "checkpoint.pt").read_bytes() == before and metrics.exists() == (change == "shorter")
-
-
 # Evaluated.
 
 
@@ -520,14 +237,6 @@ def test_saved_run_evaluates_to_the_numbers_of_its_end(case, reference, copied):
     assert {path: path.read_bytes() for path in reference.iterdir()} == before
     (copied / "checkpoint.pt").unlink()
     assert result(case.finished("--eval-only", "--resume", copied)) == done
-
-
-def test_policy_alone_is_no_run_to_go_on_with(case, copied):
-    """It has neither optimiser nor environments: going on from it would be another run."""
-    (copied / "checkpoint.pt").unlink()
-    for path in (copied, copied / "policy.pt"):
-        sentence = case.refused("--resume", path, "--total-timesteps", 2 * case.total)
-        assert str(path) in sentence and "add --eval-only" in sentence
 
 
 # Of every script as it is called.

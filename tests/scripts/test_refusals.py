@@ -1,0 +1,153 @@
+"""What all seven scripts refuse: files that are no run of theirs, other runs, flags out of range."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.scripts.running import SCRIPTS, rejected
+
+
+class Payload:
+    """A pickle that writes a file when it is loaded as pickles usually are."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self):
+        return (Path.write_text, (self.path, "executed"))
+
+
+def broken(kind: str, good: Path, path: Path) -> None:
+    """Writes to `path` what is no checkpoint of ours; `good` is one."""
+    whole = good.read_bytes()
+    if kind == "truncated":
+        path.write_bytes(whole[: len(whole) // 2])
+    elif kind == "empty":
+        path.write_bytes(b"")
+    elif kind == "text":
+        path.write_text("not a checkpoint")
+    elif kind == "foreign":
+        torch.save({"model": torch.zeros(3)}, path)
+    elif kind == "tensor":
+        torch.save(torch.zeros(3), path)
+    elif kind == "other script":
+        torch.save(torch.load(good) | {"script": "another"}, path)
+    elif kind == "other version":
+        state = torch.load(good)
+        torch.save(state | {"args": {**state["args"], "retired_flag": 1}}, path)
+    elif kind == "pickle":
+        path.write_bytes(pickle.dumps(Payload(path.with_name("executed"))))
+    else:
+        torch.save(torch.load(good) | {"agents": Payload(path.with_name("executed"))}, path)
+
+
+KINDS = ["truncated", "empty", "text", "foreign", "tensor", "other script", "other version", "pickle", "code"]
+
+
+@pytest.mark.filterwarnings("ignore:Using a non-tuple")  # PyTorch's, where a tensor is asked for its script
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_no_checkpoint_of_ours_is_refused_unexecuted_and_untouched(case, reference, tmp_path, kind):
+    """A stranger's file must not run code here, and a damaged one must not begin a run that looks resumed."""
+    path = tmp_path / "run" / "checkpoint.pt"
+    path.parent.mkdir()
+    broken(kind, reference / "checkpoint.pt", path)
+    before = path.read_bytes()
+    for argv in (("--resume", path.parent), ("--eval-only", "--resume", path)):
+        assert str(path) in case.refused(*argv)
+    assert list(path.parent.iterdir()) == [path] and path.read_bytes() == before
+
+
+def test_the_code_in_those_files_would_have_run(tmp_path):
+    """Else the test above shows nothing."""
+    (tmp_path / "pickle").write_bytes(pickle.dumps(Payload(tmp_path / "executed")))
+    pickle.loads((tmp_path / "pickle").read_bytes())
+    assert (tmp_path / "executed").exists()
+
+
+REFUSED = {
+    "resume with other arguments": (
+        ["--resume", "RUN", "--learning-rate=0.1234"],
+        "--learning-rate is 0.1234",
+    ),
+    "resume with other environments": (["--resume", "RUN", "--num-envs=7"], "--num-envs is 7"),
+    "resume on another task": (["--resume", "RUN", "OTHER"], "OTHER is"),
+    "resume of nothing": (["--resume", "TMP/none"], "no checkpoint at TMP/none"),
+    "evaluation of nothing": (["--eval-only", "--resume", "TMP/none"], "no checkpoint at TMP/none"),
+    "evaluation without a run": (["--eval-only"], "--resume"),
+    "evaluation on another task": (["--eval-only", "--resume", "RUN", "OTHER"], "OTHER is"),
+    "evaluation of another learner": (["--eval-only", "--resume", "RUN", "--gamma=0.5"], "--gamma is 0.5"),
+    "no GPU": (["--device", "cuda"], "--device cpu"),
+    "runs directory in a file": (["TINY", "--runs-dir", "TMP/file/runs"], "TMP/file"),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_what_cannot_be_done_is_refused_with_a_sentence_that_names_it(case, reference, tmp_path, what):
+    """A traceback, or a run other than the one asked for, costs a user an hour."""
+    if what == "no GPU" and torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    (tmp_path / "file").write_text("")
+    argv, named = REFUSED[what]
+    flag = case.other.partition("=")[0]
+    before = {path: path.read_bytes() for path in reference.iterdir()}
+    here = lambda x: x.replace("RUN", str(reference)).replace("TMP", str(tmp_path))  # noqa: E731
+    words = itertools.chain.from_iterable(case.tiny if x == "TINY" else [x] for x in argv)
+    given = [case.other if word == "OTHER" else here(word) for word in words]
+    assert here(named).replace("OTHER", flag) in case.refused("--runs-dir", tmp_path / "runs", *given)
+    assert {path: path.read_bytes() for path in reference.iterdir()} == before
+    assert not (tmp_path / "runs").exists()
+
+
+OUT_OF_RANGE = {
+    "--gamma=5": "--gamma must be between 0 and 1, got 5.0",
+    "--learning-rate=0": "--learning-rate must be between",
+    "--learning-rate=nan": "got nan",
+    "--max-grad-norm=-1": "--max-grad-norm must be between",
+    "--seed=-1": "--seed must be between 0 and",
+    "--num-envs=0": "--num-envs must be between 1 and",
+    "--eval-every=0": "--eval-every must be between 1 and",
+    "--checkpoint-every=0": "--checkpoint-every must be between 1 and",
+    "--total-timesteps=0": "--total-timesteps must be between 1 and",
+    "--torch-threads=0": "--torch-threads must be between 1 and",
+    "--device=abacus": "Expected one of ('cpu', 'cuda')",
+    "--device=cuda:1": "Expected one of ('cpu', 'cuda')",
+}
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_flags_out_of_range_are_rejected_with_what_is_allowed(script, tmp_path):
+    """Bad input costs a user one line to read, and makes no run directory."""
+    wrong = dict(OUT_OF_RANGE)
+    if script == "dpo_matrix":  # has no such flag
+        del wrong["--max-grad-norm=-1"]
+    for flag, sentence in wrong.items():
+        assert sentence in rejected(script, flag, "--runs-dir", tmp_path / "runs")
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("change", ["missing", "shorter"])
+def test_run_whose_metrics_were_tampered_with_is_not_resumed(case, copied, change):
+    """Going on would leave a curve with a hole that no one sees."""
+    metrics = copied / "metrics.csv"
+    if change == "missing":
+        metrics.unlink()
+    else:
+        os.truncate(metrics, metrics.stat().st_size - 1)
+    before = (copied / "checkpoint.pt").read_bytes()
+    sentence = case.refused("--resume", copied, "--total-timesteps", 2 * case.total)
+    assert str(metrics) in sentence and "restore it or start a new run" in sentence
+    assert (copied / "checkpoint.pt").read_bytes() == before and metrics.exists() == (change == "shorter")
+
+
+def test_policy_alone_is_no_run_to_go_on_with(case, copied):
+    """It has neither optimiser nor environments: going on from it would be another run."""
+    (copied / "checkpoint.pt").unlink()
+    for path in (copied, copied / "policy.pt"):
+        sentence = case.refused("--resume", path, "--total-timesteps", 2 * case.total)
+        assert str(path) in sentence and "add --eval-only" in sentence
