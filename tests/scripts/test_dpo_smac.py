@@ -190,5 +190,6 @@ def test_pettingzoo_is_learned_too(tmp_path):
         EVAL_EPISODES=2,
     )
     assert only(tmp_path).name.startswith("pettingzoo-mpe2.simple_spread_v3__dpo_smac__1__")
-    last = rows(only(tmp_path))[-1]
+    *_, last, evaluation = rows(only(tmp_path))
+    assert evaluation["eval/episodic_return"]
     assert all(np.isfinite(float(x)) for name, x in last.items() if name.startswith(("losses/", "dpo/")))

@@ -358,7 +358,7 @@ def test_without_its_clip_a_run_is_that_of_the_dpo_script_without_its_terms(tmp_
     bare = [*task, "--no-sqrt-kl-term", "--no-kl-term", f"--runs-dir={theirs}"]
     finished(script, *bare, *flags, EVAL_EPISODES=2)
     both = list(zip(rows(only(ours)), rows(only(theirs)), strict=True))
-    assert len(both) == 3
+    assert len(both) == 4
     for row, expected in both:
         filled = {name for name in expected if row.get(name) and expected[name]}
         assert "eval/episodic_return" in filled or {"losses/policy_loss", "dpo/kl"} < filled
@@ -414,7 +414,8 @@ def test_continuous_pettingzoo_environments_are_learned_too(tmp_path):
     flags = ["--env-id=pettingzoo:mpe2.simple_spread_v3", "--num-envs=2", "--num-steps=30", "--value-norm"]
     flags += ["--env-options", "reward=mean", CONTINUOUS, "--total-timesteps=120", "--eval-every=1000"]
     finished("ippo", *flags, f"--runs-dir={tmp_path}", EVAL_EPISODES=2)
-    last = rows(only(tmp_path))[-1]
+    *_, last, evaluation = rows(only(tmp_path))
+    assert evaluation["eval/episodic_return"]
     assert all(np.isfinite(float(x)) for name, x in last.items() if name.startswith(("losses/", "dpo/")))
 
 

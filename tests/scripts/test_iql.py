@@ -280,7 +280,7 @@ def test_pettingzoo_is_played_and_resumed(tmp_path):
     with pytest.warns(UserWarning, match="new ones have begun"):
         finished("iql", f"--resume={only(tmp_path)}", "--total-timesteps=300", EVAL_EPISODES=4)
     state = load(only(tmp_path))
-    assert state["counters"][0] == 300 and state["replay"]["added"] == 4 * (100 // 40) + 4 * (200 // 40)
+    assert state["global_step"] == 300 and state["replay"]["added"] == 4 * (100 // 40) + 4 * (200 // 40)
     assert (state["replay"]["ended"]["lengths"] == 10).all()
 
 

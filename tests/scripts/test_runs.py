@@ -119,6 +119,7 @@ def test_two_threads_learn_what_one_learns(case, reference, tmp_path):
 # Stopped and resumed.
 
 
+PROGRESS = {"args", "metrics_bytes", "evaluated", "best", "best_return"}
 KILLS = {"in a step": signal_in_step, "while saving": running.kill_while_saving}
 
 
@@ -129,7 +130,7 @@ def test_killed_run_resumes_to_the_uninterrupted_one_bit_for_bit(case, reference
     flags = [*case.tiny, "--runs-dir", tmp_path]
     killed(case.script, *flags, fault=KILLS[moment], at=at, **case.constants)
     directory = only(tmp_path)
-    step = load(directory)["counters"][0]
+    step = load(directory)["global_step"]
     written = [int(row["global_step"]) for row in rows(directory)]
     assert 0 < step < case.total and not (directory / "done").exists()
     if moment == "in a step":
@@ -146,7 +147,7 @@ def test_stopped_run_saves_itself_says_requeue_and_resumes(case, reference, tmp_
     directory = only(tmp_path)
     assert stopped.code == 75 and f"--resume {directory}" in stopped.out and "rror" not in stopped.err
     turns = -(-case.die_at // case.num_steps)  # the turn it was in is finished
-    assert load(directory)["counters"][0] == turns * case.turn
+    assert load(directory)["global_step"] == turns * case.turn
     assert not (directory / "done").exists()
     case.finished("--resume", directory)
     assert_same_run(reference, directory)
@@ -158,7 +159,7 @@ def test_run_that_goes_on_is_not_done_until_it_is(case, copied):
         stopped = case.run("--resume", copied, "--total-timesteps", case.total + 2 * case.turn)
     assert stopped.code == 75 and not (copied / "done").exists()
     case.finished("--resume", copied)
-    assert (copied / "done").exists() and load(copied)["counters"][0] == case.total + 2 * case.turn
+    assert (copied / "done").exists() and load(copied)["global_step"] == case.total + 2 * case.turn
 
 
 def test_full_disk_is_a_sentence_and_the_previous_checkpoint_resumes(case, reference, tmp_path):
@@ -167,21 +168,27 @@ def test_full_disk_is_a_sentence_and_the_previous_checkpoint_resumes(case, refer
         sentence = case.refused(*case.tiny, "--runs-dir", tmp_path)
     assert "No space left" in sentence and "--resume" in sentence
     directory = only(tmp_path)
-    assert 0 < load(directory)["counters"][0] <= case.checkpoint_every + case.turn
+    assert 0 < load(directory)["global_step"] <= case.checkpoint_every + case.turn
     assert not list(directory.glob("*.tmp"))
     case.finished("--resume", directory)
     assert_same_run(reference, directory)
 
 
 def test_prolonged_run_is_the_long_one_wherever_it_stopped(case, reference, tmp_path):
-    """Ending between two evaluations, and being resumed when finished already, leave no trace."""
+    """Ending between two evaluations leaves one more, and being resumed when finished already nothing."""
     stop = case.total // 8 * 5 // case.turn * case.turn + 1
     case.finished(*case.tiny, "--total-timesteps", stop, "--runs-dir", tmp_path)
     directory = only(tmp_path)
     assert (directory / "done").exists() and len(rows(directory)) < len(rows(reference))
+    first = rows(directory)
     case.finished("--resume", directory)
+    assert rows(directory) == first and first[-1]["eval/episodic_return"]
     case.finished("--resume", directory / "checkpoint.pt", "--total-timesteps", case.total)
-    assert_same_run(reference, directory)
+    short, long = load(directory), load(reference)
+    assert all(same(short[name], long[name]) for name in short.keys() - PROGRESS)
+    assert [row for row in rows(directory) if row != first[-1]] == rows(reference)
+    about = json.loads((directory / "args.json").read_text())
+    assert about["total_timesteps"] == case.total
     if replay := load(directory).get("replay"):
         kept = len(replay["ended" if case.script == "iql" else "data"]["rewards"])
         assert replay["added"] > kept > 0  # it has wrapped around
@@ -193,7 +200,7 @@ def test_resumed_run_remembers_which_parameters_evaluated_best(case, copied):
         pytest.skip("the last parameters count: exact evaluation has no luck to correct for")
     state = load(copied)
     state["best"] = {name: x + 0.01 if x.is_floating_point() else x for name, x in state["best"].items()}
-    state["counters"] = (*state["counters"][:2], 1e9, *state["counters"][3:])
+    state["best_return"] = 1e9
     torch.save(state, copied / "checkpoint.pt")
     case.finished("--resume", copied, "--total-timesteps", case.total + case.turn)
     assert same(load(copied)["best"], state["best"]) and same(
@@ -216,7 +223,7 @@ def test_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(case, tm
     if case.num_steps > 1 and case.script != "dpo_matrix":  # a rollout
         assert batch["obs"].shape[:2] == (3, case.turn)
     state = load(directory)
-    assert state["counters"][0] == 0 and all(x.isfinite().all() for x in state["agents"].values())
+    assert state["global_step"] == 0 and all(x.isfinite().all() for x in state["agents"].values())
     assert not (directory / "done").exists()
 
 
@@ -258,4 +265,4 @@ def test_command_line_ends_as_a_runner_expects(tmp_path):
         time.sleep(0.05)
     process.terminate()
     assert process.wait(timeout=200) == 75
-    assert load(only(tmp_path))["counters"][0] > 0
+    assert load(only(tmp_path))["global_step"] > 0
