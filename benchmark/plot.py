@@ -105,7 +105,9 @@ def main() -> int:
     if args.seeds < 0:
         sys.exit(f"plot: --seeds {args.seeds} is negative; give how many, or 0.")
     if args.results and args.results.resolve() == PUBLISHED.resolve():
-        sys.exit("plot: what is published has its own scales and seeds; python benchmark/plot.py all draws it.")
+        sys.exit(
+            "plot: what is published has its own scales and seeds; python benchmark/plot.py all draws it."
+        )
     if args.marl_eval and (len(args.figures) > 1 or "all" in args.figures):
         sys.exit("plot: --marl-eval writes one figure; name it.")
     if args.check and (args.results or "all" not in args.figures):

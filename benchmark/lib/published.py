@@ -79,7 +79,7 @@ def study_pictures(study: Study, store: Store) -> dict[str, bytes]:
         cells = study_cells(study.panels, store)
         files = {"curves.png": draw_cells(cells, study.title, aggregate=False)} if study.picture else {}
     if study.hours:
-        files["hours.png"] = draw_cells(cells, study.title, timed=True)
+        files["time.png"] = draw_cells(cells, study.title, timed=True)
     for env in study.diagnostics:
         cell = next(cell for cell in cells if cell.env == env)
         files["diagnostics.png"] = draw_diagnostics(env, cell.groups)

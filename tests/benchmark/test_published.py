@@ -66,7 +66,7 @@ def test_nothing_else_is_published(store, texts):
     for name, study in STUDIES.items():
         pictures = {
             "curves.png": study.picture,
-            "hours.png": study.hours,
+            "time.png": study.hours,
             "diagnostics.png": study.diagnostics,
         }
         made |= {Path("studies") / name / file for file, drawn in pictures.items() if drawn}
