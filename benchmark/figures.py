@@ -172,7 +172,7 @@ FIGURES = {
         (Panel(MPE, (DPO, IPPO, IQL)),),
         Verdict(
             "DPO ends above IPPO and IQL",
-            "IPPO: no; IQL: two of three",
+            "IPPO: does not hold; IQL: partly",
             (("IPPO", "IPPO", "all tasks"), ("IQL", "IQL", "all tasks")),
         ),
     ),
@@ -225,7 +225,7 @@ FIGURES = {
         (Panel(SMAC, ABLATIONS, small=2),),
         Verdict(
             "both terms are needed",
-            "sqrt: does not hold; KL: open",
+            "open: no difference seen",
             ABLATED,
         ),
         scale="small",
@@ -262,7 +262,7 @@ FIGURES = {
         (Panel((GAME, SPREAD, MUJOCO[1], SMAC[1]), (DPO, IPPO, *CLIPS), small=2),),
         Verdict(
             "no clip lifts IPPO above DPO",
-            "game: holds; elsewhere open",
+            "open: on the game as claimed",
             (
                 ("clip 0.2, game", "IPPO", "matrix-stochastic"),
                 ("simple_spread", "IPPO", "mpe-simple_spread"),

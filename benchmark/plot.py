@@ -49,8 +49,8 @@ class Args:
     seeds: int = 0
     """seeds 1 to this; 0: as many as benchmark/run.py makes by default"""
     results: Path | None = None
-    """where benchmark/run.py recorded the runs, by default runs/results, with all benchmark/results, which
-    is published; pictures and tables go into its folder figures"""
+    """where benchmark/run.py recorded the runs, by default runs/results; pictures and tables go into its
+    folder figures. benchmark/results, which is published, is drawn by all without this option"""
     hours: bool = False
     """also draw against wall-clock hours"""
     marl_eval: Path | None = None
@@ -99,9 +99,15 @@ def plot(name: str, args: Args, results: Path) -> None:
 def main() -> int:
     args = tyro.cli(Args, description=__doc__)
     wrong = [name for name in args.figures if name not in (*FIGURES, "recorded", "all")]
-    if not args.figures or wrong or args.seeds < 0:
+    if not args.figures or wrong:
         what = f"there is no {' '.join(wrong)}; " if wrong else ""
-        sys.exit(f"plot: {what}give fig1 ... fig12, recorded, or all; --seeds is not negative.")
+        sys.exit(f"plot: {what}give fig1 ... fig12, recorded, or all.")
+    if args.seeds < 0:
+        sys.exit(f"plot: --seeds {args.seeds} is negative; give how many, or 0.")
+    if args.results and args.results.resolve() == PUBLISHED.resolve():
+        sys.exit(
+            "plot: what is published has its own scales and seeds; python benchmark/plot.py all draws it."
+        )
     if args.marl_eval and (len(args.figures) > 1 or "all" in args.figures):
         sys.exit("plot: --marl-eval writes one figure; name it.")
     if args.check and (args.results or "all" not in args.figures):

@@ -99,7 +99,7 @@ class Args:
 
 def time_envs(args: Args) -> dict[str, Any]:
     """Environment steps per second of the embedded engine, and of the peers that are installed."""
-    from benchmark.calibrate.battles import PUBLISHED, smac_steps, smaclite_steps, smax_steps
+    from benchmark.peers.battles import PUBLISHED, smac_steps, smaclite_steps, smax_steps
 
     names = args.names or ("2s3z", "3s5z", "8m", "27m_vs_30m", "MMM2")
     start = time.perf_counter()
@@ -143,7 +143,7 @@ def time_robots(args: Args) -> dict[str, Any]:
 
     Ratios are of the same turn, and the median of them is given: on a busy machine every turn is another.
     """
-    from benchmark.calibrate.robots import BASES, simulators
+    from benchmark.peers.robots import BASES, simulators
     from envs.mamujoco.env import usable_cores
 
     threads = args.threads or tuple(sorted({1, usable_cores()}))
@@ -168,8 +168,8 @@ def time_robots(args: Args) -> dict[str, Any]:
 
 def time_particles(args: Args) -> dict[str, Any]:
     """Environment steps per second of the particle worlds, beside mpe2 and the peers that are installed."""
-    from benchmark.calibrate.battles import array_bytes
-    from benchmark.calibrate.particles import MPE2, PEERS, missing, simulators
+    from benchmark.peers.battles import array_bytes
+    from benchmark.peers.particles import MPE2, PEERS, missing, simulators
 
     absent = missing()
     result: dict[str, Any] = {}
@@ -265,7 +265,8 @@ def time_e2e(args: Args) -> dict[str, Any]:
             plans |= {f"{label}, compiled": [*flags, "--compile"] for label, flags in plans.items()}
         for label, flags in plans.items():
             rates = script_rates([*command, *flags, "--eval-every", "1000000000"])
-            steps, *shares = rates.values()
+            steps = rates["charts/SPS"]
+            shares = (rates[f"time/{part}"] for part in ("env", "act", "update"))
             cells = [name, label, f"{steps:,.0f}", *(f"{share:.1%}" for share in shares)]
             low, high = RELEASED.get(args.family, (0, 0))
             theirs = f"{low} to {high}: {steps / high:,.0f} to {steps / low:,.0f} times" if high else ""

@@ -1,7 +1,8 @@
 """What scripts earn in the particle world: the floors and the mark that learned policies are compared with.
 
-    python benchmark/calibrate/calibrate_mpe.py   # half a minute; writes benchmark/results/references.csv
-    python benchmark/calibrate/calibrate_mpe.py --num-agents 5 --variants paper --csv None
+    python benchmark/calibrate/calibrate_mpe.py   # half a minute; a Markdown table
+    python benchmark/calibrate/calibrate_mpe.py --num-agents 5 --variants paper
+    python benchmark/calibrate/calibrate_mpe.py --csv benchmark/results/references.csv   # publishes them anew
 
 Policies of the team: `random`, uniform over the five actions; `noop`, which never moves; `greedy`, which
 pairs agents and targets optimally at the start and keeps to it: every agent pushes with full force along the
@@ -47,8 +48,8 @@ class Args:
     """episodes for each row"""
     seed: int = 0
     """seed of the episodes"""
-    csv: Path | None = ROOT / "benchmark" / "results" / "references.csv"
-    """file for the table; None for none"""
+    csv: Path | None = None
+    """file for the table as well, none by default; rows of other environments in it stay"""
 
 
 class Pairs:

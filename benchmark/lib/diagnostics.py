@@ -40,7 +40,8 @@ def draw_diagnostics(env: str, groups: Sequence[Group]) -> bytes | None:
         draw_kl(kl, groups)
         draw_betas(beta1, "beta1", groups)
         draw_betas(beta2, "beta2", groups)
-        return finish(figure, axes[:panels], f"{env}: adaptive KL penalty", groups)
+        title, band = f"{env}: adaptive KL penalty", "from the least to the greatest"
+        return finish(figure, axes[:panels], title, groups, band=band)
 
 
 def draw_shares(ax: Axes, group: Group) -> None:
@@ -63,7 +64,7 @@ def draw_shares(ax: Axes, group: Group) -> None:
 def draw_kl(ax: Axes, groups: Sequence[Group]) -> None:
     """KL of every method, and the bands."""
     for group, style in styled(groups):
-        draw_curve(ax, group, "dpo/kl", style)
+        draw_curve(ax, group, "dpo/kl", style, extremes=True)
     for low, target, high in sorted({band(group) for group in groups}):
         ax.axhspan(low, high, color="#bbbbbb", alpha=0.4, lw=0)
         ax.axhline(target, color="#555555", lw=1.0, ls=":")
@@ -80,7 +81,7 @@ def draw_betas(ax: Axes, name: str, groups: Sequence[Group]) -> None:
     floors = {float(run.settings.get("beta_min", 0)) for group in known for run in group.runs}
     floors -= {0.0}  # which has no logarithm
     for (group, style), N in zip(styled(groups), agents, strict=True):
-        draw_curve(ax, group, f"dpo/{name}", style, scale=N or 1.0)
+        draw_curve(ax, group, f"dpo/{name}", style, scale=N or 1.0, extremes=True)
     for floor in sorted(floors):
         ax.axhline(floor, color="#555555", lw=1.0, ls=":")
     words = f"N {name}" if all(agents) else name

@@ -22,6 +22,8 @@ from benchmark.lib.runs import RETURN, STEP, WIN_RATE
 from benchmark.lib.statistics import hours, mean_ci
 
 Style = tuple[str, str]
+Clock = tuple[str, float]  # a unit of time, and its length in hours
+LEGEND_ROW = 0.17  # inches, of a legend above a panel
 # Okabe and Ito's colours, neighbours differing in lightness too; dashes tell them apart in print.
 COLOURS = ("#000000", "#D55E00", "#56B4E9", "#009E73", "#CC79A7", "#0072B2", "#E69F00")
 STYLES: tuple[Style, ...] = tuple(zip(COLOURS, ("-", "--", "-.", ":", "-", "--", "-."), strict=True))
@@ -30,18 +32,29 @@ RC |= {"legend.frameon": False, "hatch.linewidth": 0.6, "figure.dpi": 110.0}
 
 
 def draw_curve(
-    ax: Axes, group: Group, column: str, style: Style, scale: float = 1.0, unit: float = 1e6
+    ax: Axes,
+    group: Group,
+    column: str,
+    style: Style,
+    scale: float = 1.0,
+    unit: float = 1e6,
+    extremes: bool = False,
 ) -> None:
     """Mean over seeds, its 95 % band, and each seed as a thin line; values times scale, steps in units.
 
     Two seeds get no band: Student's t of one degree of freedom, 12.7, makes it wider than the figure.
+    extremes: the band is from the least seed to the greatest, for a logarithmic axis, where Student's,
+    which may reach below 0, would be a block down to the axis.
     """
     colour, dashes = style
     for run in group.runs:
         logged = ~np.isnan(run.columns[column])
         x, y = run.steps[logged] / unit, scale * run.columns[column][logged]
         ax.plot(x, y, color=colour, lw=0.6, alpha=0.5)
-    mean, low, high = (scale * x for x in mean_ci(group.values(column)))
+    values = scale * group.values(column)
+    mean, low, high = mean_ci(values)
+    if extremes:
+        low, high = values.min(axis=0), values.max(axis=0)
     x, logged = group.steps() / unit, ~np.isnan(mean)
     ax.plot(x[logged], mean[logged], dashes, color=colour, lw=2.0, label=group.method)
     if len(group.runs) > 2:
@@ -67,6 +80,7 @@ def finish(
     groups: Sequence[Group],
     x: str = "environment steps (millions)",
     note: str = "",
+    band: str = "its 95 % confidence band (Student t)",
 ) -> bytes:
     """Title above, axis labels, below what the lines are and where they come from; the PNG."""
     for ax in axes:
@@ -74,12 +88,13 @@ def finish(
         ax.grid(axis="y", color="#dddddd", lw=0.6)
         ax.set_axisbelow(True)
     figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
-    caption = "Thick: mean over seeds; shaded: its 95 % confidence band (Student t); thin: single seeds. "
+    if any(len(group.runs) == 2 for group in groups):
+        band += ", from three seeds on"
+    caption = f"Thick: mean over seeds; shaded: {band}; thin: single seeds. "
     if all(len(group.runs) == 1 for group in groups):
         caption = "Thick: one seed, hence no confidence band. "
-    elif any(len(group.runs) == 2 for group in groups):
-        caption = caption.replace("(Student t)", "(Student t), from three seeds on")
-    lines = textwrap.wrap(caption + note + provenance(groups), int(figure.get_figwidth() * 12))
+    story = f"{caption}{note}Runs: {provenance(groups)}"
+    lines = textwrap.wrap(story, int(figure.get_figwidth() * 12))
     figure.supxlabel("\n".join(lines), x=0.01, ha="left", fontsize=10)
     return png(figure)
 
@@ -92,35 +107,45 @@ def draw_cells(
 ) -> bytes | None:
     """A set of axes per cell, and one per panel that several tasks can be aggregated over.
 
-    timed: against wall-clock hours; None if no cell has hours that can be compared.
+    timed: against wall-clock time; None if no cell has times that can be compared.
     """
     cells = [cell for cell in cells if cell.has_hours or not timed]
     if not cells:
         return None
     several = aggregates(cells) if aggregate and not timed else []
     one_panel = len({cell.panel for cell in cells}) == 1
+    clock = clock_of(cells) if timed else None
+    rows = sum(map(legend_rows, first_cells(cells))) if not one_panel else 0
     with rc_context(RC):
-        figure, axes = grid(len(cells) + len(several))
+        figure, axes = grid(len(cells) + len(several), LEGEND_ROW * rows)
         for ax, cell in zip(axes, cells, strict=False):
-            draw_cell(ax, cell, timed)
+            draw_cell(ax, cell, clock)
         draw_legends(figure, axes, cells, one_panel)
         for ax, (members, words) in zip(axes[len(cells) :], several, strict=True):
             draw_aggregate(ax, members, words)
-        if one_panel:  # room for the legend
-            title += "\n " * math.ceil(max(len(cell.groups) for cell in cells) / 4)
+        if one_panel:  # room for the legend, whose rows are higher than the title's
+            rows = math.ceil(max(len(cell.groups) for cell in cells) / 4)
+            title += "\n " * round(1.3 * rows)
         groups = [group for cell in cells for group in cell.groups]
-        if not timed:
+        if clock is None:
             return finish(figure, axes[: len(cells)], title, groups)
-        note = "Hours are integrated from the steps per second of updates, evaluations do not count; means "
+        note = "Time is integrated from the steps per second of updates, evaluations do not count; means "
         note += "end with the fastest seed; compare only what was run side by side. "
-        return finish(figure, axes[: len(cells)], title, groups, "wall-clock hours", note)
+        return finish(figure, axes[: len(cells)], title, groups, f"wall-clock {clock[0]}", note)
 
 
-def grid(count: int) -> tuple[Figure, list[Axes]]:
-    """A figure with so many axes."""
+def clock_of(cells: Sequence[Cell]) -> Clock:
+    """Minutes where all runs took less than an hour, else hours."""
+    timed = [group for cell in cells for group in cell.groups if group.has("charts/SPS")]
+    longest = max(run.steps[-1] for group in timed for run in on_the_clock(group).runs)
+    return ("minutes", 1 / 60) if longest < 1 else ("hours", 1.0)
+
+
+def grid(count: int, room: float = 0.0) -> tuple[Figure, list[Axes]]:
+    """A figure with so many axes, and so many inches more for legends."""
     columns = 2 if count == 4 else min(count, 3)
     rows = math.ceil(count / columns)
-    size = max(4.6 * columns, 7.5), 3.6 * rows + 1.2
+    size = max(4.6 * columns, 7.5), 3.6 * rows + 1.2 + room
     figure = Figure(figsize=size, layout="constrained")
     axes = list(figure.subplots(rows, columns, squeeze=False).flat)
     for ax in axes[count:]:
@@ -133,15 +158,15 @@ def style_of(cell: Cell, method: str) -> Style:
     return STYLES[cell.methods.index(method) % len(STYLES)]
 
 
-def draw_cell(ax: Axes, cell: Cell, timed: bool) -> None:
-    """The curves of one task."""
+def draw_cell(ax: Axes, cell: Cell, clock: Clock | None) -> None:
+    """The curves of one task, against environment steps, or against time."""
     for group in cell.groups:
         style = style_of(cell, group.method)
         if group.has(cell.metric):
-            if not timed:
+            if clock is None:
                 draw_curve(ax, group, cell.metric, style)
             elif group.has("charts/SPS"):
-                draw_curve(ax, on_the_clock(group), cell.metric, style, unit=1.0)
+                draw_curve(ax, on_the_clock(group), cell.metric, style, unit=clock[1])
     how = "exact" if cell.family == "matrix" else "greedy"
     ax.set(ylabel=f"{'win rate' if cell.metric == WIN_RATE else 'return'} ({how})", xlim=(0, None))
     if cell.metric == WIN_RATE:
@@ -173,20 +198,44 @@ def draw_return_limits(ax: Axes, groups: Sequence[Group], references: dict[str, 
         ax.annotate(label, (1, value), (-3, 2), ("axes fraction", "data"), "offset points", ha="right")
 
 
+def first_cells(cells: Sequence[Cell]) -> list[Cell]:
+    """The first cell of each panel."""
+    return list({cell.panel: cell for cell in reversed(cells)}.values())[::-1]
+
+
+def legend_columns(cell: Cell) -> int:
+    """Two columns above a panel where the methods' names are short."""
+    return 2 if max(len(method) for method in cell.methods) <= 20 else 1
+
+
+def legend_rows(cell: Cell) -> int:
+    """Rows of the legend above a panel."""
+    return math.ceil(len(cell.methods) / legend_columns(cell))
+
+
 def draw_legends(figure: Figure, axes: Sequence[Axes], cells: Sequence[Cell], one_panel: bool) -> None:
-    """Above all axes where they are of one panel; else in each panel's first, as styles mean others there."""
+    """Above all axes where they are of one panel; else above each panel's first, as styles mean others there.
+
+    None lies in axes, where it would cover curves.
+    """
     told: dict[tuple[str, str], Artist] = {}
     for ax, cell in zip(axes, cells, strict=False):
         handles, labels = ax.get_legend_handles_labels()
         new = {(cell.panel, label): line for line, label in zip(handles, labels, strict=True)}
         if not one_panel and not new.keys() <= told.keys():
-            ax.legend(fontsize=9, frameon=True, framealpha=0.85, edgecolor="none")
+            place: Any = {
+                "loc": "lower left",
+                "bbox_to_anchor": (0, 1.08),
+                "borderaxespad": 0,
+                "borderpad": 0,
+            }
+            ax.legend(ncols=legend_columns(cell), fontsize=9, labelspacing=0.2, columnspacing=1.0, **place)
         told |= new
     if one_panel:  # into the blank lines below the title
         top = 1 - 0.27 / figure.get_figheight()
         names = [label for _, label in told]
-        place: Any = {"loc": "upper left", "bbox_to_anchor": (0.005, top), "ncols": 4, "borderpad": 0}
-        figure.legend(told.values(), names, **place)
+        place = {"loc": "upper left", "bbox_to_anchor": (0.005, top), "ncols": 4, "borderpad": 0}
+        figure.legend(told.values(), names, labelspacing=0.2, **place)
 
 
 def draw_aggregate(ax: Axes, cells: Sequence[Cell], words: str) -> None:

@@ -83,6 +83,8 @@ def engine(run: Run) -> str:
     """What simulated the run."""
     if run.backend == "embedded" and run.env.startswith("smac"):
         return "embedded engine, not StarCraft II"
+    if run.env.startswith("matrix"):
+        return "tabular game"
     if run.backend == "starcraft":
         return f"StarCraft II {run.settings.get('game_version', '')}".strip()
     return f"engine: {run.backend}"

@@ -54,11 +54,13 @@ def heading(name: str, figure: Figure, scale: str) -> str:
     return f"{name}: {figure.title}"
 
 
-def figure_text(name: str, scale: str, seeds: Sequence[int], store: Store) -> str:
-    """A figure's table.md: the claim, what is missing, and the tables."""
+def figure_text(name: str, scale: str, seeds: Sequence[int], store: Store, verdict: str = "") -> str:
+    """A figure's table.md: the claim, the verdict on what is published, what is missing, and the tables."""
     cells, gaps = figure_cells(name, scale, seeds, store)
     figure = FIGURES[name]
     text = f"# {heading(name, figure, scale)}\n\nThe paper's claim: {figure.claim}\n\n"
+    if verdict:
+        text += f"Verdict: {verdict} ([what the words mean](../../../../docs/verdicts.md)).\n\n"
     if gaps.missing or gaps.unfinished:
         text += f"Not complete: of the runs at scale {scale} {gaps.missing} are missing, and "
         text += f"{gaps.unfinished} that are not finished are left out.\n\n"
@@ -77,7 +79,7 @@ def study_pictures(study: Study, store: Store) -> dict[str, bytes]:
         cells = study_cells(study.panels, store)
         files = {"curves.png": draw_cells(cells, study.title, aggregate=False)} if study.picture else {}
     if study.hours:
-        files["hours.png"] = draw_cells(cells, study.title, timed=True)
+        files["time.png"] = draw_cells(cells, study.title, timed=True)
     for env in study.diagnostics:
         cell = next(cell for cell in cells if cell.env == env)
         files["diagnostics.png"] = draw_diagnostics(env, cell.groups)
@@ -149,9 +151,9 @@ def published_texts(store: Store) -> Files:
     """All tables, the verdicts, and the documents with their numbers as these have them."""
     tables: dict[str, str] = {}
     files: Files = {}
-    for name in FIGURES:
+    for name, figure in FIGURES.items():
         with contextlib.suppress(NoRunError):
-            tables[name] = figure_text(name, *plan(name), store)
+            tables[name] = figure_text(name, *plan(name), store, figure.verdict.words)
             files[folder_of(name) / "table.md"] = tables[name].encode()
     tables |= {name: study_text(study, store) for name, study in STUDIES.items()}
     verdicts = verdict_page(store, tables)
@@ -183,9 +185,10 @@ def verdict_page(store: Store, tables: dict[str, str]) -> str:
 
 Written by `python benchmark/plot.py all`. Each line links its figure's table;
 [findings.md](findings.md) says why, [benchmark.md](benchmark.md) how to run a figure again.
-*Holds*: the difference is there, p < 0.05; *does not hold*: at the full budget with five seeds
-there is none, or the opposite one; *open*: within the noise of few seeds or of a short run. p:
-Welch's, of final scores against DPO's, uncorrected. SMAC is the embedded engine, not StarCraft II.
+*Holds*: the difference is there, p < 0.05 (Figure 9 claims that there is none: none is above two
+percent); *does not hold*: at the full budget with five seeds there is none, or the opposite one;
+*open*: within the noise of few seeds or of a short run. p: Welch's, of final scores against DPO's,
+uncorrected. SMAC is the embedded engine, not StarCraft II.
 
 {markdown(head, rows)}
 ## Still to run

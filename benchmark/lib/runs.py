@@ -22,7 +22,7 @@ KEPT = (
 )
 """Columns that are kept: those that some picture or table is made of."""
 VERSIONS = ("python", "torch", "numpy", "numba", "gymnasium", "mujoco", "pettingzoo")
-PLACES = ("runs_dir", "resume", "checkpoint")
+PLACES = ("runs_dir", "resume")
 PATH = re.compile(r"(^|[\s=:,\"])(/|~|file:|[A-Za-z]:[\\/])")
 # What results are computed with, so that it must be a number wherever it stands.
 NUMBERS = {"seed", "total_timesteps", "d_target", "delta", "beta_min", RETURN, WIN_RATE}

@@ -27,7 +27,7 @@ class Study:
     title: str
     panels: tuple[Curves, ...] = ()
     picture: bool = True
-    hours: bool = False  # another one against wall-clock hours
+    hours: bool = False  # another one against wall-clock time
     diagnostics: tuple[str, ...] = ()  # environments of the first panel of which eq. (21) is drawn
     tables: tuple[str, ...] = ("p", "runs")  # of: IQM, p, runs, learning, peer
     figure: str = ""  # or a figure at a scale that is not the one it is published at

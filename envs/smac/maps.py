@@ -243,5 +243,5 @@ def get_map(name: str) -> SmacMap:
     if name in NOT_YET:
         raise ValueError(f"The embedded engine does not have SMAC's map {name!r} yet; use one of: {offered}.")
     near = difflib.get_close_matches(name, MAPS, n=3, cutoff=0.4)
-    hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
-    raise ValueError(f"Unknown SMAC map {name!r}; {hint}The embedded engine has: {offered}.")
+    hint = f" (did you mean {' or '.join(map(repr, near))}?)" if near else ""
+    raise ValueError(f"There is no SMAC map {name!r}{hint}; the embedded engine has: {offered}.")

@@ -3,6 +3,7 @@ and the returns of scripts in the particle worlds.
 """
 
 import csv
+import sys
 
 import numpy as np
 import pytest
@@ -48,3 +49,15 @@ def test_the_committed_reference_returns_are_those_of_this_code():
         )
         error = np.hypot(returns.std() / len(returns) ** 0.5, float(row["standard_error"]))
         assert abs(returns.mean() - float(row["return"])) < 4 * error
+
+
+def test_playing_scripts_publishes_nothing_unless_told_to(tmp_path, monkeypatch):
+    """A look at one task would else change what all curves are drawn against."""
+    before, path = (PUBLISHED / "references.csv").read_bytes(), tmp_path / "references.csv"
+    few = ["--tasks", "simple_spread", "--variants", "paper", "--num-agents", "3", "--episodes", "8"]
+    for more in ([], ["--csv", str(path)]):
+        monkeypatch.setattr(sys, "argv", ["calibrate_mpe.py", *few, *more])
+        assert not path.exists()
+        calibrate_mpe.main()
+        assert (PUBLISHED / "references.csv").read_bytes() == before
+    assert len(path.read_text().splitlines()) == 1 + len(calibrate_mpe.POLICIES)

@@ -18,10 +18,11 @@ from benchmark import plot
 from benchmark.lib import diagnostics
 from benchmark.lib.cells import Cell
 from benchmark.lib.diagnostics import draw_diagnostics
-from benchmark.lib.drawing import STYLES, draw_cells, draw_curve, finish
+from benchmark.lib.drawing import STYLES, draw_cell, draw_cells, draw_curve, draw_legends, finish, grid
 from benchmark.lib.gather import study_cells
 from benchmark.lib.groups import provenance
 from benchmark.lib.runs import RETURN, WIN_RATE
+from benchmark.lib.statistics import mean_ci
 from benchmark.lib.studies import Curves
 from benchmark.lib.tables import make_table
 
@@ -134,12 +135,49 @@ def test_a_floor_of_zero_does_not_stretch_the_axis_of_beta(tmp_path, monkeypatch
     floors = {"dpo_smac": 0.0, "dpo_smac-floor": 0.04}
     runs = [write_run(tmp_path, script=s, beta_min=floor, num_agents=2) for s, floor in floors.items()]
     figures = []
-    monkeypatch.setattr(diagnostics, "finish", lambda figure, *_: figures.append(figure))
+    monkeypatch.setattr(diagnostics, "finish", lambda figure, *_, **__: figures.append(figure))
     draw_diagnostics("8m", groups_of(recorded(tmp_path / "results", *runs))[ENV])
     *_, beta1, beta2 = figures[0].axes
     for ax in (beta1, beta2):
         low, high = ax.get_ylim()
         assert 0.01 < low < 0.04 < high < 0.1 and ax.get_yscale() == "log"
+
+
+def test_bands_on_logarithmic_axes_stay_with_the_seeds(tmp_path, monkeypatch):
+    """Student's interval of unequal seeds reaches below 0: there it would be a block down to the axis."""
+    runs = [write_run(tmp_path, seed=seed) for seed in SEEDS]
+    groups = groups_of(recorded(tmp_path / "results", *runs))[ENV]
+    for run, kl in zip(groups[0].runs, (0.001, 0.001, 0.02), strict=True):
+        run.columns["dpo/kl"] = np.full_like(run.steps, kl)
+    assert mean_ci(groups[0].values("dpo/kl"))[1].max() < 0
+    captions = []
+    monkeypatch.setattr(diagnostics, "finish", lambda figure, *_, band: captions.append((figure, band)))
+    draw_diagnostics("8m", groups)
+    ((figure, band),) = captions
+    shaded = figure.axes[1].collections[0].get_paths()[0].vertices[:, 1]
+    assert (shaded.min(), shaded.max()) == (0.001, 0.02) and band == "from the least to the greatest"
+
+
+def test_legends_cover_no_curve(tmp_path):
+    """A curve behind a legend is not shown, whatever the others do."""
+    names = [(s, seed) for s in ("a", "b", "c") for seed in SEEDS]
+    groups = groups_of(recorded(tmp_path / "r", *(write_run(tmp_path, script=s, seed=n) for s, n in names)))[
+        ENV
+    ]
+    cells = [Cell("8m", panel, tuple("abc"), RETURN, groups) for panel in ("left", "right")]
+    figure, axes = grid(2)
+    for ax, one in zip(axes, cells, strict=True):
+        draw_cell(ax, one, None)
+    draw_legends(figure, axes, cells, one_panel=False)
+    figure.draw_without_rendering()
+    for ax in axes:
+        assert ax.get_legend().get_window_extent().y0 >= ax.title.get_window_extent().y0 > ax.bbox.y1
+    figure, axes = grid(1)
+    draw_cell(axes[0], cells[0], None)
+    draw_legends(figure, axes, cells[:1], one_panel=True)
+    figure.suptitle("title\n \n ")
+    figure.draw_without_rendering()
+    assert figure.legends[0].get_window_extent().y0 > axes[0].bbox.y1
 
 
 def test_commands_from_runs_to_tables(tmp_path):

@@ -20,7 +20,7 @@ from benchmark.lib.marl_eval import marl_eval
 from benchmark.lib.published import figure_pictures, figure_text
 from benchmark.lib.record import record
 from benchmark.lib.runs import ResultsError
-from benchmark.lib.store import Store
+from benchmark.lib.store import PUBLISHED, Store
 
 SEEDS = (1, 2, 3)
 
@@ -218,11 +218,12 @@ def test_a_benchmark_that_goes_on_can_be_drawn(tmp_path):
 
 
 def test_no_runs_and_bad_input_get_a_sentence(tmp_path, monkeypatch):
-    """The command that would make the runs is what a user needs to read."""
+    """The command that would make the runs is what a user needs to read, and what is published stays."""
     for argv, words in (
         (["fig3", "--results", str(tmp_path)], "benchmark/run.py fig3 --scale small"),
-        (["fig3", "--seeds", "-1"], "--seeds"),
-        (["fig13"], "there is no fig13; give fig1 ... fig12"),
+        (["fig3", "--seeds", "-1"], "--seeds -1 is negative"),
+        (["fig13"], "there is no fig13; give fig1 ... fig12, recorded, or all."),
+        *(([name, "--results", str(PUBLISHED)], "benchmark/plot.py all") for name in ("fig3", "recorded")),
         ([], "give fig1 ... fig12"),
         (["fig1", "fig2", "--marl-eval", "x.json"], "--marl-eval writes one figure"),
         (["fig1", "--check"], "plot.py all --check"),

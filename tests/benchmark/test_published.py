@@ -4,12 +4,14 @@ import re
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from benchmark import plot
 from benchmark.figures import FIGURES
 from benchmark.lib import published
-from benchmark.lib.documents import BEGIN, CITED, END, fill, put_between
+from benchmark.lib.documents import BEGIN, CITED, END, blocks, fill, parse, put_between
+from benchmark.lib.gather import figure_cells
 from benchmark.lib.store import PUBLISHED, Store
 from benchmark.lib.studies import STUDIES
 
@@ -64,7 +66,7 @@ def test_nothing_else_is_published(store, texts):
     for name, study in STUDIES.items():
         pictures = {
             "curves.png": study.picture,
-            "hours.png": study.hours,
+            "time.png": study.hours,
             "diagnostics.png": study.diagnostics,
         }
         made |= {Path("studies") / name / file for file, drawn in pictures.items() if drawn}
@@ -84,6 +86,34 @@ def test_every_published_run_has_its_curve_and_files_stay_small(store):
 def test_verdicts_are_short():
     """The main table is read at a glance."""
     assert all(len(figure.verdict.words.split()) <= 6 for figure in FIGURES.values())
+
+
+def test_verdicts_keep_to_their_definitions(store, texts):
+    """A word stronger than the runs behind it is a claim without evidence."""
+    page = texts[ROOT / "docs" / "verdicts.md"].decode()
+    _, *rows = parse(blocks(page)[0])
+    assert len(rows) == len(FIGURES)
+    for (name, figure), (_, _, words, ps, seeds, _) in zip(FIGURES.items(), rows, strict=True):
+        table = texts[published.folder_of(name) / "table.md"].decode()
+        assert words == figure.verdict.words and f"\nVerdict: {words} (" in table
+        whole = figure.exact or (figure.scale == "paper" and seeds == "5" and "Not complete" not in table)
+        shown = any(p == "< 0.001" or float(p) < 0.05 for p in re.findall(r"< 0\.001|\d\.\d+", ps))
+        if "does not hold" in words:
+            assert whole, name
+        if "holds" in words and name != "fig9":
+            assert figure.exact or shown, name
+        if "open" in words:
+            assert not whole, name
+        assert whole or shown or words.startswith("open"), name
+
+
+def test_figure_9s_pairs_end_within_two_percent(store):
+    """Its claim is that there is no difference, of which no p can say that it holds."""
+    cells, _ = figure_cells("fig9", *published.plan("fig9"), store)
+    assert len(cells) == 4
+    for cell in cells:
+        default, *others = (np.mean([*cell.scores(method).values()]) for method in cell.methods)
+        assert len(others) == 6 and np.abs(np.array(others) - default).max() < 0.02
 
 
 TABLES = {

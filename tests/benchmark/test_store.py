@@ -177,7 +177,7 @@ def test_several_processes_record_at_once(tmp_path):
 
 def test_no_path_of_the_machine_is_published(tmp_path):
     """Results are published: where a user keeps things is not for others to read."""
-    args = {"runs_dir": "runs", "resume": None, "checkpoint": "x", "game": "/opt/game", "home": "at ~/x"}
+    args = {"runs_dir": "runs", "resume": None, "game": "/opt/game", "home": "at ~/x"}
     args |= {"drive": "C:\\games", "url": "file:///x", "flag": "--to=/x", "list": ["a", "/x"]}
     kept = {"map": "8m", "seed": 1, "ratio": "1/2", "machine": "Linux x86_64, 4 cores", "none": None}
     assert runs.portable(args | kept) == kept
