@@ -333,7 +333,7 @@ def test_counterexample_to_m_above_every_advantage():
 
 
 def iterate_matrix_games(payoffs, starts, m_hat, c, iterations):
-    """The exact iteration of many 2x2 games at once, each a state: policies (t, 2, games, 2), J (t, games)."""
+    """Exact iteration of 2x2 games side by side, as states: policies (t, 2, games, 2), J (t, games)."""
     rewards, p = np.reshape(payoffs, (-1, 2, 2)), np.array(starts).T
     transitions = np.ones((1, 2, 2, 1)) * np.eye(len(rewards))[:, None, None]
     path, _ = dpo.iterate(rewards, transitions, np.stack([p, 1 - p], axis=-1), 0.0, m_hat, c, iterations)
