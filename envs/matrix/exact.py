@@ -35,7 +35,7 @@ def decentralized_backup(rewards, transitions, policies, agent, q, gamma):
 def evaluate_exactly(rewards, transitions, policies, gamma):
     """Exact values of a product policy: V (S,), q_i(s, a_i) (N, S, A) and advantages A_i = q_i − V (N, S, A).
 
-    q_i of eq. (4) is the fixed point of (5), E_a_-i Q(s, a_i, a_-i); so E_a_i q_i(s, a_i) = V(s). A_i: eq. (7).
+    q_i of eq. (4) is the fixed point of (5), E_a_-i Q(s, a_i, a_-i); so E_a_i q_i = V. A_i is eq. (7).
     """
     N, S, _ = policies.shape
     models = [(over_others(rewards, policies, i), over_others(transitions, policies, i)) for i in range(N)]
