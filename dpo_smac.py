@@ -571,8 +571,9 @@ def parse_args(argv: list[str] | None = None) -> tuple[Args, dict]:
 def checkpoint_path(args: Args) -> Path:
     """What --resume names: a file, or a directory's checkpoint.pt or, where there is none, policy.pt."""
     path = Path(args.resume)
-    names = ["checkpoint.pt", "policy.pt"] if path.is_dir() else [""]
-    return next((path / name for name in names if (path / name).exists()), path / names[0])
+    if path.is_dir():
+        path /= "checkpoint.pt" if (path / "checkpoint.pt").exists() else "policy.pt"
+    return path
 
 
 def save(path: Path, state: dict) -> None:
@@ -627,17 +628,18 @@ class Run:
                 sys.exit(f"{SCRIPT}: {self.metrics} {what}.")
             os.truncate(self.metrics, state["metrics_bytes"])  # later rows will be written again
             (self.directory / "done").unlink(missing_ok=True)
-            self.record(json.loads((self.directory / "args.json").read_text()))
+            about = json.loads((self.directory / "args.json").read_text())
         else:
             name = f"{environments.env_name(envs)}__{SCRIPT}__{args.seed}__{time.time_ns() // 10**6}"
             self.directory = Path(args.runs_dir) / name
             self.directory.mkdir(parents=True)
-            self.record(asdict(args) | environments.describe(envs))
+            about = asdict(args) | environments.describe(envs)
             self.metrics = self.directory / "metrics.csv"
             self.metrics.write_text(",".join(COLUMNS) + "\n")
-        print(
-            f"{self.directory}: {envs.num_agents} agents, {envs.obs_dim} inputs, {envs.num_actions} actions"
-        )
+        about["total_timesteps"] = args.total_timesteps  # a run that goes on may do so to another end
+        (self.directory / "args.json").write_text(json.dumps(about, indent=1) + "\n")
+        sizes = f"{envs.num_agents} agents, {envs.obs_dim} inputs, {envs.num_actions} actions"
+        print(f"{self.directory}: {sizes}", flush=True)
         self.next_checkpoint = start_step
         self.writer = SummaryWriter(str(self.directory), purge_step=start_step + 1)
         # Where output is no terminal, a line every ten seconds in the place of the bar.
@@ -649,11 +651,6 @@ class Run:
         self.signals: list[int] = []
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda signum, _: self.signals.append(signum))
-
-    def record(self, about: dict) -> None:
-        """args.json; a run that goes on may do so to another end."""
-        about["total_timesteps"] = self.args.total_timesteps
-        (self.directory / "args.json").write_text(json.dumps(about, indent=1) + "\n")
 
     def evaluation_due(self, global_step: int) -> bool:
         """Every --eval-every steps, and at the end."""
@@ -728,6 +725,7 @@ def finish(args: Args, agents: nn.Module, directory: Path, result: dict[str, flo
 
 
 def save_video(directory: Path, envs, frames: list[np.ndarray]) -> None:
+    """video.mp4 of frames (H, W, 3) uint8; robots, which tell more a second, in slow motion."""
     fps = min(20, envs.metadata["render_fps"])
     imageio.mimsave(directory / "video.mp4", frames, fps=fps, macro_block_size=1)
 

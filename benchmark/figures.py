@@ -1,4 +1,4 @@
-"""The paper's Figures 1-12 as data: which runs each needs, and which claim of the paper it tests.
+"""The paper's Figures 1-12 as data: which runs each needs, and which claim it tests.
 
 A figure has panels; a panel crosses tasks with methods; seeds multiply them. `manifest` lists the runs of
 some figures, each once: a run's key depends on task and command alone, so that figures share what

@@ -58,7 +58,7 @@ def figure_text(name: str, scale: str, seeds: Sequence[int], store: Store, verdi
     """A figure's table.md: the claim, the verdict on what is published, what is missing, and the tables."""
     cells, gaps = figure_cells(name, scale, seeds, store)
     figure = FIGURES[name]
-    text = f"# {heading(name, figure, scale)}\n\nThe paper's claim: {figure.claim}\n\n"
+    text = f"# {heading(name, figure, scale)}\n\nClaim tested: {figure.claim}\n\n"
     if verdict:
         text += f"Verdict: {verdict} ([what the words mean](../../../../docs/verdicts.md)).\n\n"
     if gaps.missing or gaps.unfinished:
@@ -188,7 +188,9 @@ Written by `python benchmark/plot.py all`. Each line links its figure's table;
 *Holds*: the difference is there, p < 0.05 (Figure 9 claims that there is none: none is above two
 percent); *does not hold*: at the full budget with five seeds there is none, or the opposite one;
 *open*: within the noise of few seeds or of a short run. p: Welch's, of final scores against DPO's,
-uncorrected. SMAC is the embedded engine, not StarCraft II.
+uncorrected. SMAC is the embedded engine, not StarCraft II. Claims and contents were written without
+the paper's text at hand: where they differ from the figures of the same number in the paper, they
+are this project's.
 
 {markdown(head, rows)}
 ## Still to run
