@@ -73,10 +73,10 @@ class Args:
     delta: float = 1.5  # eq. (21): the betas change where KL leaves [d_target / delta, d_target * delta]
     omega: float = 2.0  # eq. (21): the factor by which they change
     beta_init: float = 0.01  # initial beta1 and beta2 (themselves, not N times)
-    # Floor of N * beta; without one the betas vanish late in training, and the trust region with them.
-    beta_min: float = 0.2
+    beta_min: float = 0.001  # floor of N * beta, without which 143 halvings make a beta 0 for ever
     beta_max: float = 1000.0  # ceiling of N * beta (N times: the surrogate of eq. (20) has weight 1/N)
-    sqrt_kl_term: bool = True  # off: beta1 = 0, the ablation DPO_w/o_sqrt (IPPO-KL)
+    # state: root of each state's KL, eq. (20); average: of KL_avg, section 4.5; off: DPO_w/o_sqrt (IPPO-KL)
+    sqrt_kl_term: Literal["state", "average", "off"] = "state"
     kl_term: bool = True  # off: beta2 = 0, the ablation DPO_w/o_kl
 
     eval_every: int = 32_000  # environment steps between evaluations, 32 greedy episodes each
@@ -217,20 +217,24 @@ def standardize(x: torch.Tensor) -> torch.Tensor:
     return (x - mean) / (deviation + 1e-8)
 
 
-def dpo_loss(agents, obs, actions, old_logp, advantages, returns, weight, ent_coef):
+def dpo_loss(agents, obs, actions, old_logp, advantages, returns, weight, ent_coef, slope=None):
     """Loss of a chunk of rows, summed over agents (whose parameters are disjoint), and its parts, each (N,).
 
     weight (N, rows): 1 / (rows of the batch), so that sums over its chunks are means.
     Per agent, eq. (20) is E[ratio A] / N - beta1 E[sqrt KL] - beta2 E[KL], and eq. (8) E[(V - return)^2];
-    the entropy bonus stands beside E[ratio A].
+    the entropy bonus stands beside E[ratio A]. slope (N,): 1 / (2 sqrt KL_avg) of the whole batch, where
+    beta1's term is sqrt(KL_avg) instead; slope * KL has its gradient.
     """
     logp = F.log_softmax(agents.actor(obs), dim=-1)
     ratio = (logp - old_logp).gather(-1, actions.unsqueeze(-1)).squeeze(-1).exp()
     surrogate = (weight * ratio * advantages).sum(1)
     entropy = -(weight * (logp.exp() * logp).sum(-1)).sum(1)
     kl_s = categorical_kl(old_logp, logp)
-    sqrt_kl = (weight * (kl_s + 1e-12).sqrt()).sum(1)  # sqrt alone: 0 / 0 in its gradient at 0
     kl = (weight * kl_s).sum(1)
+    if slope is None:
+        sqrt_kl = (weight * (kl_s + 1e-12).sqrt()).sum(1)  # sqrt alone: 0 / 0 in its gradient at 0
+    else:
+        sqrt_kl = slope * kl
     # N times eq. (20) has the same maximiser, and leaves Adam's eps and the clip at the scale of IPPO's.
     objective = surrogate - agents.team_size * (agents.beta1 * sqrt_kl + agents.beta2 * kl)
     v_loss = (weight * (agents.value(obs) - returns).square()).sum(1)  # eq. (8)
@@ -263,6 +267,19 @@ def adapt_beta(beta: torch.Tensor, kl: torch.Tensor, args: Args, team_size: int)
 
 
 # --- same in: dpo_matrix, dpo_mpe ---
+@torch.no_grad()
+def mean_kl(agents, chunks) -> tuple[torch.Tensor, torch.Tensor]:
+    """E_s[KL_s] and E_s[sqrt KL_s] of the policies against the old ones over a batch in chunks, (n,) each."""
+    kl = torch.zeros_like(agents.beta1)
+    sqrt_kl = torch.zeros_like(agents.beta1)
+    for chunk in chunks:
+        kl_s = categorical_kl(chunk["old_logp"], F.log_softmax(agents.actor(chunk["obs"]), dim=-1))
+        kl += (chunk["weight"] * kl_s).sum(1)
+        sqrt_kl += (chunk["weight"] * kl_s.sqrt()).sum(1)
+    return kl, sqrt_kl
+
+
+# --- same in: dpo_mamujoco, dpo_matrix, dpo_mpe ---
 def update(agents, optimizer, batch, args, loss_fn=dpo_loss) -> dict[str, torch.Tensor]:
     """update_epochs Adam steps of n agents on the whole batch, then their betas; changes the agents in place.
 
@@ -275,8 +292,10 @@ def update(agents, optimizer, batch, args, loss_fn=dpo_loss) -> dict[str, torch.
     for _ in range(args.update_epochs):
         optimizer.zero_grad()
         losses = []
+        average = args.sqrt_kl_term == "average"
+        slope = 0.5 * (mean_kl(agents, chunks)[0] + 1e-12).rsqrt() if average else None
         for chunk in chunks:
-            loss, parts = loss_fn(agents, **chunk, ent_coef=args.ent_coef)
+            loss, parts = loss_fn(agents, **chunk, ent_coef=args.ent_coef, slope=slope)
             loss.backward()
             losses.append(parts)
         grad_norm = clip_grad_norm_per_agent(agents.actor, args.max_grad_norm)
@@ -285,14 +304,8 @@ def update(agents, optimizer, batch, args, loss_fn=dpo_loss) -> dict[str, torch.
     stats = {name: sum(parts[name] for parts in losses) for name in losses[0]}
     stats["losses/grad_norm"] = grad_norm
 
-    kl = torch.zeros_like(agents.beta1)
-    sqrt_kl = torch.zeros_like(agents.beta1)
-    with torch.no_grad():
-        for chunk in chunks:
-            kl_s = categorical_kl(chunk["old_logp"], F.log_softmax(agents.actor(chunk["obs"]), dim=-1))
-            kl += (chunk["weight"] * kl_s).sum(1)
-            sqrt_kl += (chunk["weight"] * kl_s.sqrt()).sum(1)
-    for beta, used in ((agents.beta1, args.sqrt_kl_term), (agents.beta2, args.kl_term)):
+    kl, sqrt_kl = mean_kl(agents, chunks)
+    for beta, used in ((agents.beta1, args.sqrt_kl_term != "off"), (agents.beta2, args.kl_term)):
         if used:
             beta.copy_(adapt_beta(beta, kl, args, agents.team_size))
     stats |= {"dpo/kl": kl, "dpo/sqrt_kl": sqrt_kl, "dpo/beta1": agents.beta1, "dpo/beta2": agents.beta2}
@@ -376,7 +389,9 @@ def train(args: Args, envs, eval_envs, agents: Agents, state: dict) -> tuple[Pat
     truncations = zeros(T, E, dtype=torch.bool)
 
     learner = Learner(agents, args, dpo_loss, state.get("optimizers"))
-    generator = torch.Generator(args.device).manual_seed(args.seed + 2**32)
+    # Not the stream that drew the parameters; on a CPU a seed counts modulo 2**32.
+    stream = np.random.SeedSequence(args.seed, spawn_key=(1,)).generate_state(1)
+    generator = torch.Generator(args.device).manual_seed(int(stream[0]))
 
     # --- begin or resume; same in: dpo_mamujoco, dpo_mpe, dpo_smac ---
     global_step = state.get("global_step", 0)
@@ -459,7 +474,7 @@ def main() -> None:
     video_envs = make(1, render_mode="rgb_array") if args.capture_video else None
 
     agents = Agents(envs.num_agents, envs.obs_dim, envs.num_actions)
-    agents.beta1 += args.beta_init * args.sqrt_kl_term
+    agents.beta1 += args.beta_init * (args.sqrt_kl_term != "off")
     agents.beta2 += args.beta_init * args.kl_term
     agents.to(args.device)
     if args.eval_only:

@@ -553,7 +553,9 @@ def train(args: Args, envs, eval_envs, agents: Agents, state: dict) -> tuple[Pat
     truncations = zeros(T, E, dtype=torch.bool)
 
     learner = Learner(agents, args, ippo_loss, state.get("optimizers"))
-    generator = torch.Generator(args.device).manual_seed(args.seed + 2**32)
+    # Not the stream that drew the parameters; on a CPU a seed counts modulo 2**32.
+    stream = np.random.SeedSequence(args.seed, spawn_key=(1,)).generate_state(1)
+    generator = torch.Generator(args.device).manual_seed(int(stream[0]))
 
     # --- begin or resume ---
     global_step = state.get("global_step", 0)

@@ -70,6 +70,24 @@ def test_gaussian_kl_and_its_root_agree_with_float64(size):
     assert all(gradient.isfinite().all() and gradient.abs().max() < 1e4 for gradient in gradients)
 
 
+def test_the_root_of_the_average_in_chunks_has_the_gradient_of_the_whole():
+    """Section 4.5 has the root of the average; a chunk alone does not know it, and E[sqrt KL] is not it."""
+    agents, batch = make_agents(), make_batch(make_agents())
+    parameters = list(agents.actor.parameters())
+    chunks = [{name: x[:, i : i + 250] for name, x in batch.items()} for i in range(0, ROWS, 250)]
+    slope = 0.5 * (dpo.mean_kl(agents, chunks)[0] + 1e-12).rsqrt()
+    ours = sum(dpo.dpo_loss(agents, **chunk, ent_coef=0.01, slope=slope)[0] for chunk in chunks)
+    gradients = torch.autograd.grad(ours, parameters)
+
+    old = (batch["old_mean"], batch["old_log_std"])
+    kl = dpo.gaussian_kl(*old, agents.actor(batch["obs"]), agents.actor.log_std, agents.act_mask).mean(1)
+    penalty = (N * agents.beta1 * kl.sqrt()).sum()
+    agents.beta1 = torch.zeros(N)
+    whole = dpo.dpo_loss(agents, **batch, ent_coef=0.01)[0] + penalty
+    for own, other in zip(gradients, torch.autograd.grad(whole, parameters), strict=True):
+        torch.testing.assert_close(own, other, rtol=1e-3, atol=1e-5)
+
+
 def test_log_probabilities_differ_from_the_densities_by_a_constant():
     """Their ratio is what the surrogate is made of."""
     agents = make_agents((D, D, D))

@@ -40,19 +40,20 @@ def make_batch(seed: int = 0) -> dict[str, torch.Tensor]:
     return batch | dict(returns=returns, weight=torch.full((N, ROWS), 1 / ROWS), advantages=advantages)
 
 
-def learned(script, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def learned(script, batch: dict[str, torch.Tensor], root: str = "state") -> dict[str, torch.Tensor]:
     """Parameters, betas and statistics, agents first, after an update by a script's own functions."""
     agents = make_agents(script)
     optimizer = torch.optim.Adam(agents.parameters(), 1e-3)
-    args = script.Args(d_target=0.02, beta_min=0.05, update_epochs=3)
+    args = script.Args(d_target=0.02, beta_min=0.05, update_epochs=3, sqrt_kl_term=root)
     return script.update(agents, optimizer, batch, args) | agents.state_dict()
 
 
-def test_update_is_that_of_dpo_smac_with_all_actions_available():
+@pytest.mark.parametrize("root", ["state", "average"])
+def test_update_is_that_of_dpo_smac_with_all_actions_available(root):
     """The same algorithm in both files: a fix in one that the other misses shows here."""
     batch = make_batch()
     mask = dict(action_mask=torch.ones(N, ROWS, A, dtype=torch.bool))
-    ours, theirs = learned(dpo_mpe, batch), learned(dpo_smac, batch | mask)
+    ours, theirs = learned(dpo_mpe, batch, root), learned(dpo_smac, batch | mask, root)
     assert ours.keys() == theirs.keys() and len(ours) > 20
     for name, x in ours.items():
         torch.testing.assert_close(x, theirs[name])

@@ -200,7 +200,7 @@ def test_padding_of_actions_changes_nothing():
 
 
 UNCLIPPED = dict(clip_coef=1e12)  # so is the surrogate of DPO without its two terms
-BARE = dict(sqrt_kl_term=False, kl_term=False)
+BARE = dict(sqrt_kl_term="off", kl_term=False)
 
 
 @pytest.mark.parametrize("script", [dpo_mpe, dpo_smac, dpo_mamujoco], ids=lambda script: script.__name__)
@@ -355,7 +355,7 @@ def test_without_its_clip_a_run_is_that_of_the_dpo_script_without_its_terms(tmp_
     ours, theirs = tmp_path / "ours", tmp_path / "theirs"
     unclipped = [f"--env-id={env_id}", *same, "--clip-coef=1e12", f"--runs-dir={ours}"]
     finished("ippo", *unclipped, *flags, EVAL_EPISODES=2)
-    bare = [*task, "--no-sqrt-kl-term", "--no-kl-term", f"--runs-dir={theirs}"]
+    bare = [*task, "--sqrt-kl-term=off", "--no-kl-term", f"--runs-dir={theirs}"]
     finished(script, *bare, *flags, EVAL_EPISODES=2)
     both = list(zip(rows(only(ours)), rows(only(theirs)), strict=True))
     assert len(both) == 4

@@ -107,6 +107,22 @@ def test_betas_follow_equation_21():
         assert torch.equal(adapt_beta(beta, kl, Args(omega=4.0, beta_min=1e-9), 7), beta * factor**2)
 
 
+def test_a_beta_without_a_floor_ends_at_zero_for_ever():
+    """The reason why there is a floor where the paper has none: eq. (21) only multiplies."""
+    agents, args, below, above = make_agents(), Args(beta_min=0.0), torch.zeros(1), torch.ones(1)
+    beta = torch.full((1,), args.beta_init)
+    halvings = 0
+    while beta > 0:
+        beta = adapt_beta(beta, below, args, agents.team_size)
+        halvings += 1
+    assert halvings == 143
+    assert adapt_beta(beta, above, args, agents.team_size) == 0
+    beta = torch.full((1,), args.beta_init)
+    for kl in (*[below] * 200, above):
+        beta = adapt_beta(beta, kl, Args(), agents.team_size)
+    assert beta * agents.team_size == pytest.approx(2 * Args().beta_min)
+
+
 def test_betas_stay_within_their_bounds():
     """Without the floor the betas vanish late in training; the bounds are on N * beta."""
     args = Args(beta_min=0.05, beta_max=10.0)
@@ -124,7 +140,7 @@ def test_an_ablated_term_stays_off(term):
     other = "beta2" if term == "beta1" else "beta1"
     agents = make_agents()
     getattr(agents, term).zero_()
-    wanted = dict(sqrt_kl_term=term != "beta1", kl_term=term != "beta2")
+    wanted = dict(sqrt_kl_term="off" if term == "beta1" else "state", kl_term=term != "beta2")
     for d_target in (1e9, 1e-3, 1e-9):  # KL below, about and above the band
         trained, _, stats = learn(agents, *[make_batch(agents)] * 2, d_target=d_target, **wanted)
         assert (getattr(trained, term) == 0).all() and (getattr(trained, other) > 0).all()
@@ -344,7 +360,8 @@ class Separate:
             ratio = (logp - batch["old_logp"]).gather(-1, batch["actions"][:, None])[:, 0].exp()
             entropy = -(logp.exp() * logp).sum(-1)
             surrogate = (ratio * batch["advantages"] + args.ent_coef * entropy).mean()
-            penalty = self.beta1 * (kl + 1e-12).sqrt().mean() + self.beta2 * kl.mean()
+            roots = {"state": (kl + 1e-12).sqrt().mean(), "average": (kl.mean() + 1e-12).sqrt()}
+            penalty = self.beta1 * roots[args.sqrt_kl_term] + self.beta2 * kl.mean()
             losses = (
                 N * penalty - surrogate,
                 F.mse_loss(self.nets[1](batch["obs"])[:, 0], batch["returns"]),
@@ -361,8 +378,8 @@ class Separate:
         self.beta1, self.beta2 = bound(self.beta1), bound(self.beta2)
 
 
-@pytest.mark.parametrize("layer_norm", [True, False])
-def test_stacked_networks_train_as_separate_networks(layer_norm):
+@pytest.mark.parametrize(("layer_norm", "root"), [(True, "state"), (False, "state"), (True, "average")])
+def test_stacked_networks_train_as_separate_networks(layer_norm, root, monkeypatch):
     """One optimiser over stacked tensors must be N agents with N optimisers, or DPO is not decentralized.
 
     In float64, so that 1e-9 tells an error from rounding, over 4 updates of 3 epochs with the clip at work.
@@ -372,7 +389,9 @@ def test_stacked_networks_train_as_separate_networks(layer_norm):
     agents.beta1 += 0.02
     agents.beta2 += 0.05
     singles = [Separate(agents, i, layer_norm) for i in range(N)]
-    optimizer, args, changed = adam(agents, lr=3e-3), Args(update_epochs=3, max_grad_norm=0.2), set()
+    monkeypatch.setattr(dpo_smac, "CHUNK", 8)
+    optimizer, changed = adam(agents, lr=3e-3), set()
+    args = Args(update_epochs=3, max_grad_norm=0.2, sqrt_kl_term=root)
     for seed in range(4):
         batch = make_batch(agents, seed=seed, drift=0.15 * (seed % 2))
         norms = update(agents, optimizer, batch, args)["losses/grad_norm"]
