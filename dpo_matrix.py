@@ -45,7 +45,8 @@ from envs.matrix.exact import evaluate_exactly
 
 SCRIPT = Path(__file__).stem
 EXIT_REQUEUE = 75  # EX_TEMPFAIL: a signal stopped the run, its checkpoint is on disk, --resume goes on
-ITERATIONS = 100  # of the exact iteration
+ITERATIONS = 10_000  # of the exact iteration at most: it need not converge, nor quickly
+STEADY = 1e-12  # it ends where no probability changes by more
 CHUNK = 512  # rows at a time, so that activations stay in the cache; fewer agents than 8 take more
 COLUMNS = """
 global_step eval/episodic_return eval/greedy_return eval/optimum
@@ -557,19 +558,24 @@ def dpo_step(rewards, transitions, policies, gamma, m_hat, c):
     return solve_surrogate(policies, advantages / len(policies), m_hat, c), float(value[0])
 
 
-def iterate(rewards, transitions, policies, gamma, m_hat, c, iterations):
-    """`iterations` exact DPO steps. Returns policies (iterations + 1, N, S, A) and J (iterations + 1,).
+def iterate(rewards, transitions, policies, gamma, m_hat, c, iterations=ITERATIONS):
+    """Exact DPO steps until they are steady, `iterations` at most: policies (t + 1, N, S, A), J (t + 1,).
 
     A 2x2 matrix game is S = 1, N = A = 2, gamma = 0: p and q are policies[:, 0, 0, 0] and [:, 1, 0, 0].
     """
     path = [np.asarray(policies, dtype=np.float64)]
     returns = []
-    for _ in range(iterations):
+    while len(path) <= iterations and not is_steady(path):
         new, value = dpo_step(rewards, transitions, path[-1], gamma, m_hat, c)
         path.append(new)
         returns.append(value)
     last, _, _ = evaluate_exactly(rewards, transitions, path[-1], gamma)
     return np.stack(path), np.array([*returns, float(last[0])])
+
+
+def is_steady(path) -> bool:
+    """Whether the last step changed no probability by more than STEADY."""
+    return len(path) > 1 and bool(np.abs(path[-1] - path[-2]).max() <= STEADY)
 
 
 def iterate_matrix_game(args: Args) -> None:
@@ -579,14 +585,14 @@ def iterate_matrix_game(args: Args) -> None:
     m_hat = m_hat_theory(2, float(np.abs(env.rewards).max()), 0.0) if args.m_hat == "theory" else args.m_hat
     policies = np.array([[[x, 1 - x]] for x in args.start])
     tables = (env.rewards.astype(np.float64), env.transitions.astype(np.float64))
-    path, returns = iterate(*tables, policies, 0.0, m_hat, args.c, ITERATIONS)
+    path, returns = iterate(*tables, policies, 0.0, m_hat, args.c)
     p = path[:, 0, 0, 0]
     q = path[:, 1, 0, 0]
 
     name = f"{environments.env_name(env)}__{SCRIPT}__{args.seed}__{time.time_ns() // 10**6}"
     directory = Path(args.runs_dir) / name
     directory.mkdir(parents=True)
-    record = asdict(args) | environments.describe(env)
+    record = asdict(args) | environments.describe(env) | {"steady": is_steady(path)}
     (directory / "args.json").write_text(json.dumps(record, indent=1) + "\n")
     with open(directory / "metrics.csv", "w", newline="") as file:
         table = csv.writer(file, lineterminator="\n")
@@ -601,13 +607,17 @@ def iterate_matrix_game(args: Args) -> None:
     right.plot(q, color="#d55e00", linestyle="--", label="q")
     right.set_ylim(-0.03, 1.03)
     for axes in (left, right):
+        axes.set_xscale("symlog", linthresh=1)  # most happens early, and the start belongs to it
         axes.set_xlabel("iteration")
         axes.legend()
     figure.suptitle(f"Payoff {env.payoff.ravel().tolist()}, M-hat = {m_hat:g}, C = {args.c:g}")
     figure.savefig(directory / "curves.png", dpi=120)
     (directory / "done").write_text(json.dumps({"J": returns[-1], "optimum": optimum}) + "\n")
-    moved = "nothing moved" if (path == path[0]).all() else f"p, q = {p[-1]:.4f}, {q[-1]:.4f}"
-    print(f"{directory}: M-hat {m_hat:g}, J {returns[0]:.4f} -> {returns[-1]:.4f} of {optimum:.4f}, {moved}")
+    end = (
+        f"p, q = {p[-1]:.4f}, {q[-1]:.4f}, {'steady' if is_steady(path) else 'NOT steady'} after {len(p) - 1}"
+    )
+    end = "nothing moved" if (path == path[0]).all() else f"{end} iterations"
+    print(f"{directory}: M-hat {m_hat:g}, J {returns[0]:.4f} -> {returns[-1]:.4f} of {optimum:.4f}, {end}")
 
 
 def main() -> None:

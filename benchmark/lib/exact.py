@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from benchmark.lib.cells import Cell
 from benchmark.lib.drawing import RC, png, style_of
 from benchmark.lib.groups import origins
+from benchmark.lib.runs import STEP, Run
 from benchmark.lib.tables import markdown
 
 
@@ -22,7 +23,7 @@ def draw_exact(cells: Sequence[Cell], title: str) -> bytes:
         figure = Figure(figsize=(max(3.4 * len(cells), 7.5), 6.4), layout="constrained")
         axes = figure.subplots(2, len(cells), squeeze=False, sharex=True)
         for (above, below), cell in zip(axes.T, cells, strict=True):
-            draw_game(above, below, cell)
+            draw_game(above, below, cell, longest(cells))
         axes[0, 0].set_ylabel("J (dotted: optimum)")
         axes[1, 0].set_ylabel("p (o) and q (x)")
         axes[0, np.argmax([len(cell.groups) for cell in cells])].legend(fontsize=9)
@@ -31,31 +32,46 @@ def draw_exact(cells: Sequence[Cell], title: str) -> bytes:
         return png(figure)
 
 
-def draw_game(above: Axes, below: Axes, cell: Cell) -> None:
-    """One game: J of every method into one set of axes, p and q into another."""
+def draw_game(above: Axes, below: Axes, cell: Cell, end: int) -> None:
+    """One game: J of every method into one set of axes, p and q into another; what is steady, to the end."""
     for group in cell.groups:
         colour, dashes = style_of(cell, group.method)
         run = group.runs[0]
-        above.plot(run.steps, run.columns["J"], dashes, color=colour, lw=2.0, label=group.method)
+        shown = {name: run.columns[name] for name in (STEP, "J", "p", "q")}
+        if is_steady(run):
+            shown = {name: np.append(values, values[-1]) for name, values in shown.items()}
+            shown[STEP][-1] = end
+        above.plot(shown[STEP], shown["J"], dashes, color=colour, lw=2.0, label=group.method)
         for name, marker in (("p", "o"), ("q", "x")):
-            every = max(len(run.steps) // 6, 1)
+            every = max(len(shown[STEP]) // 6, 1)
             style: Any = {"color": colour, "marker": marker, "markevery": every, "ms": 6, "mfc": "none"}
-            below.plot(run.steps, run.columns[name], dashes, **style)
+            below.plot(shown[STEP], shown[name], dashes, **style)
     above.axhline(cell.groups[0].runs[0].optimum, color="#555555", lw=1.0, ls=":")
     above.set_title(cell.title, loc="left")
     below.set_ylim(-0.05, 1.05)
     below.set_xlabel("iteration")
+    below.set_xscale("symlog", linthresh=1)  # the start belongs to it, and what comes late is slow
+    below.set_xlim(0, end)
 
 
 def origin(cells: Sequence[Cell]) -> str:
     """Budget, engine and commit of the iterations."""
     groups = [group for cell in cells for group in cell.groups]
-    most = max(int(group.runs[0].steps[-1]) for group in groups)
-    return f"Exact: no samples, no seeds; at most {most} iterations; {'; '.join(origins(groups))}."
+    return f"Exact: no samples, no seeds; at most {longest(cells)} iterations; {'; '.join(origins(groups))}."
+
+
+def longest(cells: Sequence[Cell]) -> int:
+    """The most iterations that any of the runs took."""
+    return max(group.runs[0].steps_reached for cell in cells for group in cell.groups)
+
+
+def is_steady(run: Run) -> bool:
+    """Whether the iteration ended because nothing moved any more."""
+    return bool(run.settings.get("steady"))
 
 
 def exact_table(cells: Sequence[Cell]) -> str:
-    """First and last J, whether J ever fell, and the last p and q."""
+    """First and last J, whether J ever fell, the last p and q, and when they were steady."""
     rows = []
     for cell in cells:
         for group in cell.groups:
@@ -63,6 +79,7 @@ def exact_table(cells: Sequence[Cell]) -> str:
             J, p, q = (run.columns[name] for name in ("J", "p", "q"))
             fell = "never" if (np.diff(J) >= -1e-12).all() else "yes"
             numbers = [f"{J[0]:.4f}", f"{J[-1]:.4f}", f"{run.optimum:.4f}"]
-            rows.append([cell.title, group.method, *numbers, fell, f"{p[-1]:.4f}, {q[-1]:.4f}"])
-    head = ["game", "method", "J, first", "J, last", "optimum", "J fell", "p, q, last"]
+            when = f"{run.steps_reached}" if is_steady(run) else f"not by {run.steps_reached}"
+            rows.append([cell.title, group.method, *numbers, fell, f"{p[-1]:.4f}, {q[-1]:.4f}", when])
+    head = ["game", "method", "J, first", "J, last", "optimum", "J fell", "p, q, last", "steady after"]
     return f"{markdown(head, rows)}\n{origin(cells)}\n"

@@ -19,13 +19,13 @@ from gymnasium.vector.utils import batch_space
 from envs.base import Step, TeamVectorEnv, free_bytes, integers
 
 PAYOFFS: dict[str, tuple[float, float, float, float]] = {
-    "1": (10.0, 5.0, 5.0, 0.0),  # action 1 is better whatever the other does
-    "2": (10.0, 0.0, 0.0, 10.0),  # two equal optima, and a saddle at p = q = 1/2
-    "3": (10.0, 0.0, 0.0, 5.0),  # two equilibria, one of them better; a saddle at p = q = 1/3
-    "4": (10.0, -20.0, -20.0, 5.0),  # the same with a price on missing each other; a saddle at p = q = 5/11
+    "1": (5.0, 7.0, 6.0, 4.0),  # two equilibria: (1,2), the optimum, and (2,1)
+    "2": (1.0, 3.0, 5.0, 4.0),  # one equilibrium, the optimum (2,1)
+    "3": (7.0, 1.0, 1.0, 3.0),  # two equilibria: (1,1), the optimum, and (2,2)
+    "4": (20.0, 0.0, 0.0, 10.0),  # the same, with more at stake
 }
-"""R(1,1), R(1,2), R(2,1), R(2,2) of games 1 to 4, one per kind of landscape that a 2x2 game can have. They
-stand for the games of the paper's Table 3 and are not its numbers: `MatrixGame(payoff=...)` takes any."""
+"""R(1,1), R(1,2), R(2,1), R(2,2) of games 1 to 4: a, b, c, d of Table 3 of arXiv 2211.03032. p and q are the
+probabilities of action 1; pure equilibria are named, `MatrixGame(payoff=...)` takes any other game."""
 
 
 def table_bytes(num_states: int, num_agents: int, num_actions: int) -> int:
