@@ -558,7 +558,7 @@ def dpo_step(rewards, transitions, policies, gamma, m_hat, c):
     return solve_surrogate(policies, advantages / len(policies), m_hat, c), float(value[0])
 
 
-def iterate(rewards, transitions, policies, gamma, m_hat, c, iterations=ITERATIONS):
+def iterate(rewards, transitions, policies, gamma, m_hat, c, iterations):
     """Exact DPO steps until they are steady, `iterations` at most: policies (t + 1, N, S, A), J (t + 1,).
 
     A 2x2 matrix game is S = 1, N = A = 2, gamma = 0: p and q are policies[:, 0, 0, 0] and [:, 1, 0, 0].
@@ -585,7 +585,7 @@ def iterate_matrix_game(args: Args) -> None:
     m_hat = m_hat_theory(2, float(np.abs(env.rewards).max()), 0.0) if args.m_hat == "theory" else args.m_hat
     policies = np.array([[[x, 1 - x]] for x in args.start])
     tables = (env.rewards.astype(np.float64), env.transitions.astype(np.float64))
-    path, returns = iterate(*tables, policies, 0.0, m_hat, args.c)
+    path, returns = iterate(*tables, policies, 0.0, m_hat, args.c, ITERATIONS)
     p = path[:, 0, 0, 0]
     q = path[:, 1, 0, 0]
 

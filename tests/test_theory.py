@@ -17,8 +17,9 @@ import dpo_matrix as dpo
 from envs.matrix import PAYOFFS, StochasticGame, exact
 
 quick = settings(max_examples=60, deadline=None, derandomize=True)
-TABLE_3 = [(5.0, 7.0, 6.0, 4.0), (1.0, 3.0, 5.0, 4.0), (7.0, 1.0, 1.0, 3.0), (20.0, 0.0, 0.0, 10.0)]
-"""The paper's payoffs a, b, c, d of matrix games 1 to 4."""
+TABLE_3 = [*PAYOFFS.values()]
+STARTS = [(0.5, 0.5), (0.2, 0.3), (0.3, 0.8)]
+"""Of p and q: the centre of the matrix games, and two on either side of game 1's border between basins."""
 
 
 def kl(old, new):
@@ -332,7 +333,7 @@ def test_counterexample_to_m_above_every_advantage():
     assert joint - own[0] == pytest.approx(0.0, abs=1e-12)  # the lemma holds: nothing was gained or lost
 
 
-def iterate_matrix_games(payoffs, starts, m_hat, c, iterations):
+def iterate_matrix_games(payoffs, starts, m_hat, c, iterations=dpo.ITERATIONS):
     """Exact iteration of 2x2 games side by side, as states: policies (t, 2, games, 2), J (t, games)."""
     rewards, p = np.reshape(payoffs, (-1, 2, 2)), np.array(starts).T
     transitions = np.ones((1, 2, 2, 1)) * np.eye(len(rewards))[:, None, None]
@@ -360,6 +361,96 @@ def test_figure_11_moves_with_another_m_hat_than_the_theorems():
         assert np.abs(path[-1] - path[-2]).max() < 1e-3
         assert list(np.flatnonzero(optima - returns[-1] > 0.5)) == trapped
         assert list(np.flatnonzero((path[:, 1] == 0.5).all(axis=(0, 2)))) == trapped  # q stays
+
+
+@functools.cache
+def ends_on_table_3(m_hat):
+    """Games of Table 3, each from each of STARTS; the exact iteration with C = 10 until it is steady."""
+    cases = list(itertools.product(TABLE_3, STARTS))
+    return cases, *iterate_matrix_games(
+        [payoff for payoff, _ in cases], [start for _, start in cases], m_hat, 10
+    )
+
+
+@pytest.mark.parametrize("m_hat", [0.0, 0.5])
+def test_figure_11_is_monotone_and_ends_where_no_agent_has_a_better_answer(m_hat):
+    """J never falls on the whole way; at its end nothing on a fine grid is better for an agent in (18)."""
+    cases, path, returns = ends_on_table_3(m_hat)
+    assert (np.diff(returns, axis=0) >= -1e-12).all()
+    assert dpo.is_steady(path) and len(path) < 2000
+    x = np.linspace(0, 1, 100_001)[1:-1]
+    for k, (payoff, _) in enumerate(cases):
+        (a, b), (c, d) = np.reshape(payoff, (2, 2))
+        p, q = path[-1, :, k]
+        gains = (a - c) * q[0] + (b - d) * q[1], (a - b) * p[0] + (c - d) * p[1]
+        for old, gain in zip((p, q), gains, strict=True):
+            divergence = kl(old, np.stack([x, 1 - x], axis=-1))
+            assert (gain / 2 * (x - old[0]) - m_hat * np.sqrt(divergence) - 10 * divergence).max() <= 1e-9
+
+
+def test_figure_11_without_the_root_ends_at_the_equilibrium_of_its_basin():
+    """p and q, game by game: with M-hat 0 only the game can trap the iteration, in an equilibrium."""
+    cases, path, returns = ends_on_table_3(0.0)
+    ends = [[(1, 0), (1, 0), (0, 1)], [(0, 1)] * 3, [(1, 1), (0, 0), (1, 1)], [(1, 1), (0, 0), (1, 1)]]
+    np.testing.assert_allclose(path[-1, :, :, 0].T, np.concatenate(ends), atol=1e-9)
+    np.testing.assert_allclose(returns[-1], [7, 7, 6, 5, 5, 5, 7, 3, 7, 20, 10, 20], atol=1e-9)
+
+
+def test_figure_11_with_the_root_stops_short():
+    """J at the end with M-hat 0.5, C = 10: games 1 and 2 stay far from their optimum, 3 and 4 near an end."""
+    _, _, returns = ends_on_table_3(0.5)
+    measured = [5.5, 6.0568, 5.54, 4.2808, 3.9844, 4.6460, 6.8258, 2.48, 6.8258, 19.9498, 9.8971, 19.9498]
+    np.testing.assert_allclose(returns[-1], measured, atol=1e-4)
+
+
+@pytest.mark.parametrize("m_hat", [0.0, 0.5])
+def test_steady_is_steady(m_hat):
+    """Another 1000 iterations change nothing: else the ends of Figure 11 would be ends of our patience."""
+    cases, path, returns = ends_on_table_3(m_hat)
+    policies, rewards = path[-1], np.reshape([payoff for payoff, _ in cases], (-1, 2, 2))
+    transitions = np.ones((1, 2, 2, 1)) * np.eye(len(rewards))[:, None, None]
+    for _ in range(1000):
+        before = policies
+        policies, _ = dpo.dpo_step(rewards, transitions, before, 0.0, m_hat, 10.0)
+        if (policies == before).all():  # so it will be for ever
+            break
+    assert np.abs(policies - path[-1]).max() < 1e-9
+    later = np.einsum("sa,sb,sab->s", *policies, rewards)
+    np.testing.assert_allclose(later, returns[-1], atol=1e-9)
+
+
+def test_iteration_that_only_creeps_is_not_called_steady():
+    """1 1 1 0: 1 - p and 1 - q shrink as 1 / t, as each needs the other less and less; no end is in sight."""
+    path, _ = iterate_matrix_games((1.0, 1.0, 1.0, 0.0), [(0.5, 0.5)], 0.0, 1.0, 800)
+    assert len(path) == 801 and not dpo.is_steady(path)
+    assert path[800, 0, 0, 1] == pytest.approx(path[400, 0, 0, 1] / 2, rel=0.02)
+
+
+def pure_equilibria(payoff):
+    """J of the cells that neither agent alone leaves with a gain."""
+    table = np.reshape(payoff, (2, 2))
+    best = (table == table.max(axis=0)) & (table == table.max(axis=1, keepdims=True))
+    return sorted(table[best].tolist())
+
+
+def test_equilibria_of_table_3():
+    """Game 1 has two, so that the game itself can trap the iteration; game 2 has only its optimum."""
+    assert [pure_equilibria(payoff) for payoff in TABLE_3] == [[6, 7], [5], [3, 7], [10, 20]]
+
+
+def test_game_2_traps_only_in_the_dead_zone_of_the_root():
+    """From (0.1, 0.1) nothing moves with M-hat 0.35 though both agents gain by another action; with 0 J is 5.
+
+    The slope of the root at KL = 0 holds them: moving pays where |gain| / 2 > M-hat / sqrt(2 p (1 - p)).
+    """
+    payoff, start = PAYOFFS["2"], (0.1, 0.1)
+    path, _ = iterate_matrix_games(payoff, [start], 0.35, 10.0)
+    assert (path == path[0]).all()
+    a, b, c, d = payoff
+    for gain in ((a - c) * 0.1 + (b - d) * 0.9, (a - b) * 0.1 + (c - d) * 0.9):
+        assert 0.5 < abs(gain) < 2 * 0.35 / np.sqrt(2 * 0.1 * 0.9)
+    _, returns = iterate_matrix_games(payoff, [start], 0.0, 10.0)
+    assert returns[-1, 0] == pytest.approx(5.0, abs=1e-9)
 
 
 @given(games)
@@ -463,9 +554,9 @@ def test_matrix_games_climb_with_a_small_penalty_and_stay_with_the_theoretical()
     payoffs, starts = np.array([PAYOFFS[game] for game, _ in cases]), [start for _, start in cases]
     _, returns = iterate_matrix_games(payoffs, starts, 0.3, 10.0, 60)
     assert (np.diff(returns, axis=0) >= -1e-12).all()
-    # (0.5, 0.5) is the saddle of game 2: no agent sees a difference between its actions.
-    still = [cases[k] for k in np.flatnonzero(returns[-1] <= returns[0] + 0.5)]
-    assert still == [("2", (0.5, 0.5))]
+    # Near the centre of game 1 each agent's two actions earn nearly the same: the dead zone of the root.
+    still = [cases[k] for k in np.flatnonzero(returns[-1] < returns[0] + 0.1)]
+    assert still == [("1", (0.55, 0.55))]
     for payoff, start in zip(payoffs, starts, strict=True):
         m_hat = dpo.m_hat_theory(2, np.abs(payoff).max(), 0.0)
         path, _ = iterate_matrix_games(payoff, [start], m_hat, 10.0, 3)
@@ -492,7 +583,7 @@ def test_matrix_games_never_fall_when_c_outweighs_the_interaction(payoff, start,
 
 def test_too_small_penalties_let_the_return_fall():
     """The penalties are what makes it monotone: two agents that miss each other swap sides without them."""
-    _, returns = iterate_matrix_games(PAYOFFS["2"], [(0.4, 0.6)], 0.0, 0.1, 5)
+    _, returns = iterate_matrix_games((10.0, 0.0, 0.0, 10.0), [(0.4, 0.6)], 0.0, 0.1, 5)
     assert np.diff(returns, axis=0).min() < -1.0
 
 

@@ -1,7 +1,7 @@
 """Where the exact iteration (18) ends on the games of Table 3, from a grid of starts: picture and table.
 
-`dpo_matrix.solve_surrogate`, for any number of actions, would take ten minutes for so many starts: `update` is
-the same maximiser for two, compiled, and tests/benchmark/test_basins.py holds one against the other.
+`dpo_matrix.solve_surrogate`, for any number of actions, would take ten minutes for so many starts: `update`
+is the same maximiser for two, compiled, and tests/benchmark/test_basins.py holds one against the other.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from envs.matrix import PAYOFFS
 
 C = 10.0  # the paper's
 M_HATS = (0.0, 0.35, math.inf)  # inf: the theorem's, which is the game's own
-STARTS = (np.arange(41) + 0.5) / 41  # of p and of q; the 21st is 1/2
+STARTS = 41  # of p, and of q: the middles of so many parts of (0, 1)
 STEADY = 1e-8  # a start is followed until no probability changes by more
 TINY = 1e-10  # steps that are as good as none
 LIMIT = 100_000  # iterations at most
@@ -132,14 +132,19 @@ def value_of(m_hat: float, payoff: Array) -> float:
     return math.sqrt(0.5) * 2 * float(np.abs(payoff).max()) if math.isinf(m_hat) else m_hat
 
 
+def grid(starts: int) -> Array:
+    """Starts of p and of q."""
+    return (np.arange(starts) + 0.5) / starts
+
+
 @functools.cache
-def basins(game: str, m_hat: float) -> Basins:
-    """Where the iteration ends from each of the starts."""
+def basins(game: str, m_hat: float, starts: int) -> Basins:
+    """Where the iteration ends from each of starts × starts."""
     payoff = np.array(PAYOFFS[game])
-    fates = np.zeros((len(STARTS), len(STARTS)), dtype=np.int64)
+    fates = np.zeros((starts, starts), dtype=np.int64)
     J, fall, longest = np.zeros(fates.shape), 0.0, 0
-    for i, p in enumerate(STARTS):
-        for j, q in enumerate(STARTS):
+    for i, p in enumerate(grid(starts)):
+        for j, q in enumerate(grid(starts)):
             path = follow(payoff, p, q, value_of(m_hat, payoff), C, LIMIT)
             along = returns(payoff, path[:, 0], path[:, 1])
             fates[i, j] = fate(path, equilibria(payoff))
@@ -160,14 +165,14 @@ def fate(path: Array, corners: list[tuple[int, int]]) -> int:
 # --- picture and table ------------------------------------------------------------------------------------
 
 
-def draw_basins() -> bytes:
+def draw_basins(starts: int = STARTS) -> bytes:
     """A row per M̂, a column per game: where each start ends, and some of the ways there."""
     with rc_context(RC):
         figure = Figure(figsize=(12.0, 2.85 * len(M_HATS) + 1.0), layout="constrained")
         axes = figure.subplots(len(M_HATS), len(PAYOFFS), squeeze=False, sharex=True, sharey=True)
         for row, m_hat in zip(axes, M_HATS, strict=True):
             for ax, game in zip(row, PAYOFFS, strict=True):
-                draw_basin(ax, game, m_hat)
+                draw_basin(ax, game, m_hat, starts)
             row[0].set_ylabel(f"{words(m_hat)}\nq", fontsize=11)
         for ax, (game, payoff) in zip(axes[0], PAYOFFS.items(), strict=True):
             ax.set_title(f"game {game} ({', '.join(f'{x:g}' for x in payoff)})", loc="left")
@@ -182,14 +187,14 @@ def draw_basins() -> bytes:
         return png(figure)
 
 
-def draw_basin(ax: Axes, game: str, m_hat: float) -> None:
+def draw_basin(ax: Axes, game: str, m_hat: float, starts: int) -> None:
     """One game at one M̂: fates as colours, paths with a dot where they end, stars for equilibria."""
     payoff = np.array(PAYOFFS[game])
     colours, most = ListedColormap([*FATES.values()]), len(FATES) - 1
-    fates = basins(game, m_hat).fates.T  # imshow's rows are q
+    fates = basins(game, m_hat, starts).fates.T  # imshow's rows are q
     ax.imshow(fates, colours, vmin=0, vmax=most, origin="lower", extent=(0, 1, 0, 1))
-    for p in STARTS[4::8]:
-        for q in STARTS[4::8]:
+    for p in grid(5):
+        for q in grid(5):
             path = follow(payoff, p, q, value_of(m_hat, payoff), C, LIMIT)
             ax.plot(*path.T, color="black", lw=0.8)
             ax.plot(*path[-1], "o", color="black", ms=3.5, clip_on=False)
@@ -206,12 +211,12 @@ def words(m_hat: float) -> str:
     return "M̂ of the theorem" if math.isinf(m_hat) else f"M̂ = {m_hat:g}"
 
 
-def basins_table() -> str:
+def basins_table(starts: int = STARTS) -> str:
     """Shares of the starts by where they end, per game and M̂; the mean J; whether J fell from any start."""
     rows = []
     for game, payoff in PAYOFFS.items():
         for m_hat in M_HATS:
-            found = basins(game, m_hat)
+            found = basins(game, m_hat, starts)
             shares = [f"{100 * (found.fates == k).mean():.0f} %" for k in range(len(FATES))]
             if len(equilibria(np.array(payoff))) == 1:
                 shares[1] = "–"
@@ -223,7 +228,7 @@ def basins_table() -> str:
             rows.append([game, name, *shares, *ends])
     head = ["game", "method", *FATES, "J at the end, mean", "optimum", "J fell"]
     return f"""{markdown(head, rows)}
-Of {len(STARTS)} × {len(STARTS)} starts (p, q), C = {C:g}: the share that ends with p and q within {NEAR:g} of
+Of {starts} × {starts} starts (p, q), C = {C:g}: the share that ends with p and q within {NEAR:g} of
 a pure equilibrium, the share that stops elsewhere, and the share that never moves, wherever it is. J fell:
 in any iteration from any start.
 """

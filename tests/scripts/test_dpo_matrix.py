@@ -163,13 +163,24 @@ def test_a_game_that_is_too_large_is_refused_with_a_sentence(tmp_path):
 
 @pytest.mark.parametrize(("m_hat", "moves"), [("theory", False), ("0.3", True)])
 def test_matrix_game_draws_its_exact_iteration(tmp_path, m_hat, moves):
-    """With the theorem's coefficient nothing moves; with a smaller one J rises and never falls."""
+    """With the theorem's coefficient nothing moves; with a smaller one J rises until it is steady."""
     printed = finished("dpo_matrix", f"--runs-dir={tmp_path}", "--game=3", f"--m-hat={m_hat}").out
     directory = only(tmp_path)
     returns = np.array([float(row["J"]) for row in rows(directory)])
-    assert len(returns) == 101 and (np.diff(returns) >= 0).all()
+    assert (np.diff(returns) >= -1e-12).all() and abs(returns[-1] - returns[-2]) < 1e-11
     assert (returns[-1] > returns[0] + 1) == moves and ("nothing moved" in printed) != moves
+    assert (f"steady after {len(returns) - 1} iterations" in printed) == moves
+    assert json.loads((directory / "args.json").read_text())["steady"]
     assert (directory / "curves.png").stat().st_size > 5000
+
+
+def test_iteration_that_is_cut_off_says_so(tmp_path):
+    """Game 1 still moves after 50 iterations: its last p and q are no end."""
+    flags = ["--game=1", "--m-hat=0.3", f"--runs-dir={tmp_path}"]
+    printed = finished("dpo_matrix", *flags, ITERATIONS=50).out
+    assert "NOT steady after 50 iterations" in printed
+    assert len(rows(only(tmp_path))) == 51
+    assert not json.loads((only(tmp_path) / "args.json").read_text())["steady"]
 
 
 def test_payoff_alone_is_a_game(tmp_path):

@@ -438,7 +438,7 @@ def test_ippo_learns_to_do_what_it_sees(tmp_path):
 
 def test_ippo_finds_the_better_actions_of_a_matrix_game(tmp_path):
     """Where each agent's better action is better whatever the other does, both find it."""
-    flags = ["--env-id=matrix/1", "--num-envs=64", "--num-steps=1", "--total-timesteps=6400"]
-    flags += ["--eval-every=6400", "--learning-rate=0.01", "--ent-coef=0"]
+    flags = ["--env-id=matrix/1", "--env-options", "payoff=[10, 5, 5, 0]", "--num-envs=64", "--num-steps=1"]
+    flags += ["--total-timesteps=6400", "--eval-every=6400", "--learning-rate=0.01", "--ent-coef=0"]
     finished("ippo", *flags, f"--runs-dir={tmp_path}")
     assert json.loads((only(tmp_path) / "done").read_text())["eval/episodic_return"] > 9.5

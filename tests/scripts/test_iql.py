@@ -286,8 +286,9 @@ def test_pettingzoo_is_played_and_resumed(tmp_path):
 
 def test_iql_learns_the_best_joint_action(tmp_path):
     """Where each agent's better action is better whatever the other does, both find it."""
-    flags = ["--env-id=matrix/1", "--total-timesteps=2000", "--epsilon-steps=1000", "--eval-every=1000"]
-    finished("iql", *flags, "--learning-rate=0.002", f"--runs-dir={tmp_path}")
+    flags = ["--env-id=matrix/1", "--env-options", "payoff=[10, 5, 5, 0]", "--total-timesteps=2000"]
+    flags += ["--epsilon-steps=1000", "--eval-every=1000", "--learning-rate=0.002"]
+    finished("iql", *flags, f"--runs-dir={tmp_path}")
     assert json.loads((only(tmp_path) / "done").read_text())["eval/episodic_return"] == 10.0
 
 
