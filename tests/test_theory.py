@@ -344,16 +344,21 @@ def iterate_matrix_games(payoffs, starts, m_hat, c, iterations=dpo.ITERATIONS):
 def test_figure_11_moves_with_another_m_hat_than_the_theorems():
     """M-hat "defined by the payoff matrix" as in Theorem 3.3 leaves p and q where they are, from any start.
 
-    So does the root as printed, from p = q = 1/2. With a smaller M-hat J never falls, as C = 10 >= M / 2 in
-    all games, and games 1 and 2 are trapped in a sub-optimum as in the figure: by the kink, not without it.
+    So does the root as printed, from p = q = 1/2, and but for game 4 from any start. With a smaller M-hat J
+    never falls, as C = 10 >= M / 2 in all games, and games 1 and 2 are trapped in a sub-optimum as in the
+    figure: by the kink, not without it.
     """
     starts = np.random.default_rng(0).beta(0.5, 0.5, (50, 2))
     for payoff, m_hat in zip(TABLE_3, (9.9, 7.07, 9.9, 28.28), strict=True):
         assert dpo.m_hat_theory(2, max(payoff), 0.0) == pytest.approx(m_hat, abs=0.01)
         path, _ = iterate_matrix_games([payoff] * 50, starts, dpo.m_hat_theory(2, max(payoff), 0.0), 10.0, 1)
         assert (path[1] == path[0]).all()
-        path, _ = iterate_matrix_games(payoff, [(0.5, 0.5)], np.sqrt(max(payoff)), 10.0, 1)  # sqrt(1/2 · 2M)
-        assert (path[1] == path[0]).all()
+        literal = np.sqrt(max(payoff))  # sqrt(1/2 · 2M)
+        path, _ = iterate_matrix_games([payoff] * 51, [(0.5, 0.5), *starts], literal, 10.0, 1)
+        assert (path[1, :, 0] == path[0, :, 0]).all()
+        assert (path[1] == path[0]).all() == (payoff != PAYOFFS["4"])
+        centre = [iterate_matrix_games(payoff, [(0.5, 0.5)], m_hat, 10.0, 1)[0] for m_hat in (0.353, 0.354)]
+        assert [(path[1] == path[0]).all() for path in centre] == [False, payoff == PAYOFFS["1"]]
     optima = np.max(TABLE_3, axis=1)
     for m_hat, trapped in ((0.0, []), (0.35, [0, 1])):
         path, returns = iterate_matrix_games(TABLE_3, [(0.5, 0.5)] * 4, m_hat, 10.0, 100)

@@ -179,9 +179,15 @@ def draw_basins(starts: int = STARTS) -> bytes:
         for ax in axes[-1]:
             ax.set_xlabel("p")
         patches = [Patch(facecolor=colour, edgecolor="#888888", label=name) for name, colour in FATES.items()]
-        figure.legend(handles=patches, loc="outside upper right", ncols=len(FATES), fontsize=10)
+        figure.legend(handles=patches, loc="upper left", bbox_to_anchor=(0, 0.98), ncols=len(FATES))
         title = f"Where the exact iteration of (18) ends from each start (p, q), C = {C:g}"
-        figure.suptitle(f"{title}\n", x=0.01, ha="left", fontsize=12, fontweight="bold")
+        figure.suptitle(
+            f"{title}\n\n",  # lines for the legend
+            x=0.01,
+            ha="left",
+            fontsize=12,
+            fontweight="bold",
+        )
         story = "Lines: ways from a start to its end (dot). Stars: equilibria, the optimum's filled."
         figure.supxlabel(story, x=0.01, ha="left", fontsize=10)
         return png(figure)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from matplotlib import rc_context
@@ -26,8 +25,11 @@ def draw_exact(cells: Sequence[Cell], title: str) -> bytes:
             draw_game(above, below, cell, longest(cells))
         axes[0, 0].set_ylabel("J (dotted: optimum)")
         axes[1, 0].set_ylabel("p (o) and q (x)")
-        axes[0, np.argmax([len(cell.groups) for cell in cells])].legend(fontsize=9)
-        figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
+        most = axes[0, np.argmax([len(cell.groups) for cell in cells])]
+        lines, names = most.get_legend_handles_labels()
+        figure.legend(lines, names, loc="upper left", bbox_to_anchor=(0, 0.96), ncols=len(names))
+        # Below the title a line for the legend.
+        figure.suptitle(f"{title}\n\n", x=0.01, ha="left", fontsize=12, fontweight="bold")
         figure.supxlabel(origin(cells), x=0.01, ha="left", fontsize=10)
         return png(figure)
 
@@ -43,9 +45,10 @@ def draw_game(above: Axes, below: Axes, cell: Cell, end: int) -> None:
             shown[STEP][-1] = end
         above.plot(shown[STEP], shown["J"], dashes, color=colour, lw=2.0, label=group.method)
         for name, marker in (("p", "o"), ("q", "x")):
-            every = max(len(shown[STEP]) // 6, 1)
-            style: Any = {"color": colour, "marker": marker, "markevery": every, "ms": 6, "mfc": "none"}
-            below.plot(shown[STEP], shown[name], dashes, **style)
+            below.plot(shown[STEP], shown[name], dashes, color=colour)
+            at = np.geomspace(0.4, end, 7)
+            values = np.interp(at, shown[STEP], shown[name], right=np.nan)
+            below.plot(at, values, marker, color=colour, ms=6, mfc="none")
     above.axhline(cell.groups[0].runs[0].optimum, color="#555555", lw=1.0, ls=":")
     above.set_title(cell.title, loc="left")
     below.set_ylim(-0.05, 1.05)

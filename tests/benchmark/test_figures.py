@@ -186,8 +186,9 @@ def test_the_exact_iteration_has_a_figure_and_table_of_its_own(tmp_path):
         folder = tmp_path / "runs" / run.key / f"{task.name}__dpo_matrix__1__100"
         folder.mkdir(parents=True)
         last = 7.5 if method.name == falls else 9.25
+        longer = f"3,{last},0.8,0.7\n" * (method.name == falls)  # iterations differ in length
         (folder / "metrics.csv").write_text(
-            f"iteration,J,p,q\n0,5.0,0.5,0.5\n1,8.0,0.75,0.625\n2,{last},0.8,0.7\n"
+            f"iteration,J,p,q\n0,5.0,0.5,0.5\n1,8.0,0.75,0.625\n2,{last},0.8,0.7\n{longer}"
         )
         steady = "true" if method.name == rises else "false"
         (folder / "args.json").write_text(
@@ -197,7 +198,7 @@ def test_the_exact_iteration_has_a_figure_and_table_of_its_own(tmp_path):
         record(folder, tmp_path / "results", run.label, run.key)
     text = figure_text("fig11", "small", SEEDS, store := Store(tmp_path / "results"))
     assert f"| matrix-2 | {rises} | 5.0000 | 9.2500 | 10.0000 | never | 0.8000, 0.7000 | 2 |" in text
-    assert f"| matrix-2 | {falls} | 5.0000 | 7.5000 | 10.0000 | yes | 0.8000, 0.7000 | not by 2 |" in text
+    assert f"| matrix-2 | {falls} | 5.0000 | 7.5000 | 10.0000 | yes | 0.8000, 0.7000 | not by 3 |" in text
     (picture,) = figure_pictures("fig11", "small", SEEDS, store).values()
     assert imread(io.BytesIO(picture)).std() > 0.05
 
