@@ -2,7 +2,8 @@
 
 Paper: A Fully Decentralized Surrogate for Multi-Agent Policy Optimization (Su & Lu, TMLR 2024).
 Details, and every difference from the paper and its released code: docs/dpo.md
-Reproduce: python dpo_mamujoco.py --task Hopper-3x1  (see benchmark/results/studies/mujoco/README.md)
+Reproduce: python dpo_mamujoco.py --task Hopper-3x1 --beta-min 0.2
+           (see benchmark/results/studies/mujoco/README.md)
 
 Tensors are (num_agents N, num_steps T, num_envs E, ...) or (N, batch, ...): agents always come first, but
 for the team's rewards and ends, (T, E). Agents share nothing; stacking their networks only batches them.
@@ -68,7 +69,7 @@ class Args:
     ent_coef: float = 0.01  # coefficient c_H of the entropy bonus
     max_grad_norm: float = 10.0  # gradient clip, per agent and per network
     log_std_init: float = 0.0  # logarithm of the policies' standard deviation at the start
-    layer_norm: bool = False  # LayerNorm after each hidden layer
+    layer_norm: bool = False  # LayerNorm before each ReLU
     value_norm: bool = True  # critics learn returns in units of their running deviation, per agent
     d_target: float = 0.001  # KL per update that eq. (21) steers each agent to
     delta: float = 1.5  # eq. (21): the betas change where KL leaves [d_target / delta, d_target * delta]
@@ -289,7 +290,7 @@ def dpo_loss(
     weight (N, rows): 1 / (rows of the batch), so that sums over its chunks are means.
     returns: in the critics' units, see `rescale`.
     Per agent, eq. (20) is E[ratio A] / N - beta1 E[sqrt KL] - beta2 E[KL], and eq. (8) E[(V - return)^2];
-    the entropy bonus stands beside E[ratio A]. slope (N,): 1 / (2 sqrt KL_avg) of the whole batch, where
+    the entropy bonus stands beside E[ratio A]. slope (n,): 1 / (2 sqrt KL_avg) of the whole batch, where
     beta1's term is sqrt(KL_avg) instead; slope * KL has its gradient.
     """
     mean = agents.actor(obs)
@@ -357,10 +358,11 @@ def update(agents, optimizer, batch, args, loss_fn=dpo_loss) -> dict[str, torch.
     n, rows = batch["weight"].shape
     size = rows if batch["obs"].is_cuda else CHUNK * max(1, 8 // n)
     chunks = [{name: x[:, i : i + size] for name, x in batch.items()} for i in range(0, rows, size)]
+    average = args.sqrt_kl_term == "average"
     for _ in range(args.update_epochs):
         optimizer.zero_grad()
         losses = []
-        average = args.sqrt_kl_term == "average"
+        # sqrt(KL_avg) is of the whole batch: its slope must be there before the first chunk.
         slope = 0.5 * (mean_kl(agents, chunks)[0] + 1e-12).rsqrt() if average else None
         for chunk in chunks:
             loss, parts = loss_fn(agents, **chunk, ent_coef=args.ent_coef, slope=slope)

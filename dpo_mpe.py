@@ -2,7 +2,7 @@
 
 Paper: A Fully Decentralized Surrogate for Multi-Agent Policy Optimization (Su & Lu, TMLR 2024).
 Details, and every difference from the paper and its released code: docs/dpo.md
-Reproduce: python dpo_mpe.py --task line_control  (the return to expect: docs/findings.md)
+Reproduce: python dpo_mpe.py --task line_control --beta-min 0.2  (the return to expect: docs/findings.md)
 
 Tensors are (num_agents N, num_steps T, num_envs E, ...) or (N, batch, ...): agents always come first, but
 for the team's rewards and ends, (T, E). Agents share nothing; stacking their networks only batches them.
@@ -222,7 +222,7 @@ def dpo_loss(agents, obs, actions, old_logp, advantages, returns, weight, ent_co
 
     weight (N, rows): 1 / (rows of the batch), so that sums over its chunks are means.
     Per agent, eq. (20) is E[ratio A] / N - beta1 E[sqrt KL] - beta2 E[KL], and eq. (8) E[(V - return)^2];
-    the entropy bonus stands beside E[ratio A]. slope (N,): 1 / (2 sqrt KL_avg) of the whole batch, where
+    the entropy bonus stands beside E[ratio A]. slope (n,): 1 / (2 sqrt KL_avg) of the whole batch, where
     beta1's term is sqrt(KL_avg) instead; slope * KL has its gradient.
     """
     logp = F.log_softmax(agents.actor(obs), dim=-1)
@@ -289,10 +289,11 @@ def update(agents, optimizer, batch, args, loss_fn=dpo_loss) -> dict[str, torch.
     n, rows = batch["weight"].shape
     size = rows if batch["obs"].is_cuda else CHUNK * max(1, 8 // n)
     chunks = [{name: x[:, i : i + size] for name, x in batch.items()} for i in range(0, rows, size)]
+    average = args.sqrt_kl_term == "average"
     for _ in range(args.update_epochs):
         optimizer.zero_grad()
         losses = []
-        average = args.sqrt_kl_term == "average"
+        # sqrt(KL_avg) is of the whole batch: its slope must be there before the first chunk.
         slope = 0.5 * (mean_kl(agents, chunks)[0] + 1e-12).rsqrt() if average else None
         for chunk in chunks:
             loss, parts = loss_fn(agents, **chunk, ent_coef=args.ent_coef, slope=slope)

@@ -2,7 +2,7 @@
 
 Paper: A Fully Decentralized Surrogate for Multi-Agent Policy Optimization (Su & Lu, TMLR 2024).
 Details, and every difference from the paper and its released code: docs/dpo.md
-Reproduce: python dpo_smac.py --map 8m  (the win rate to expect: README.md)
+Reproduce: python dpo_smac.py --map 8m --beta-min 0.05  (the win rate to expect: README.md)
 
 Tensors are (num_agents N, num_steps T, num_envs E, ...) or (N, batch, ...): agents always come first, but
 for the team's rewards and ends, (T, E). Agents share nothing; stacking their networks only batches them.
@@ -68,7 +68,7 @@ class Args:
     update_epochs: int = 15  # gradient steps per update, each on the whole batch
     ent_coef: float = 0.01  # coefficient c_H of the entropy bonus
     max_grad_norm: float = 10.0  # gradient clip, per agent and per network
-    layer_norm: bool = True  # LayerNorm on the observation and after each hidden layer
+    layer_norm: bool = True  # LayerNorm on the observation and before each ReLU
     d_target: float = 0.02  # KL per update that eq. (21) steers each agent to
     delta: float = 1.5  # eq. (21): the betas change where KL leaves [d_target / delta, d_target * delta]
     omega: float = 2.0  # eq. (21): the factor by which they change
@@ -261,7 +261,7 @@ def dpo_loss(agents, obs, action_mask, actions, old_logp, advantages, returns, w
 
     weight (N, rows): 1 / (the agent's valid samples in the batch), 0 at other rows, so that sums are means.
     Per agent, eq. (20) is E[ratio A] / N - beta1 E[sqrt KL] - beta2 E[KL], and eq. (8) E[(V - return)^2];
-    the entropy bonus stands beside E[ratio A]. slope (N,): 1 / (2 sqrt KL_avg) of the whole batch, where
+    the entropy bonus stands beside E[ratio A]. slope (n,): 1 / (2 sqrt KL_avg) of the whole batch, where
     beta1's term is sqrt(KL_avg) instead; slope * KL has its gradient.
     """
     logp = masked_log_softmax(agents.actor(obs), action_mask)
@@ -331,10 +331,11 @@ def update(agents, optimizer, batch, args, loss_fn=dpo_loss) -> dict[str, torch.
     # Chunks without any sample add nothing; one is kept, for the shapes. A GPU would have to be waited for.
     # Where chunks are cut does not depend on who dies, so neither does how the sums of others are rounded.
     chunks = [chunk for chunk in chunks if cuda or chunk["weight"].any()] or chunks[:1]
+    average = args.sqrt_kl_term == "average"
     for _ in range(args.update_epochs):
         optimizer.zero_grad()
         losses = []
-        average = args.sqrt_kl_term == "average"
+        # sqrt(KL_avg) is of the whole batch: its slope must be there before the first chunk.
         slope = 0.5 * (mean_kl(agents, chunks)[0] + 1e-12).rsqrt() if average else None
         for chunk in chunks:
             loss, parts = loss_fn(agents, **chunk, ent_coef=args.ent_coef, slope=slope)

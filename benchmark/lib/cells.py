@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from benchmark.lib.groups import Group
-from benchmark.lib.runs import RETURN, WIN_RATE, Array
+from benchmark.lib.runs import KL, RETURN, WIN_RATE, Array
 from benchmark.lib.statistics import bootstrap_iqm, final_means, run_means, welch
 from benchmark.lib.store import read_references
 from benchmark.lib.tables import markdown
@@ -95,7 +95,7 @@ def by_panel(cells: Sequence[Cell]) -> list[list[Cell]]:
 
 def aggregates(cells: Sequence[Cell]) -> list[tuple[list[Cell], str]]:
     """Panels of which at least two tasks are there, each with the words for how scores are normalised."""
-    several = [members for members in by_panel(cells) if len(members) > 1]
+    several = [members for members in by_panel(cells) if len(members) > 1 and members[0].metric != KL]
     return [(members, "; ".join(dict.fromkeys(cell.scale()[2] for cell in members))) for members in several]
 
 

@@ -17,16 +17,16 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmark.lib.cells import Cell, aggregates, interquartile_means
-from benchmark.lib.groups import Group, provenance
-from benchmark.lib.runs import RETURN, STEP, WIN_RATE
+from benchmark.lib.groups import Group, band, provenance
+from benchmark.lib.runs import KL, RETURN, STEP, WIN_RATE
 from benchmark.lib.statistics import hours, mean_ci
 
 Style = tuple[str, str]
 Clock = tuple[str, float]  # a unit of time, and its length in hours
 LEGEND_ROW = 0.17  # inches, of a legend above a panel
 # Okabe and Ito's colours, neighbours differing in lightness too; dashes tell them apart in print.
-COLOURS = ("#000000", "#D55E00", "#56B4E9", "#009E73", "#CC79A7", "#0072B2", "#E69F00")
-STYLES: tuple[Style, ...] = tuple(zip(COLOURS, ("-", "--", "-.", ":", "-", "--", "-."), strict=True))
+COLOURS = ("#000000", "#D55E00", "#56B4E9", "#009E73", "#CC79A7", "#0072B2", "#E69F00", "#8C8C8C")
+STYLES: tuple[Style, ...] = tuple(zip(COLOURS, ("-", "--", "-.", ":") * 2, strict=True))
 RC: Any = {"font.size": 11.0, "axes.titlesize": 11.0, "axes.spines.top": False, "axes.spines.right": False}
 RC |= {"legend.frameon": False, "hatch.linewidth": 0.6, "figure.dpi": 110.0}
 
@@ -103,9 +103,9 @@ def finish(
 
 
 def draw_cells(
-    cells: Sequence[Cell], title: str, timed: bool = False, aggregate: bool = True
+    cells: Sequence[Cell], title: str, timed: bool = False, aggregate: bool = True, note: str = ""
 ) -> bytes | None:
-    """A set of axes per cell, and one per panel that several tasks can be aggregated over.
+    """A set of axes per cell, and one per panel that several tasks can be aggregated over; below them a note.
 
     timed: against wall-clock time; None if no cell has times that can be compared.
     """
@@ -128,7 +128,7 @@ def draw_cells(
             title += "\n " * round(1.3 * rows)
         groups = [group for cell in cells for group in cell.groups]
         if clock is None:
-            return finish(figure, axes[: len(cells)], title, groups)
+            return finish(figure, axes[: len(cells)], title, groups, note=note)
         note = "Time is integrated from the steps per second of updates, evaluations do not count; means "
         note += "end with the fastest seed; compare only what was run side by side. "
         return finish(figure, axes[: len(cells)], title, groups, f"wall-clock {clock[0]}", note)
@@ -168,12 +168,23 @@ def draw_cell(ax: Axes, cell: Cell, clock: Clock | None) -> None:
             elif group.has("charts/SPS"):
                 draw_curve(ax, on_the_clock(group), cell.metric, style, unit=clock[1])
     how = "exact" if cell.family == "matrix" else "greedy"
-    ax.set(ylabel=f"{'win rate' if cell.metric == WIN_RATE else 'return'} ({how})", xlim=(0, None))
+    ax.set_xlim(0, None)
     if cell.metric == WIN_RATE:
-        ax.set_ylim(-0.02, 1.02)
+        ax.set(ylabel=f"win rate ({how})", ylim=(-0.02, 1.02))
+    elif cell.metric == KL:
+        draw_band(ax, cell.groups[0])
     else:
+        ax.set_ylabel(f"return ({how})")
         draw_return_limits(ax, cell.groups, cell.references)
     ax.set_title(cell.title, loc="left")
+
+
+def draw_band(ax: Axes, group: Group) -> None:
+    """The target of eq. (21) and its band, to measure an update's KL by."""
+    low, target, high = band(group)
+    ax.axhline(target, color="#555555", lw=1.0, ls=":")
+    ax.axhspan(low, high, color="#555555", alpha=0.1, lw=0)
+    ax.set(ylabel="KL of an update, mean of agents (nats)", ylim=(0, None))
 
 
 def on_the_clock(group: Group) -> Group:

@@ -20,10 +20,10 @@ class NoRunError(ResultsError):
 
 @dataclass(frozen=True)
 class Gaps:
-    """Runs of a figure that are not there, and those that are not finished and therefore left out."""
+    """Keys of a figure's runs that are not there, and of those that are not finished."""
 
-    missing: int
-    unfinished: int
+    missing: set[str]
+    unfinished: set[str]
 
 
 def figure_cells(name: str, scale: str, seeds: Sequence[int], store: Store) -> tuple[list[Cell], Gaps]:
@@ -32,7 +32,7 @@ def figure_cells(name: str, scale: str, seeds: Sequence[int], store: Store) -> t
     A run that goes on is left out where other seeds of its method are finished: curves and scores would
     else end where it stands.
     """
-    figure, missing = FIGURES[name], set()
+    figure, missing, unfinished = FIGURES[name], set[str](), set[str]()
     cells: dict[tuple[str, str], Cell] = {}
     groups: dict[tuple[str, str, str], Group] = {}
     for panel, task, method, planned in panel_runs(figure, scale, seeds):
@@ -42,9 +42,9 @@ def figure_cells(name: str, scale: str, seeds: Sequence[int], store: Store) -> t
         run = store.load(planned.key)
         run.method = method.name
         methods = tuple(method.name for method in panel.methods)
-        metric = WIN_RATE if task.family == "smac" else RETURN
-        cell = cells.setdefault((panel.name, task.name), Cell(task.name, panel.name, methods, metric, []))
-        place = panel.name, task.name, method.name
+        metric = task.metric or (WIN_RATE if task.family == "smac" else RETURN)
+        cell = cells.setdefault((panel.title, task.name), Cell(task.name, panel.title, methods, metric, []))
+        place = panel.title, task.name, method.name
         if place not in groups:
             cell.groups.append(groups.setdefault(place, Group([])))
         groups[place].runs.append(run)
@@ -53,14 +53,12 @@ def figure_cells(name: str, scale: str, seeds: Sequence[int], store: Store) -> t
             f"no run of {name} at scale {scale} in {store.folder}; "
             f"make them with benchmark/run.py {name} --scale {scale}."
         )
-    unfinished = set()
     for group in groups.values():
         check_alike(group)
         done = [run for run in group.runs if run.finished]
-        if done:
-            unfinished |= {run.key for run in group.runs if not run.finished}
-            group.runs = done
-    return list(cells.values()), Gaps(len(missing), len(unfinished))
+        unfinished |= {run.key for run in group.runs if not run.finished}
+        group.runs = done or group.runs
+    return list(cells.values()), Gaps(missing, unfinished)
 
 
 def study_cells(panels: Iterable[Curves], store: Store) -> list[Cell]:

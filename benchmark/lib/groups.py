@@ -13,6 +13,7 @@ from benchmark.lib.statistics import interpolate
 
 # Settings that seeds of one method may differ in, besides how far they went, where and with which versions.
 MAY_DIFFER = {"eval_only", "capture_video", "torch_threads", "compile", "memory_share", "checkpoint_every"}
+MAY_DIFFER |= {"backend"}  # which one was asked for; the one that played is compared
 MAY_DIFFER |= {"collect", "update", "load"}  # what peer_ippo.py measured
 
 
@@ -114,10 +115,10 @@ def whose(some: Sequence[Group], groups: Sequence[Group]) -> str:
 
 def methods_by_env(groups: Sequence[Group]) -> dict[str, list[str]]:
     """Environment -> the methods that these groups have there."""
-    methods: dict[str, list[str]] = {}
+    methods: dict[str, dict[str, None]] = {}
     for group in groups:
-        methods.setdefault(group.runs[0].env, []).append(group.method)
-    return methods
+        methods.setdefault(group.runs[0].env, {})[group.method] = None
+    return {env: list(names) for env, names in methods.items()}
 
 
 def origins(groups: Sequence[Group]) -> list[str]:

@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 
 STEP = "step"  # environment steps; of the exact iteration on a matrix game, iterations
 POINTS = 200  # evaluations that are kept of a run
-RETURN, WIN_RATE = "eval/episodic_return", "eval/win_rate"
+RETURN, WIN_RATE, KL = "eval/episodic_return", "eval/win_rate", "dpo/kl"
 KEPT = (
     *(RETURN, WIN_RATE, "J", "p", "q"),
     *("charts/SPS", "time/env", "time/act", "time/update", "losses/entropy", "losses/explained_variance"),
-    *("dpo/kl", "dpo/sqrt_kl", "dpo/beta1", "dpo/beta2", "dpo/below_band", "dpo/above_band"),
+    *(KL, "dpo/sqrt_kl", "dpo/beta1", "dpo/beta2", "dpo/below_band", "dpo/above_band"),
 )
 """Columns that are kept: those that some picture or table is made of."""
 VERSIONS = ("python", "torch", "numpy", "numba", "gymnasium", "mujoco", "pettingzoo")
@@ -149,6 +149,19 @@ def thin(columns: Columns, every: int) -> Columns:
     return thinned
 
 
+def thin_iterations(columns: Columns) -> Columns:
+    """Of the exact iteration the first hundred rows, then some fifty a decade, and the last.
+
+    A row at which J is less than before is kept with the one before it, so that what is published shows it.
+    """
+    J, last = np.array(columns["J"]), len(columns["J"]) - 1
+    spaced = np.geomspace(100, max(last, 100), max(50 * (len(str(last)) - 2), 1)).astype(int)
+    falls = np.flatnonzero(np.diff(J) < -1e-12)
+    kept = {*range(100), *spaced.tolist(), *falls.tolist(), *(falls + 1).tolist(), last}
+    kept = {row for row in kept if row <= last}
+    return {name: [values[i] for i in sorted(kept)] for name, values in columns.items()}
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file; ResultsError where there is none, or no number where there must be one."""
     try:
@@ -196,7 +209,7 @@ def read_run(directory: Path, label: str = "", key: str = "") -> Run:
     done = read_json(directory / "done") if (directory / "done").exists() else {}
     last = log[STEP][-1] if log[STEP] else 0.0
     budget = float(args.get("total_timesteps", last))
-    rows = log if "J" in log else thin(log, max(int(budget) // POINTS, 1))
+    rows = thin_iterations(log) if "J" in log else thin(log, max(int(budget) // POINTS, 1))
     if not rows[STEP]:
         raise NoEvaluationError(f"{directory}/metrics.csv holds no evaluation yet; record the run later.")
     settings = portable(args) | {"num_agents": count_agents(env, args)}

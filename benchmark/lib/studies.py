@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from benchmark.figures import BEST, label_of
 from benchmark.lib.runs import RETURN, WIN_RATE
 
-FIGURE_RUN = "?__????????"  # how the key of a figure's run ends: its seed, and a hash of its command
+FIGURE_RUN = "?__????????"  # how the key of a figure's run ends: its seed, and a hash of its settings
 
 
 @dataclass(frozen=True)
@@ -29,82 +30,243 @@ class Study:
     picture: bool = True
     hours: bool = False  # another one against wall-clock time
     diagnostics: tuple[str, ...] = ()  # environments of the first panel of which eq. (21) is drawn
-    tables: tuple[str, ...] = ("p", "runs")  # of: IQM, p, runs, learning, peer
-    figure: str = ""  # or a figure at a scale that is not the one it is published at
-    scale: str = ""
-    seeds: int = 5
+    tables: tuple[str, ...] = ("p", "runs")  # of: IQM, p, runs, learning, peer, basins
 
 
-def sweep(script: str, flag: str, *values: str, default: str) -> dict[str, str]:
-    """Runs recorded by hand with a flag at several values; the default's have no label."""
-    ends = {value: f"{script}__?" if value == default else f"{script}__{flag}-{value}__?" for value in values}
-    return {f"{flag.replace('-', '_')} {value}": end for value, end in ends.items()}
+def sweep(
+    script: str, flag: str, *values: str, before: str = "", default: str, ends: str = "?"
+) -> dict[str, str]:
+    """Runs with a flag at several values; `before`: of their label; the default's has the flag not in it."""
+    found = {}
+    for value in values:
+        label = "-".join(filter(None, [before, "" if value == default else f"{flag}-{value}"]))
+        found[f"{flag.replace('-', '_')} {value}"] = "__".join(filter(None, [script, label, ends]))
+    return found
 
 
-GAME, SMALL_GAME = (f"matrix-stochastic-{size}" for size in ("100x6x5", "30x3x5"))
+GAME, SMALL_GAME = GAMES = tuple(f"matrix-stochastic-{size}" for size in ("100x6x5", "30x3x5"))
+GAMES_OF_N = (SMALL_GAME, "matrix-stochastic-30x6x2", "matrix-stochastic-30x12x2")
 MPE = tuple(f"mpe-{task}-5" for task in ("simple_spread", "line_control", "circle_control"))
 ROBOTS = ("Hopper-3x1", "HalfCheetah-3x2", "Walker2d-3x2", "Ant-4x2", "Humanoid-17x1")
 HOPPER, CHEETAH, *_ = MUJOCO = tuple(f"mamujoco-{robot}" for robot in ROBOTS)
 EIGHT, STALKERS, MANY = (f"smac-{name}-embedded" for name in ("8m", "2s3z", "27m_vs_30m"))
 
-DPO = {"DPO": "dpo_matrix__?"}
-ABLATIONS = {
-    "DPO without sqrt term (IPPO-KL)": "dpo_matrix__no-sqrt-kl-term__?",
-    "DPO without KL term": "dpo_matrix__no-kl-term__?",
-}
-IPPO = {"IPPO, clip 0.2": f"ippo__{FIGURE_RUN}", "IPPO, clip 0.1": "ippo__clip-coef-0.1__?"}
-FLOOR = {
-    "DPO, floor 0.2": "dpo_matrix__beta-min-0.2__?",
-    "floor 0.2, without sqrt term": "dpo_matrix__beta-min-0.2-no-sqrt-kl-term__?",
-    "floor 0.2, without KL term": "dpo_matrix__beta-min-0.2-no-kl-term__?",
-    "IPPO, clip 0.1": "ippo__clip-coef-0.1__?",
-}
-OTHERS = {
-    "DPO": "dpo_matrix__?",
-    **{f"entropy {x}": f"dpo_matrix__ent-coef-{x}__?" for x in ("0", "0.1")},
-    **{f"{n} environments": f"dpo_matrix__num-envs-{n}__?" for n in (8, 128)},
-    **{f"learning rate {x}": f"dpo_matrix__learning-rate-{x}__?" for x in ("0.0001", "0.002")},
-}
+# With which floor (and target) a family's runs were made before the paper's own rule was the default.
+WORDS = {family: words for family, (words, _) in BEST.items()}
+OLD = {family: label_of(settings) for family, (_, settings) in BEST.items()}
 
 
-def figure_methods(script: str) -> dict[str, str]:
-    """DPO, its ablations and IPPO as figures run them."""
-    return {
-        "DPO": f"{script}__{FIGURE_RUN}",
-        "DPO without sqrt term (IPPO-KL)": f"{script}__no-sqrt-kl-term__{FIGURE_RUN}",
-        "DPO without KL term": f"{script}__no-kl-term__{FIGURE_RUN}",
-        "IPPO": f"ippo__{FIGURE_RUN}",
+def with_floor(family: str, ends: str, ippo: bool = True) -> dict[str, str]:
+    """DPO and its ablations with the floor that served their family, and IPPO; `ends`: of their keys."""
+    script, words = f"dpo_{family}__{OLD[family]}", WORDS[family]
+    methods = {
+        f"DPO, {words}": f"{script}__{ends}",
+        f"DPO without sqrt term (IPPO-KL), {words}": f"{script}-sqrt-kl-term-off__{ends}",
+        f"DPO without KL term, {words}": f"{script}-no-kl-term__{ends}",
+    }
+    return methods | ({"IPPO": f"ippo__{ends}"} if ippo else {})
+
+
+def d_targets(family: str, *values: str) -> dict[str, str]:
+    """DPO with its family's floor at these targets, in runs of figures."""
+    ends = {f"DPO, {WORDS[family]}": f"dpo_{family}__{OLD[family]}__{FIGURE_RUN}"}
+    return ends | {
+        f"d_target {value}": f"dpo_{family}__{OLD[family]}-d-target-{value}__{FIGURE_RUN}" for value in values
     }
 
 
+PAIRS = {
+    f"{name} {value}": f"{name}-{value}"
+    for name, values in (("delta", ("1.2", "2.0", "3.0")), ("omega", ("1.2", "1.5", "4.0")))
+    for value in values
+}
+
+
+def pairs(family: str) -> dict[str, str]:
+    """DPO with its family's floor and other constants of eq. (21)."""
+    script = f"dpo_{family}__{OLD[family]}"
+    ends = {f"DPO, {WORDS[family]}": f"{script}__{FIGURE_RUN}"}
+    return ends | {name: f"{script}-{label}__{FIGURE_RUN}" for name, label in PAIRS.items()}
+
+
+def clips(end: str = FIGURE_RUN) -> dict[str, str]:
+    """IPPO with other clips."""
+    return {"IPPO": f"ippo__{end}"} | {
+        f"IPPO, clip {clip}": f"ippo__clip-coef-{clip}__{end}" for clip in ("0.05", "0.1", "0.3")
+    }
+
+
+FLOOR = {
+    "DPO, floor 0.2": "dpo_matrix__beta-min-0.2-d-target-0.01__?",
+    "floor 0.2, without sqrt term": "dpo_matrix__beta-min-0.2-d-target-0.01-sqrt-kl-term-off__?",
+    "floor 0.2, without KL term": "dpo_matrix__beta-min-0.2-d-target-0.01-no-kl-term__?",
+    "IPPO, clip 0.1": "ippo__clip-coef-0.1__?",
+}
+OTHERS = {
+    f"DPO, {WORDS['matrix']}": f"dpo_matrix__{OLD['matrix']}__?",
+    **{f"entropy {x}": f"dpo_matrix__{OLD['matrix']}-ent-coef-{x}__?" for x in ("0.0", "0.1")},
+    **{f"{n} environments": f"dpo_matrix__{OLD['matrix']}-num-envs-{n}__?" for n in (8, 128)},
+    **{
+        f"learning rate {x}": f"dpo_matrix__{OLD['matrix']}-learning-rate-{x}__?" for x in ("0.0001", "0.002")
+    },
+}
+
 STUDIES = {
     "game": Study(
-        "DPO and IPPO on the stochastic game",
+        "DPO and IPPO on the stochastic game, d_target 0.01",
         (
-            Curves((GAME, SMALL_GAME), DPO | ABLATIONS | IPPO, "ablations, IPPO"),
             Curves(
-                (GAME, SMALL_GAME),
-                sweep("dpo_matrix", "d-target", "0.01", "0.001", "0.1", "1", default="0.01"),
-                "d_target",
+                GAMES,
+                with_floor("matrix", "?", ippo=False)
+                | {"IPPO, clip 0.2": f"ippo__{FIGURE_RUN}", "IPPO, clip 0.1": "ippo__clip-coef-0.1__?"},
+                "ablations, IPPO",
             ),
             Curves(
-                (GAME, SMALL_GAME),
-                sweep("dpo_matrix", "beta-min", "0.05", "0", "0.01", "0.2", "0.3", default="0.05"),
-                "floor of N·beta",
+                GAMES,
+                sweep(
+                    "dpo_matrix",
+                    "d-target",
+                    "0.01",
+                    "0.001",
+                    "0.1",
+                    "1.0",
+                    before="beta-min-0.05",
+                    default="0.1",
+                ),
+                "d_target at floor 0.05",
+            ),
+            Curves(
+                GAMES,
+                {
+                    f"floor {x}": f"dpo_matrix__beta-min-{x}-d-target-0.01__?"
+                    for x in ("0.05", "0.0", "0.01", "0.2", "0.3")
+                },
+                "floor of N·beta at d_target 0.01",
             ),
             Curves((SMALL_GAME,), FLOOR, "floor 0.2"),
             Curves((SMALL_GAME,), OTHERS, "other settings"),
-            Curves(("matrix-stochastic-30x6x2", "matrix-stochastic-30x12x2"), DPO, "number of agents"),
         ),
         diagnostics=(GAME,),
     ),
-    "mpe": Study(
-        "DPO on the particle worlds",
+    "departures": Study(
+        "Departures from the paper's settings",
         (
-            Curves(MPE, {"DPO": f"dpo_mpe__{FIGURE_RUN}"}, "2M steps", steps=2_000_000),
+            Curves(
+                (GAME,),
+                {
+                    "DPO": f"dpo_matrix__{FIGURE_RUN}",
+                    "d_target 0.01": f"dpo_matrix__d-target-0.01__{FIGURE_RUN}",
+                    "floor 0.05": f"dpo_matrix__beta-min-0.05__{FIGURE_RUN}",
+                    "floor 0.05, d_target 0.01": f"dpo_matrix__{OLD['matrix']}__{FIGURE_RUN}",
+                    "no floor": "dpo_matrix__beta-min-0.0__?",
+                    "root of the average": "dpo_matrix__sqrt-kl-term-average__?",
+                    "root of the average, d_target 0.01": "dpo_matrix__d-target-0.01-sqrt-kl-term-average__?",
+                    "no entropy bonus": "dpo_matrix__ent-coef-0.0__?",
+                },
+                "stochastic game",
+                steps=1_000_000,
+            ),
+            Curves(
+                MPE,
+                {
+                    "DPO": f"dpo_mpe__{FIGURE_RUN}",
+                    "floor 0.2": f"dpo_mpe__{OLD['mpe']}__{FIGURE_RUN}",
+                },
+                "particle worlds",
+                steps=2_000_000,
+            ),
+        ),
+    ),
+    "literal": Study(
+        "Algorithm 1 to the letter on the stochastic game: one environment, an update after each episode",
+        (
+            Curves(
+                (GAME,),
+                {
+                    "DPO": "dpo_matrix__num-envs-1__?",
+                    "IPPO": "ippo__num-envs-1__?",
+                },
+                steps=300_000,
+            ),
+        ),
+        diagnostics=(GAME,),
+    ),
+    "basins": Study(
+        "Where the exact iteration ends on the games of Table 3", picture=False, tables=("basins",)
+    ),
+    "agents": Study(
+        "Number of agents on stochastic games",
+        (
+            Curves(
+                GAMES_OF_N,
+                {
+                    f"DPO, {WORDS['matrix']}": f"dpo_matrix__{OLD['matrix']}__{FIGURE_RUN}",
+                    "IPPO": f"ippo__{FIGURE_RUN}",
+                },
+            ),
+        ),
+        tables=("IQM", "p", "runs"),
+    ),
+    "d-target": Study(
+        "d_target with floors",
+        (
+            Curves(MPE, d_targets("mpe", "0.001", "0.1", "1.0"), "particle worlds", steps=2_000_000),
+            Curves(
+                (HOPPER, CHEETAH), d_targets("mamujoco", "0.0001", "0.01", "0.1"), "MuJoCo", steps=500_000
+            ),
+            Curves(
+                (EIGHT, STALKERS), d_targets("smac", "0.002", "0.1", "1.0"), "SMAC", WIN_RATE, steps=500_000
+            ),
+        ),
+        tables=("IQM", "p", "runs"),
+    ),
+    "pairs": Study(
+        "Other constants (δ, ω) of eq. (21), with floors",
+        (
+            Curves((GAME,), pairs("matrix"), "stochastic game"),
+            Curves(MPE, pairs("mpe"), "particle worlds", steps=2_000_000),
+        ),
+        tables=("IQM", "p", "runs"),
+    ),
+    "clips": Study(
+        "IPPO's clip on easier tasks",
+        (
+            Curves((GAME,), clips(), "stochastic game"),
+            Curves(MPE[:1], clips(), "particle world", steps=300_000),
+        ),
+    ),
+    "fig2-300k": Study(
+        "Figure 2 at 300k steps, with floor 0.2",
+        (
+            Curves(
+                MPE,
+                {
+                    "DPO, floor 0.2": f"dpo_mpe__beta-min-0.2__{FIGURE_RUN}",
+                    "IPPO": f"ippo__{FIGURE_RUN}",
+                    "IQL": f"iql__{FIGURE_RUN}",
+                },
+                steps=300_000,
+            ),
+        ),
+        tables=("IQM", "p", "runs"),
+    ),
+    "d-target-300k": Study(
+        "d_target on the particle worlds at 300k steps, with floor 0.2",
+        (Curves(MPE, d_targets("mpe", "0.001", "0.1", "1.0"), steps=300_000),),
+        tables=("IQM", "p", "runs"),
+    ),
+    "mpe": Study(
+        "DPO with floor 0.2 on the particle worlds",
+        (
+            Curves(
+                MPE,
+                {"DPO, floor 0.2": f"dpo_mpe__beta-min-0.2__{FIGURE_RUN}"},
+                "2M steps",
+                steps=2_000_000,
+            ),
             Curves(
                 tuple(f"mpe-circle_control-{agents}" for agents in (3, 10, 20)),
-                {"DPO": "dpo_mpe__?"},
+                {"DPO, floor 0.2": "dpo_mpe__beta-min-0.2__?"},
                 "number of agents",
             ),
         ),
@@ -113,23 +275,23 @@ STUDIES = {
     ),
     "mpe-floor": Study(
         "The floor of N·beta on the particle worlds",
-        (Curves(MPE, {f"floor {x}": f"dpo_mpe__beta-min-{x}__?" for x in ("0.2", "0.05", "0")}),),
+        (Curves(MPE, {f"floor {x}": f"dpo_mpe__beta-min-{x}__?" for x in ("0.2", "0.05", "0.0")}),),
         picture=False,
         tables=("runs",),
     ),
-    "fig2-300k": Study("Figure 2 at 300k steps", figure="fig2", scale="small"),
-    "fig8-300k": Study("Figure 8 at 300k steps on the particle worlds", figure="fig8", scale="small"),
     "mujoco": Study(
         "DPO on multi-agent MuJoCo",
-        (Curves(MUJOCO, {"DPO": "dpo_mamujoco__?"}),),
+        (Curves(MUJOCO, {"DPO, floor 0.2": "dpo_mamujoco__beta-min-0.2__?"}),),
         diagnostics=(CHEETAH,),
         tables=("runs",),
     ),
     "smac": Study(
         "DPO on SMAC maps, embedded engine",
         (
-            Curves((EIGHT, STALKERS), {"DPO": "dpo_smac__?"}, "win rate", WIN_RATE),
-            Curves((MANY,), {"DPO": "dpo_smac__?"}, "return; no battle is won"),
+            Curves(
+                (EIGHT, STALKERS), {"DPO, floor 0.05": "dpo_smac__beta-min-0.05__?"}, "win rate", WIN_RATE
+            ),
+            Curves((MANY,), {"DPO, floor 0.05": "dpo_smac__beta-min-0.05__?"}, "return; no battle is won"),
         ),
         diagnostics=(EIGHT,),
         tables=("runs",),
@@ -140,11 +302,11 @@ STUDIES = {
             Curves(
                 (STALKERS,),
                 {
-                    "DPO": f"dpo_smac__{FIGURE_RUN}",
-                    "DPO, root of the mean KL": "dpo_smac__even-root__?",
-                    "DPO, ω 1.2": "dpo_smac__omega-1.2__?",
-                    "DPO, d_target 0.01": "dpo_smac__d-target-0.01__?",
-                    "DPO, d_target 0.005": "dpo_smac__d-target-0.005__?",
+                    "DPO, floor 0.05": f"dpo_smac__beta-min-0.05__{FIGURE_RUN}",
+                    "root of the average": "dpo_smac__beta-min-0.05-sqrt-kl-term-average__?",
+                    "ω 1.2": "dpo_smac__beta-min-0.05-omega-1.2__?",
+                    "d_target 0.01": "dpo_smac__beta-min-0.05-d-target-0.01__?",
+                    "d_target 0.005": "dpo_smac__beta-min-0.05-d-target-0.005__?",
                 },
                 metric=WIN_RATE,
                 steps=500_000,
@@ -163,11 +325,11 @@ STUDIES = {
         tables=("runs",),
     ),
     "learning": Study(
-        "How DPO, its ablations and IPPO learn",
+        "How DPO, its ablations and IPPO learn, with floors",
         (
-            Curves(MPE, figure_methods("dpo_mpe"), "particle worlds", steps=2_000_000),
-            Curves((HOPPER, CHEETAH), figure_methods("dpo_mamujoco"), "MuJoCo", steps=500_000),
-            Curves((EIGHT, STALKERS), figure_methods("dpo_smac"), "SMAC", WIN_RATE, 500_000),
+            Curves(MPE, with_floor("mpe", FIGURE_RUN), "particle worlds", steps=2_000_000),
+            Curves((HOPPER, CHEETAH), with_floor("mamujoco", FIGURE_RUN), "MuJoCo", steps=500_000),
+            Curves((EIGHT, STALKERS), with_floor("smac", FIGURE_RUN), "SMAC", WIN_RATE, 500_000),
         ),
         picture=False,
         tables=("learning",),

@@ -65,7 +65,7 @@ def groups_of(store):
 
 # --- runs of figures --------------------------------------------------------------------------------------
 
-FIGURE_EVERY, SPS = 15_000, 2_000.0
+FIGURE_EVERY, SPS, OPTIMUM = 15_000, 2_000.0, 5.0
 ENVS = {"mpe": "{}-5", "smac": "{}-embedded", "matrix": "{}-100x6x5", "mamujoco": "{}"}
 
 
@@ -79,6 +79,24 @@ def at(method, task, seed, k):
     return level(method, task, seed) * (1 + 2 * math.exp(-k / 4))
 
 
+def won(method, task, seed, k):
+    """Its win rate there, on maps."""
+    return 1 + at(method, task, seed, k) / 200
+
+
+def logged(task, method, run, k):
+    """The columns of evaluation k, and of the updates before it."""
+    told = {"eval/episodic_return": at(method, task.name, run.seed, k)}
+    if task.family == "smac":
+        told["eval/win_rate"] = won(method, task.name, run.seed, k)
+    if task.family == "matrix":
+        told["eval/optimum"] = OPTIMUM
+    updates = {"charts/SPS": SPS, "time/env": 0.1, "time/act": 0.2, "time/update": 0.7}
+    if run.script.startswith("dpo_"):
+        updates["dpo/kl"] = json.loads(run.settings)["d_target"] * (0.5 + 0.1 * run.seed)
+    return told, updates
+
+
 def make_runs(folder, name, seeds=SEEDS, scale="small", done=True, device="cpu"):
     """Run directories of a figure as benchmark/run.py leaves them."""
     for _, task, method, run in panel_runs(FIGURES[name], scale, seeds):
@@ -87,13 +105,16 @@ def make_runs(folder, name, seeds=SEEDS, scale="small", done=True, device="cpu")
         if place.exists():
             continue
         place.mkdir(parents=True)
-        lines = ["global_step,eval/episodic_return,charts/SPS,time/env,time/act,time/update"]
+        names = ["global_step", *(column for part in logged(task, method.name, run, 0) for column in part)]
+        lines = [",".join(names)]
         for k in range(EVALS + 1):
-            lines += [f"{k * FIGURE_EVERY},,{SPS},0.1,0.2,0.7"] * (k > 0)
-            lines.append(f"{k * FIGURE_EVERY},{at(method.name, task.name, run.seed, k):.6g},,,,")
+            evaluation, updates = logged(task, method.name, run, k)
+            for row in (updates, evaluation) if k else (evaluation,):
+                row = {"global_step": k * FIGURE_EVERY} | row
+                lines.append(",".join(f"{row[column]:.6g}" if column in row else "" for column in names))
         (place / "metrics.csv").write_text("\n".join(lines) + "\n")
-        args = {"total_timesteps": run.steps, "seed": run.seed, "backend": "embedded", "device": device}
-        (place / "args.json").write_text(json.dumps(args | {"git_commit": "c0ffee7"}))
+        args = json.loads(run.settings) | {"backend": "embedded", "device": device, "git_commit": "c0ffee7"}
+        (place / "args.json").write_text(json.dumps(args))
         if done:
             end = level(method.name, task.name, run.seed)
             (place / "done").write_text(json.dumps({"eval/episodic_return": end}))

@@ -13,15 +13,16 @@ import pytest
 from made_runs import ENV, EVALS, SEEDS, UPDATES, evaluated, groups_of, recorded, updated, write_run
 from matplotlib.figure import Figure
 from matplotlib.image import imread
+from matplotlib.patches import Rectangle
 
 from benchmark import plot
 from benchmark.lib import diagnostics
-from benchmark.lib.cells import Cell
+from benchmark.lib.cells import Cell, aggregates
 from benchmark.lib.diagnostics import draw_diagnostics
 from benchmark.lib.drawing import STYLES, draw_cell, draw_cells, draw_curve, draw_legends, finish, grid
 from benchmark.lib.gather import study_cells
 from benchmark.lib.groups import provenance
-from benchmark.lib.runs import RETURN, WIN_RATE
+from benchmark.lib.runs import KL, RETURN, WIN_RATE
 from benchmark.lib.statistics import mean_ci
 from benchmark.lib.studies import Curves
 from benchmark.lib.tables import make_table
@@ -105,6 +106,27 @@ def test_figures_show_the_data_and_nothing_else(tmp_path):
         "dpo/beta2": [False, False, True],
     }
     assert draw_diagnostics("8m", groups_of(store)[ENV][1:]) is None
+
+
+def test_kl_is_drawn_with_the_band_that_it_is_steered_into(tmp_path):
+    """Figure 12: whether KL is small can only be seen beside the target and the ends of eq. (21)'s band."""
+    runs = [write_run(tmp_path, seed=seed, d_target=0.03, delta=2.0) for seed in SEEDS]
+    groups = groups_of(recorded(tmp_path / "results", *runs))[ENV]
+    ax = Figure().add_subplot()
+    draw_cell(ax, cell(groups, KL), None)
+    *seeds, mean, target = ax.lines
+    assert len(seeds) == 3 and list(target.get_ydata()) == [0.03, 0.03]
+    blocks = [
+        [updated(1, i)[4] for i in range(5 * k, 5 * k + 5)] for k in range(EVALS)
+    ]  # the same for all seeds
+    np.testing.assert_allclose(mean.get_ydata(), [statistics.mean(block) for block in blocks], rtol=1e-5)
+    (band,) = (patch for patch in ax.patches if isinstance(patch, Rectangle))
+    assert (band.get_y(), band.get_y() + band.get_height()) == pytest.approx((0.015, 0.06))
+    assert "KL" in ax.get_ylabel() and ax.get_ylim()[0] == 0 and ax.get_ylim()[1] > 0.06
+    two = [cell(groups, KL), Cell("other", "", ("dpo_smac",), KL, groups)]
+    assert not aggregates(two)  # there is no score to compare tasks by
+    picture = draw_cells(two, "fig12")
+    assert picture == draw_cells(two, "fig12") != draw_cells([cell(groups), cell(groups)], "fig12")
 
 
 def test_a_picture_is_the_same_bytes_again(tmp_path):

@@ -4,14 +4,14 @@ import re
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from benchmark import plot
-from benchmark.figures import FIGURES
+from benchmark.figures import FIGURES, panel_runs
 from benchmark.lib import published
+from benchmark.lib.claims import Comparison
 from benchmark.lib.documents import BEGIN, CITED, END, blocks, fill, parse, put_between
-from benchmark.lib.gather import figure_cells
+from benchmark.lib.gather import NoRunError, chosen
 from benchmark.lib.store import PUBLISHED, Store
 from benchmark.lib.studies import STUDIES
 
@@ -57,12 +57,19 @@ def test_published_pictures_are_drawn_again_byte_for_byte(name, store):
     assert pictures and all(path.read_bytes() == data for path, data in pictures.items())
 
 
+def folder_has_runs(store, name):
+    """Whether a figure has any run: others have no picture yet."""
+    runs = [run for *_, run in panel_runs(FIGURES[name], *published.plan(name))]
+    return any(run.key in store.runs for run in runs)
+
+
 def test_nothing_else_is_published(store, texts):
     """A picture or table that plot.py does not make would never be checked again."""
     made = {
         path.relative_to(PUBLISHED) for path in published.published_texts(store) if "results" in path.parts
     }
-    made |= {Path("figures") / name / f"{name}.png" for name in FIGURES}
+    made |= {Path("figures") / name / f"{name}.png" for name in FIGURES if folder_has_runs(store, name)}
+    made |= {Path("studies/basins/basins.png"), Path("studies/discussion/measured.csv")}
     for name, study in STUDIES.items():
         pictures = {
             "curves.png": study.picture,
@@ -83,37 +90,81 @@ def test_every_published_run_has_its_curve_and_files_stay_small(store):
     assert max(path.stat().st_size for path in PUBLISHED.rglob("*")) < 2 << 20
 
 
-def test_verdicts_are_short():
-    """The main table is read at a glance."""
-    assert all(len(figure.verdict.words.split()) <= 6 for figure in FIGURES.values())
+def test_every_curve_of_a_study_has_runs_and_each_seed_once(store):
+    """A pattern that finds no key leaves a method out without a word; one that finds too much mixes two."""
+    for name, study in STUDIES.items():
+        for panel in study.panels:
+            for method, end in panel.methods.items():
+                seeds = [[run.seed for run in chosen(store, env, end, panel.steps)] for env in panel.envs]
+                assert any(seeds) and all(len(set(x)) == len(x) for x in seeds), (name, panel.name, method)
 
 
-def test_verdicts_keep_to_their_definitions(store, texts):
-    """A word stronger than the runs behind it is a claim without evidence."""
-    page = texts[ROOT / "docs" / "verdicts.md"].decode()
-    _, *rows = parse(blocks(page)[0])
-    assert len(rows) == len(FIGURES)
-    for (name, figure), (_, _, words, ps, seeds, _) in zip(FIGURES.items(), rows, strict=True):
-        table = texts[published.folder_of(name) / "table.md"].decode()
-        assert words == figure.verdict.words and f"\nVerdict: {words} (" in table
-        whole = figure.exact or (figure.scale == "paper" and seeds == "5" and "Not complete" not in table)
-        shown = any(p == "< 0.001" or float(p) < 0.05 for p in re.findall(r"< 0\.001|\d\.\d+", ps))
-        if "does not hold" in words:
-            assert whole, name
-        if "holds" in words and name != "fig9":
-            assert figure.exact or shown, name
-        if "open" in words:
-            assert not whole, name
-        assert whole or shown or words.startswith("open"), name
+WORDS = {"holds", "does not hold", "open", "not run"}
+P = re.compile(r"([+−]) (< 0\.001|[\d.e-]+|–)")
 
 
-def test_figure_9s_pairs_end_within_two_percent(store):
-    """Its claim is that there is no difference, of which no p can say that it holds."""
-    cells, _ = figure_cells("fig9", *published.plan("fig9"), store)
-    assert len(cells) == 4
-    for cell in cells:
-        default, *others = (np.mean([*cell.scores(method).values()]) for method in cell.methods)
-        assert len(others) == 6 and np.abs(np.array(others) - default).max() < 0.02
+def test_the_verdict_page_has_every_claim_as_its_figure_has_it(store):
+    """A claim that is not judged is not tested; two places that differ leave none to believe."""
+    first, second = blocks(published.verdict_page(store))
+    head, *rows = parse(first)
+    assert head == ["figure", *published.CLAIMS_HEAD]
+    numbers = [re.sub(r"\[(\d+)\]\(.*\)", r"\1", row[0]) for row in rows]
+    assert numbers == [str(i) for i, x in enumerate(FIGURES.values(), start=1) for _ in x.claims]
+    for i, (name, figure) in enumerate(FIGURES.items(), start=1):
+        own = [row[1:] for row, number in zip(rows, numbers, strict=True) if number == str(i)]
+        assert [row[0] for row in own] == [f"{claim.text} ({claim.section})" for claim in figure.claims]
+        try:
+            table = published.figure_text(name, *published.plan(name), store)
+        except NoRunError:
+            assert all(row[1:] == ["not run", "", "", ""] for row in own)
+            continue
+        assert own == published.claim_rows(name, *published.plan(name), store)
+        assert parse(blocks(table)[0]) == [published.CLAIMS_HEAD, *own]
+    lacking = {row[0]: row[1:] for row in parse(second)[1:]}
+    for i, figure in enumerate(FIGURES.values(), start=1):
+        runs = {x.key: x.task for *_, x in panel_runs(figure, "paper", range(1, 6))}
+        there = {key for key in runs if key in store.runs and store.runs[key].finished}
+        tasks = dict.fromkeys(runs[key] for key in runs if key not in there)
+        expected = [str(len(runs) - len(there)), str(len(runs)), ", ".join(tasks)]
+        assert lacking.get(str(i), ["0", *expected[1:]]) == expected
+
+
+def judged(store):
+    """Of every claim by panel: itself, verdict, evidence, the scale, whether all of its runs are there."""
+    for name, figure in FIGURES.items():
+        scale, seeds = published.plan(name)
+        planned = list(panel_runs(figure, scale, seeds))
+        try:
+            rows = published.claim_rows(name, scale, seeds, store)
+        except NoRunError:
+            continue
+        for claim, row in zip(figure.claims, rows, strict=True):
+            panels = {panel.best: panel for panel in figure.panels if panel.name == claim.panel}
+            for best, (word, evidence) in enumerate((row[1:3], row[3:5])):
+                assert word in (WORDS if best in panels else {""}), claim.text
+                if best in panels:
+                    keys = {
+                        run.key
+                        for panel, task, method, run in planned
+                        if panel == panels[best] and claim.needs(task.name, method.role or method.name)
+                    }
+                    there = all(key in store.runs and store.runs[key].finished for key in keys)
+                    yield claim, word, evidence, scale, there and (scale == "paper" or figure.exact)
+
+
+def test_verdicts_keep_to_their_definitions(store):
+    """A word stronger than the runs behind it is a claim without evidence; so is one without a number."""
+    for claim, word, evidence, scale, whole in judged(store):
+        signs = {(sign, p != "–" and (p == "< 0.001" or float(p) <= 0.05)) for sign, p in P.findall(evidence)}
+        compares = isinstance(claim.test, Comparison)  # which has signs and p's
+        assert (evidence == "") == (word == "not run"), claim.text
+        if word == "holds":
+            assert whole and "–" not in evidence and (signs == {("+", True)} or not compares), claim.text
+        if word == "does not hold":
+            opposite = ("−", True) in signs or "(< 5 %)" in evidence or not compares
+            assert scale == "paper" and opposite, claim.text
+        if word == "open":
+            assert not whole or signs != {("+", True)}, claim.text
 
 
 TABLES = {

@@ -7,13 +7,14 @@ codes and the done marker, and takes a second instead of minutes. One runs a rea
 import csv
 import importlib
 import itertools
+import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -386,10 +387,11 @@ def test_every_run_of_every_figure_is_accepted_by_its_script():
 def test_a_method_names_only_what_departs_from_the_defaults():
     """Else figures would not share runs, and the same settings would be run under two names."""
     for figure in FIGURES.values():
-        for panel, task, method, entry in panel_runs(figure, "paper", [1]):
-            script = importlib.import_module(entry.script.removesuffix(".py"))
-            for name, value in method.flags.items():
-                assert getattr(script.Args(), name) != value, (panel.name, task.name, method.name)
+        for panel, task, method, _ in panel_runs(figure, "paper", [1]):
+            plain = make_run(task, replace(method, settings={}), 1, "paper", figure.exact)
+            defaults = json.loads(plain.settings)
+            for name, value in method.settings.items():
+                assert defaults[name] != value, (panel.title, task.name, method.name)
 
 
 def test_keys_name_runs_and_tell_them_apart():
@@ -399,12 +401,17 @@ def test_keys_name_runs_and_tell_them_apart():
         assert set(entry.key) <= set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-")
     commands = {(entry.task, *entry.arguments) for entry in runs}
     assert len({entry.key for entry in runs}) == len(commands)
-    shared = [
-        {entry.key for entry in manifest([name], "paper", [1])} for name in ("fig2", "fig5", "fig8", "fig9")
-    ]
-    assert len(set.intersection(*shared)) == 3  # DPO on the particle worlds
-    seven = {method.name for _, _, method, _ in panel_runs(FIGURES["fig9"], "paper", [1])}
-    assert len(seven) == 7
+    for names, tasks, methods in (
+        (("fig2", "fig5"), 3, ("DPO", "IPPO", "best")),
+        (("fig3", "fig6"), 5, ("DPO", "IPPO", "best")),
+        (("fig4", "fig7"), 5, ("DPO", "IPPO", "best")),
+        (("fig1", "fig8"), 1, ("DPO", "IPPO", "IQL", "best")),
+        (("fig1", "fig8", "fig9"), 1, ("DPO", "best")),
+        (("fig4", "fig10"), 2, ("DPO", "IPPO")),
+        (("fig4", "fig10", "fig12"), 2, ("DPO",)),
+    ):
+        shared = [{entry.key for entry in manifest([name], "paper", [1])} for name in names]
+        assert len(set.intersection(*shared)) == tasks * len(methods), names
 
 
 def test_what_is_compared_differs_in_the_algorithm_alone():
@@ -422,11 +429,12 @@ def test_what_is_compared_differs_in_the_algorithm_alone():
             shared = {"total_timesteps", "eval_every", "gamma", "learning_rate", "max_grad_norm"}
             if method.name == "IPPO":
                 shared = asdict(args).keys() & asdict(like).keys() - {"delta", "omega", "checkpoint_every"}
-            differ = {key: (asdict(args)[key], asdict(like)[key]) for key in shared}
+            differ = {key: (getattr(args, key), getattr(like, key)) for key in shared}
             assert not {key: pair for key, pair in differ.items() if len(set(pair)) > 1}, (name, task.name)
             compared.add((method.name, task.family))
     families = ("matrix", "mpe", "mamujoco", "smac")
     assert compared == {("IPPO", x) for x in families} | {
+        ("IQL", "matrix"),
         ("IQL", "mpe"),
         ("IQL", "smac"),
         ("IDDPG", "mamujoco"),

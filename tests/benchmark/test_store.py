@@ -50,6 +50,18 @@ def test_thinning_averages_updates_and_keeps_evaluations():
     assert runs.thin(gap, 10)["step"] == [0, 95, 100, 110]
 
 
+def test_iterations_are_thinned_but_for_every_fall_of_J():
+    """Figure 11 claims that J never falls: of thousands of rows those that show a fall must be left."""
+    steps = [float(i) for i in range(5000)]
+    J = [1 - 0.5**i if i != 3333 else 0.2 for i in range(5000)]
+    kept = runs.thin_iterations({"step": steps, "J": J})
+    assert kept["step"][:100] == steps[:100] and kept["step"][-1] == 4999
+    assert {3332.0, 3333.0} <= set(kept["step"]) and len(kept["step"]) < 250
+    assert [J[int(step)] for step in kept["step"]] == kept["J"] and kept["step"] == sorted(kept["step"])
+    short = {"step": steps[:5], "J": J[:5]}
+    assert runs.thin_iterations(short) == short
+
+
 def test_a_run_is_recorded_as_far_as_it_is(tmp_path):
     """A look at a run that goes on, its last line half written, must neither fail nor read half a number."""
     run = write_run(tmp_path, evals=3, done=False)

@@ -1,0 +1,384 @@
+"""What the paper's text says of a figure, and whether runs bear it out.
+
+A claim is a sentence of ours for one of the paper's, its section, the panel it speaks of, and a test. A test
+looks at each task of the panel and answers with signs: +1 as claimed, -1 the opposite, 0 neither; comparisons
+at the 95 % level. Where the paper says "far", "small" or "close" without a number, the number is ours.
+`judge` makes a verdict of the signs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import scipy.stats
+from numpy.typing import ArrayLike
+
+from benchmark.lib.cells import Cell, p_words
+from benchmark.lib.groups import Group, band, million
+from benchmark.lib.runs import KL
+from benchmark.lib.statistics import final_means, first_reached, mean_ci, run_means, welch
+
+LEVEL = 0.05  # of every p
+NOTHING = 0.05  # an advantage of less than this share of what training gains is none
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a test found on a task: its sign, and the number behind it."""
+
+    sign: int
+    words: str
+
+
+MISSING = Finding(0, "–")
+
+
+class Test(Protocol):
+    """`tasks`: those it speaks of, all where empty. `methods`: the roles it needs on each, the first of them
+    to be looked at at all; others that a task lacks are MISSING there."""
+
+    @property
+    def tasks(self) -> tuple[str, ...]: ...
+
+    @property
+    def methods(self) -> tuple[str, ...]: ...
+
+    def look(self, cell: Cell, groups: dict[str, Group]) -> list[tuple[str, Finding]]: ...
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A statement of the paper's section, of the panel of that name and its like at the best settings."""
+
+    text: str
+    section: str
+    panel: str
+    test: Test
+
+    def needs(self, task: str, role: str) -> bool:
+        """Whether runs of this method on this task decide on it."""
+        tasks, methods = self.test.tasks, self.test.methods
+        return (not tasks or task in tasks) and (not methods or role in methods)
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """holds, does not hold, open or not run; the numbers by method and task, seeds and steps of the runs."""
+
+    verdict: str
+    evidence: str = ""
+
+
+def gained(cell: Cell, group: Group) -> float:
+    """What training gains, on average over seeds: the unit in which differences are small or large."""
+    values = group.values(cell.metric)
+    return float(np.mean(final_means(values) - values[:, 0]))
+
+
+def difference(one: ArrayLike, other: ArrayLike) -> tuple[float, float]:
+    """The 95 % interval of Welch's test of one minus other; without ends for a single seed."""
+    one, other = np.asarray(one), np.asarray(other)
+    if min(len(one), len(other)) < 2:
+        return -np.inf, np.inf
+    return scipy.stats.ttest_ind(one, other, equal_var=False).confidence_interval()
+
+
+# --- tests that compare methods ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A number per seed of a method against that of others, by Welch's test; above is as claimed."""
+
+    method: str
+    others: tuple[str, ...]
+    tasks: tuple[str, ...] = ()
+    lower = False  # whether the lower number is as claimed
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        return self.method, *self.others
+
+    def look(self, cell: Cell, groups: dict[str, Group]) -> list[tuple[str, Finding]]:
+        mine = self.numbers(cell, groups[self.method])
+        return [
+            (other, self.compare(mine, self.numbers(cell, groups[other])) if other in groups else MISSING)
+            for other in self.others
+        ]
+
+    def numbers(self, cell: Cell, group: Group) -> list[float]:
+        """What is compared: each seed's number."""
+        raise NotImplementedError
+
+    def compare(self, mine: list[float], theirs: list[float]) -> Finding:
+        """The sign of the difference where it is significant."""
+        p = welch(mine, theirs)
+        up = np.mean(mine) > np.mean(theirs)
+        sign = (1 if up != self.lower else -1) if p < LEVEL else 0
+        return Finding(sign, f"{'+' if up != self.lower else '−'} {p_words(p)}")
+
+
+@dataclass(frozen=True)
+class Above(Comparison):
+    """The method ends above the others: final scores.
+
+    The opposite, too, where the interval of the difference shows that it is above by less than NOTHING.
+    """
+
+    def numbers(self, cell: Cell, group: Group) -> list[float]:
+        return list(final_means(group.values(cell.metric)))
+
+    def look(self, cell: Cell, groups: dict[str, Group]) -> list[tuple[str, Finding]]:
+        found = super().look(cell, groups)
+        mine, way = self.numbers(cell, groups[self.method]), gained(cell, groups[self.method])
+        for i, (other, finding) in enumerate(found):
+            if other in groups and finding.sign == 0 and way > 0:
+                high = difference(mine, self.numbers(cell, groups[other]))[1] / way
+                if high < NOTHING:
+                    found[i] = other, Finding(-1, f"{finding.words} (< {NOTHING:.0%})".replace("%)", " %)"))
+        return found
+
+
+@dataclass(frozen=True)
+class Behind(Comparison):
+    """The method is below the others in the first quarter of the run."""
+
+    lower = True
+
+    def numbers(self, cell: Cell, group: Group) -> list[float]:
+        values = group.values(cell.metric)
+        return list(run_means(values[:, : max(values.shape[1] // 4, 2)]))
+
+
+@dataclass(frozen=True)
+class Sooner(Comparison):
+    """The method needs fewer steps to go 90 % of the way up from where it begins to where it ends."""
+
+    lower = True
+
+    def numbers(self, cell: Cell, group: Group) -> list[float]:
+        values, steps, last = group.values(cell.metric), group.steps(), final_means(group.values(cell.metric))
+        ends = values[:, 0] + 0.9 * (last - values[:, 0])
+        reached = [first_reached(steps, x, end) for x, end in zip(values, ends, strict=True)]
+        rises = last > values[:, 0]  # a run that only falls never gets there
+        return [
+            at if up and at is not None else float(steps[-1]) for at, up in zip(reached, rises, strict=True)
+        ]
+
+
+@dataclass(frozen=True)
+class Fluctuates(Comparison):
+    """The method's curves are less smooth: deviation of the steps between evaluations, in the last half."""
+
+    def numbers(self, cell: Cell, group: Group) -> list[float]:
+        values = group.values(cell.metric)
+        return list(np.std(np.diff(values[:, values.shape[1] // 2 :]), axis=1))
+
+
+@dataclass(frozen=True)
+class Varies(Comparison):
+    """The method's final scores differ more between seeds: ratio of deviations, Brown and Forsythe's test."""
+
+    def numbers(self, cell: Cell, group: Group) -> list[float]:
+        return list(final_means(group.values(cell.metric)))
+
+    def compare(self, mine: list[float], theirs: list[float]) -> Finding:
+        if min(len(mine), len(theirs)) < 2:
+            return MISSING
+        p = np.nan
+        if min(len(mine), len(theirs)) > 2:  # two seeds deviate equally from their median: p would be 0
+            with np.errstate(invalid="ignore"):  # of seeds that are all the same
+                p = float(scipy.stats.levene(mine, theirs, center="median").pvalue)
+        up = np.std(mine) > np.std(theirs)
+        ratio = np.std(mine) / np.std(theirs) if np.std(theirs) > 0 else np.inf
+        return Finding((1 if up else -1) if p < LEVEL else 0, f"{ratio:.1f} times, {p_words(p)}")
+
+
+@dataclass(frozen=True)
+class Alike:
+    """The others end within `margin` of the method, a share of the way from an untrained policy to its end.
+
+    As claimed where the 95 % interval of the difference lies within, the opposite where it lies without.
+    """
+
+    method: str
+    others: tuple[str, ...]
+    margin: float
+    tasks: tuple[str, ...] = ()
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        return self.method, *self.others
+
+    def look(self, cell: Cell, groups: dict[str, Group]) -> list[tuple[str, Finding]]:
+        mine = final_means(groups[self.method].values(cell.metric))
+        way = gained(cell, groups[self.method])
+        found = []
+        for other in self.others:
+            theirs = final_means(groups[other].values(cell.metric)) if other in groups else mine[:0]
+            if min(len(mine), len(theirs)) < 2 or way == 0:
+                found.append((other, MISSING))
+                continue
+            low, high = sorted(end / way for end in difference(theirs, mine))
+            inside, outside = (
+                -self.margin < low and high < self.margin,
+                low > self.margin or high < -self.margin,
+            )
+            words = f"{100 * low:+.0f} to {100 * high:+.0f} %"
+            found.append((other, Finding(1 if inside else -1 if outside else 0, words)))
+        return found
+
+
+# --- tests of one method ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class FarBelow:
+    """The method ends below `share` of the optimum."""
+
+    method: str
+    share: float
+    tasks: tuple[str, ...] = ()
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        return (self.method,)
+
+    def look(self, cell: Cell, groups: dict[str, Group]) -> list[tuple[str, Finding]]:
+        shares = final_means(groups[self.method].values(cell.metric)) / cell.references["optimum"]
+        mean, low, high = (float(x[0]) for x in mean_ci(shares[:, None]))
+        sign = 1 if high < self.share else -1 if low > self.share else 0
+        return [(self.method, Finding(sign, f"{100 * mean:.0f} % of it"))]
+
+
+@dataclass(frozen=True)
+class Steady:
+    """KL is small: below the upper end of the band on average; and stable: no tenth of the run is more than
+    three times the average away from it."""
+
+    method: str
+    tasks: tuple[str, ...] = ()
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        return (self.method,)
+
+    def look(self, cell: Cell, groups: dict[str, Group]) -> list[tuple[str, Finding]]:
+        group = groups[self.method]
+        values = group.values(KL)
+        values = values[:, ~np.isnan(values).any(axis=0)]  # before training there is none
+        if values.shape[1] < 10:
+            return [(self.method, MISSING)]
+        tenths = [float(part.mean()) for part in np.array_split(values, 10, axis=1)]
+        mean = float(values.mean())
+        small, stable = mean <= band(group)[2], max(tenths) <= 3 * mean and min(tenths) >= mean / 3
+        words = f"{mean:.2g} on average, tenths {min(tenths):.2g} to {max(tenths):.2g}"
+        return [(self.method, Finding(1 if small and stable else -1, words))]
+
+
+# --- tests of the exact iteration, which has no seeds -----------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Exact:
+    """A statement on the iterations of a game, of whatever methods there are."""
+
+    tasks: tuple[str, ...] = ()
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        return ()
+
+
+@dataclass(frozen=True)
+class NeverFalls(Exact):
+    """J of no iteration is below that before."""
+
+    def look(self, cell: Cell, groups: dict[str, Group]) -> list[tuple[str, Finding]]:
+        falls = [float(np.diff(group.runs[0].columns["J"]).min()) for group in groups.values()]
+        return [("", Finding(1 if min(falls) >= -1e-12 else -1, f"least step {min(falls):.1g}"))]
+
+
+@dataclass(frozen=True)
+class Converges(Exact):
+    """p and q change by less than 1e-4 in the last tenth of the iterations."""
+
+    def look(self, cell: Cell, groups: dict[str, Group]) -> list[tuple[str, Finding]]:
+        moved = 0.0
+        for run in (group.runs[0] for group in groups.values()):
+            late = run.steps >= 0.9 * run.steps[-1]
+            moved = max(moved, *(float(np.ptp(run.columns[name][late])) for name in ("p", "q")))
+        return [("", Finding(1 if moved < 1e-4 else -1, f"last tenth moves {moved:.1g}"))]
+
+
+@dataclass(frozen=True)
+class Trapped(Exact):
+    """Some iteration that moves ends below the optimum."""
+
+    def look(self, cell: Cell, groups: dict[str, Group]) -> list[tuple[str, Finding]]:
+        runs = [group.runs[0] for group in groups.values()]
+        moving = [run for run in runs if any(np.ptp(run.columns[name]) > 1e-6 for name in ("p", "q"))]
+        ends = [float(run.columns["J"][-1]) for run in moving]
+        optimum = runs[0].optimum
+        trapped = any(end < optimum - 0.01 for end in ends)
+        words = ", ".join(f"{end:.3f}" for end in sorted(set(ends))) or "nothing moves"
+        return [("", Finding(1 if trapped else -1, f"ends at {words} of {optimum:g}"))]
+
+
+# --- verdicts ---------------------------------------------------------------------------------------------
+
+
+def judge(
+    claim: Claim, cells: Sequence[Cell], roles: dict[str, str], complete: bool, short: bool
+) -> Judgement:
+    """The verdict on a claim by the cells of a panel. roles: method's name -> the name that claims use.
+
+    complete: no run of the paper's is missing. short: runs have fewer steps than they should in the end.
+    """
+    signs: list[int] = []
+    numbers: dict[str, list[str]] = {}
+    used: list[Group] = []
+    for cell in cells:
+        if claim.test.tasks and cell.task not in claim.test.tasks:
+            continue
+        groups = {roles.get(group.method, group.method): group for group in cell.groups}
+        complete = complete and groups.keys() >= set(claim.test.methods)
+        if claim.test.methods and claim.test.methods[0] not in groups:
+            for name in claim.test.methods[1:] or claim.test.methods:
+                numbers.setdefault(name, []).append(MISSING.words)
+            continue
+        here = [groups[name] for name in claim.test.methods or groups if name in groups]
+        used += here
+        whole = all(run.finished for group in here for run in group.runs)
+        for name, finding in claim.test.look(cell, groups):
+            signs.append(finding.sign if whole else 0)  # a run that goes on may still turn
+            numbers.setdefault(name, []).append(finding.words)
+    if not used:
+        return Judgement("not run")
+    told = [
+        f"{name}: {', '.join(words)}".removeprefix(": ")
+        for name, words in numbers.items()
+        if set(words) != {"–"}
+    ]
+    lacking = [name for name, words in numbers.items() if set(words) == {"–"}]
+    told += [f"missing: {' / '.join(lacking)}"] * bool(lacking)
+    if not any("J" in group.runs[0].columns for group in used):  # the exact iteration has neither
+        counts = sorted({len(group.runs) for group in used})
+        budgets = sorted({run.total_timesteps for group in used for run in group.runs}, reverse=True)
+        seeds = " to ".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
+        told.append(f"{seeds} seed{'s' * (counts[-1] > 1)}, {', '.join(map(million, budgets))}")
+    return Judgement(verdict(signs, complete, short), "; ".join(told))
+
+
+def verdict(signs: Sequence[int], complete: bool, short: bool) -> str:
+    """holds, does not hold or open, of the signs that were found on all tasks.
+
+    The opposite on one task is enough, except in short runs. What is neither seen nor excluded is open, when
+    all runs are there as well: five seeds see a difference of 1.5 deviations every other time.
+    """
+    if -1 in signs and not short:
+        return "does not hold"
+    return "holds" if complete and not short and all(sign == 1 for sign in signs) else "open"

@@ -1,0 +1,402 @@
+"""Claims: on made-up runs whose answer is known by construction every test finds it, and verdicts follow."""
+
+import re
+from math import nan, sqrt
+
+import numpy as np
+import pytest
+import scipy.stats
+
+from benchmark.lib.cells import Cell, p_words
+from benchmark.lib.claims import (
+    Above,
+    Alike,
+    Behind,
+    Claim,
+    Converges,
+    FarBelow,
+    Fluctuates,
+    NeverFalls,
+    Sooner,
+    Steady,
+    Trapped,
+    Varies,
+    judge,
+    verdict,
+)
+from benchmark.lib.groups import Group
+from benchmark.lib.runs import KL, RETURN, Run
+
+POINTS, EVERY = 21, 1_000  # evaluations of a made-up run, and steps between them
+K = np.arange(POINTS)
+D_TARGET, DELTA = 0.02, 1.5  # the upper end of the band is 0.03
+
+
+def group(method, columns, optimum=nan, finished=True):
+    """A run per entry; columns: name -> values (seeds, points)."""
+    runs = []
+    for seed, values in enumerate(zip(*columns.values(), strict=True), start=1):
+        steps = EVERY * np.arange(len(values[0]), dtype=float)
+        logged = dict(zip(columns, map(np.asarray, values), strict=True))
+        told = dict.fromkeys(
+            ("env", "script", "label", "git_commit", "machine", "backend", "started"), "made"
+        )
+        told |= {"key": f"{method}__{seed}", "seed": seed, "device": "cpu", "method": method}
+        told |= {"settings": {"d_target": D_TARGET, "delta": DELTA}, "versions": {}, "optimum": optimum}
+        told |= {"steps_reached": int(steps[-1]), "total_timesteps": 300_000.0}
+        told |= {"absolute_return": 1.0 if finished else nan, "absolute_win_rate": nan}
+        runs.append(Run(**told, columns={"step": steps, **logged}))
+    return Group(runs)
+
+
+def cell(curves, task="task", metric=RETURN, finished=True, **options):
+    """A task; curves: method -> values of its metric (seeds, points), or columns."""
+    groups = [
+        group(name, x if isinstance(x, dict) else {metric: x}, finished=finished, **options)
+        for name, x in curves.items()
+    ]
+    return Cell(task, "", tuple(curves), metric, groups)
+
+
+def found(test, *args, **options):
+    """What a test finds on a made-up task: method -> sign."""
+    made = cell(*args, **options)
+    return {
+        name: finding.sign
+        for name, finding in test.look(made, {group.method: group for group in made.groups})
+    }
+
+
+def words(test, *args, **options):
+    """method -> the number behind the sign."""
+    made = cell(*args, **options)
+    looked = test.look(made, {group.method: group for group in made.groups})
+    return {name: finding.words for name, finding in looked}
+
+
+def rising(*ends, start=0.0, at=5):
+    """Straight from `start` to the seed's end, reached at evaluation `at`, and flat from there."""
+    return np.array([start + (end - start) * np.minimum(K / at, 1) for end in ends])
+
+
+HIGH, LOW, WIDE = rising(10, 11, 12), rising(1, 2, 3), rising(1, 6, 11)
+
+
+# --- tests that compare methods ---------------------------------------------------------------------------
+
+
+def test_above_is_of_final_scores():
+    """The last tenth of the evaluations decides: what lay above on the way there is beaten."""
+    loses = np.where(K < 18, 50.0, LOW)
+    curves = {"a": HIGH, "b": loses, "c": WIDE}
+    assert found(Above("a", ("b", "c")), curves) == {"b": 1, "c": 0}
+    assert found(Above("b", ("a", "c")), curves) == {"a": -1, "c": 0}
+    ps = [
+        scipy.stats.ttest_ind([10, 11, 12], other, equal_var=False).pvalue
+        for other in ([1, 2, 3], [1, 6, 11])
+    ]
+    assert ps[0] < 0.05 < ps[1]
+    near = {"a": HIGH, "b": rising(7, 8, 9), "c": rising(8, 9, 10)}  # p = 0.02 and 0.07
+    assert found(Above("a", ("b", "c")), near) == {"b": 1, "c": 0}
+    assert words(Above("a", ("b", "c")), curves) == {"b": f"+ {p_words(ps[0])}", "c": f"+ {p_words(ps[1])}"}
+    assert words(Above("b", ("a",)), curves) == {"a": f"− {p_words(ps[0])}"}
+
+
+def test_behind_is_of_the_first_quarter_without_untrained_policies():
+    """DPO may start slowly and win: neither its end nor its untrained policy may hide or feign that."""
+    late = np.where(K < 6, 0.1 * HIGH, 5 * HIGH)
+    assert found(Behind("late", ("b",)), {"late": late, "b": HIGH}) == {"b": 1}
+    assert found(Above("late", ("b",)), {"late": late, "b": HIGH}) == {"b": 1}
+    assert found(Behind("b", ("late",)), {"late": late, "b": HIGH}) == {"late": -1}
+    for same_in_between in (np.where(K == 0, -1e6, HIGH), np.where(K >= 5, -1e6, HIGH)):
+        assert found(Behind("a", ("b",)), {"a": same_in_between, "b": HIGH}) == {"b": 0}
+    made, early = cell({"late": late}), late[:, 1:5].mean(1)
+    np.testing.assert_allclose(Behind("late", ()).numbers(made, made.groups[0]), early)
+    p = scipy.stats.ttest_ind(early, HIGH[:, 1:5].mean(1), equal_var=False).pvalue
+    assert words(Behind("late", ("b",)), {"late": late, "b": HIGH}) == {"b": f"+ {p_words(p)}"}
+
+
+def test_sooner_is_of_the_way_to_a_methods_own_end():
+    """IQL may converge first and lower: what counts are steps to 90 % of its own rise."""
+    fast, slow = (
+        np.concatenate([rising(end, at=at, start=-9) for end, at in pairs])
+        for pairs in (((1, 3), (2, 4), (3, 5)), ((10, 12), (11, 14), (12, 16)))
+    )
+    curves = {"fast": fast, "slow": slow}
+    assert found(Sooner("fast", ("slow",)), curves) == {"slow": 1}
+    assert found(Sooner("slow", ("fast",)), curves) == {"fast": -1}
+    made = cell(curves)
+    expected = {"fast": [3, 4, 5], "slow": [11, 13, 15]}  # 0.9 of 3, 4, 5 and of 12, 14, 16, rounded up
+    for of in made.groups:
+        assert Sooner("fast", ()).numbers(made, of) == [EVERY * k for k in expected[of.method]]
+    both = np.concatenate([rising(end, at=at) for end, at in ((1, 2), (2, 8), (3, 18))])
+    assert found(Sooner("fast", ("both",)), {"fast": fast, "both": both}) == {"both": 0}
+
+
+def test_fluctuates_is_from_evaluation_to_evaluation_in_the_last_half():
+    """A curve that still rises, or was wild at first, does not fluctuate in the end."""
+    sizes = np.array([[1.0], [1.1], [1.2]])
+    wild = HIGH + sizes * (-1.0) ** K
+    smooth = HIGH + 0.1 * sizes * (-1.0) ** K
+    wild_at_first = np.where(K < 10, 9 * wild, 40 * K + smooth)
+    curves = {"wild": wild, "smooth": smooth, "first": wild_at_first}
+    assert found(Fluctuates("wild", ("smooth", "first")), curves) == {"smooth": 1, "first": 1}
+    assert found(Fluctuates("first", ("wild", "smooth")), curves) == {"wild": -1, "smooth": 0}
+    made = cell(curves)
+    for of, size in zip(made.groups, (1.0, 0.1, 0.1), strict=True):
+        # Ten steps of twice the size, up and down: their deviation, whatever the trend.
+        numbers = Fluctuates("wild", ()).numbers(made, of)
+        np.testing.assert_allclose(numbers, 2 * size * sizes[:, 0])
+
+
+def test_varies_is_between_seeds():
+    """Seeds that settle apart, whatever the level: p is of an analysis of variance of deviations."""
+    wide, narrow = rising(0, 10, 30, 80, 100), rising(500, 501, 502, 503, 504)
+    some = rising(0, 10, 20, 30, 60)
+    curves = {"wide": wide, "narrow": narrow, "some": some}
+    assert found(Varies("wide", ("narrow", "some")), curves) == {"narrow": 1, "some": 0}
+    assert found(Varies("narrow", ("wide",)), curves) == {"wide": -1}
+    # The deviations of two seeds do not differ at all, which is no reason to be sure.
+    pair, same = {"a": wide[[0, 4]], "b": narrow[:2]}, {"a": wide[[1, 1, 1]], "b": narrow[[0, 0, 0]]}
+    assert words(Varies("a", ("b",)), pair) == {"b": "100.0 times, –"}
+    assert found(Varies("a", ("b",)), pair) == {"b": 0}
+    assert found(Varies("a", ("b",)), same) == {"b": 0}
+    deviations = [np.abs(x[:, -1] - np.median(x[:, -1])) for x in (wide, narrow)]
+    p = scipy.stats.f_oneway(*deviations).pvalue
+    assert words(Varies("wide", ("narrow",)), curves) == {
+        "narrow": f"{np.std([0, 10, 30, 80, 100]) / np.std(range(5)):.1f} times, {p_words(p)}"
+    }
+
+
+def test_alike_measures_by_what_training_gains():
+    """Two percent of a return may be all that there was to learn: margins are of the way, not the level."""
+    base, way = rising(99.9, 100, 100.1, start=90), 10
+    offsets = {"same": 0.3, "above": 3.0, "below": -3.0}
+    curves = {"base": base} | {name: base + offset for name, offset in offsets.items()}
+    curves["noisy"] = rising(80, 100, 120, start=90)
+    expected = {"same": 1, "above": -1, "below": -1, "noisy": 0}
+    assert found(Alike("base", tuple(expected), 0.1), curves) == expected
+    half = scipy.stats.t.ppf(0.975, 4) * sqrt(2 / 3) * 0.1  # equal variances of 0.1 squared: 4 degrees
+    low, high = 100 * (3 - half) / way, 100 * (3 + half) / way
+    assert words(Alike("base", ("above",), 0.1), curves) == {"above": f"{low:+.0f} to {high:+.0f} %"}
+    # A wider margin lets the same difference pass; one in between is neither.
+    margins = (0.2, high / 100 + 0.01, (low + high) / 200)
+    assert [found(Alike("base", ("above",), x), curves)["above"] for x in margins] == [-1, 1, 0]
+    falls = {name: -x for name, x in curves.items()}
+    assert found(Alike("base", tuple(expected), 0.1), falls) == expected
+
+
+@pytest.mark.parametrize("test", [Above, Behind, Sooner, Fluctuates, Varies, lambda *x: Alike(*x, 0.1)])
+def test_missing_methods_and_single_seeds_prove_nothing(test):
+    """Else a figure of one seed would have a verdict: there is no spread to judge the difference by."""
+    one = HIGH[:1] + (-1.0) ** K
+    for curves in ({"a": one, "b": LOW}, {"a": HIGH, "b": one}, {"a": one, "b": LOW[:1]}):
+        assert found(test("a", ("b", "c")), curves) == {"b": 0, "c": 0}
+        told = words(test("a", ("b", "c")), curves)
+        assert told["b"] in ("–", "+ –", "− –") or told["b"].endswith(" times, –")
+        assert told["c"] == "–"
+
+
+# --- tests of one method ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("ends", "sign"),
+    [((6.8, 7, 7.2), 1), ((7, 7, 7), 1), ((8.9, 9.6, 9.7), 0), ((9.4, 9.5, 9.6), -1), ((6,), 0), ((9.9,), 0)],
+)
+def test_far_below_is_of_the_optimum_with_its_interval(ends, sign):
+    """One seed, or a mean within the noise of nine tenths, is neither far nor near."""
+    curves = {"a": rising(*ends), "b": rising(*(9 + x for x in ends))}
+    assert found(FarBelow("a", 0.9), curves, optimum=10.0) == {"a": sign}
+    assert words(FarBelow("a", 0.9), curves, optimum=10.0) == {"a": f"{10 * np.mean(ends):.0f} % of it"}
+
+
+def kl(**changed):
+    """KL of three seeds of 101 evaluations, of which the first, of untrained policies, has none."""
+    values = np.full((3, 101), 0.0299)
+    values[:, 0] = nan
+    for name, value in changed.items():
+        first, _, last = name.removeprefix("at").partition("to")
+        values[:, int(first) : int(last or first) + 1] = value
+    return values
+
+
+@pytest.mark.parametrize(
+    ("values", "sign", "told"),
+    [
+        (kl(), 1, "0.03 on average, tenths 0.03 to 0.03"),
+        (kl(at1to100=1e-9), 1, "1e-09 on average, tenths 1e-09 to 1e-09"),
+        (kl(at1to100=0.0301), -1, "0.03 on average, tenths 0.03 to 0.03"),
+        (kl(at1to100=0.01, at91to100=0.05), -1, "0.014 on average, tenths 0.01 to 0.05"),
+        (kl(at1to100=0.01, at1to10=0.001), -1, "0.0091 on average, tenths 0.001 to 0.01"),
+        (kl(at1to100=0.01, at91to100=0.02), 1, "0.011 on average, tenths 0.01 to 0.02"),
+        (kl()[:, :22], 1, "0.03 on average, tenths 0.03 to 0.03"),  # the first evaluation has none
+        (kl()[:, :6], 0, "–"),
+    ],
+)
+def test_steady_is_small_on_average_and_alike_in_every_tenth_of_the_run(values, sign, told):
+    """KL that grows or dies is not stable, above the band it is not small; single updates may be above."""
+    test, curves = Steady("a"), {"a": {KL: values}}
+    assert found(test, curves, metric=KL) == {"a": sign}
+    assert words(test, curves, metric=KL) == {"a": told}
+
+
+# --- tests of the exact iteration -------------------------------------------------------------------------
+
+
+def iteration(J, p=(0.5, 0.9, 0.9), q=(0.5, 0.9, 0.9)):
+    """J, p and q of an iteration that starts at these and then stays."""
+    return {name: [np.pad(x, (0, 21 - len(x)), mode="edge")] for name, x in (("J", J), ("p", p), ("q", q))}
+
+
+def games(*iterations):
+    """A game with these iterations, whose best J is 10."""
+    return cell({f"M̂ {i}": columns for i, columns in enumerate(iterations)}, optimum=10.0)
+
+
+RISES, STANDS = iteration((5, 8, 10)), iteration((5,), (0.5,), (0.5,))
+
+
+@pytest.mark.parametrize(
+    ("test", "iterations", "sign", "told"),
+    [
+        (NeverFalls(), [RISES], 1, "least step 0"),
+        (NeverFalls(), [RISES, iteration((5, 8, 7.5, 10))], -1, "least step -0.5"),
+        (NeverFalls(), [iteration((5, 8, 8 - 1e-9, 10)), RISES], -1, "least step -1e-09"),
+        (Converges(), [RISES, STANDS], 1, "last tenth moves 0"),
+        (Converges(), [RISES, iteration((5, 8), q=np.linspace(0, 1, 21))], -1, "last tenth moves 0.1"),
+        (
+            Converges(),
+            [iteration((5, 8), p=0.5 + 0.5 ** np.arange(2, 23)), RISES],
+            1,
+            "last tenth moves 7e-07",
+        ),
+        (Trapped(), [RISES, iteration((5, 7))], 1, "ends at 7.000, 10.000 of 10"),
+        (Trapped(), [RISES, STANDS], -1, "ends at 10.000 of 10"),
+        (Trapped(), [STANDS], -1, "ends at nothing moves of 10"),
+        (Trapped(), [iteration((5, 9.995))], -1, "ends at 9.995 of 10"),
+        (Trapped(), [iteration((5, 7), p=(0.5,))], 1, "ends at 7.000 of 10"),  # q alone moves
+    ],
+)
+def test_exact_iterations_are_judged_by_all_or_by_some(test, iterations, sign, told):
+    """One fall, or one that goes on moving, refutes; to be trapped is enough once, for one that moves."""
+    made = games(*iterations)
+    ((_, finding),) = test.look(made, {group.method: group for group in made.groups})
+    assert (finding.sign, finding.words) == (sign, told)
+
+
+# --- verdicts ---------------------------------------------------------------------------------------------
+
+HOLDS, NOT, OPEN = "holds", "does not hold", "open"
+
+
+@pytest.mark.parametrize(
+    ("signs", "complete", "short", "word"),
+    [
+        ([1, 1], True, False, HOLDS),
+        ([1, 0], True, False, OPEN),
+        ([0, 0], True, False, OPEN),
+        ([1, -1], True, False, NOT),
+        ([1, 1], False, False, OPEN),
+        ([1, 0], False, False, OPEN),
+        ([1, -1], False, False, NOT),
+        *(([1, x], complete, True, OPEN) for x in (1, 0, -1) for complete in (True, False)),
+    ],
+)
+def test_verdicts_by_their_table(signs, complete, short, word):
+    """What is said of the paper: no word stronger than the runs behind it, however they are ordered."""
+    for order in (signs, signs[::-1]):
+        assert verdict(order, complete, short) == word
+
+
+def judged(test, cells, roles=None, complete=True, short=False):
+    found = judge(Claim("text", "4", "", test), cells, roles or {}, complete, short)
+    return found.verdict, found.evidence
+
+
+A_ABOVE = Above("a", ("b",))
+
+
+def test_every_task_must_bear_a_claim_out():
+    """'On all five' is refuted by one; numbers stand task after task."""
+    good, even, bad = (
+        cell({"a": HIGH, "b": x}, task=task) for task, x in (("x", LOW), ("y", WIDE), ("z", 5 * HIGH))
+    )
+    assert judged(A_ABOVE, [good, good])[0] == HOLDS
+    assert judged(A_ABOVE, [good, even])[0] == OPEN
+    assert judged(A_ABOVE, [good, bad], complete=False)[0] == NOT
+    p, q = (words(A_ABOVE, {"a": HIGH, "b": x})["b"] for x in (LOW, 5 * HIGH))
+    assert judged(A_ABOVE, [good, bad], short=True) == (OPEN, f"b: {p}, {q}; 3 seeds, 300 k")
+    assert p.startswith("+ ") and q.startswith("− ")
+
+
+def test_an_advantage_that_cannot_be_large_is_none():
+    """Many alike seeds refute a difference that few noisy ones leave open; 5 % of what training gains."""
+    base = rising(99.8, 100, 100.2, start=90)  # gains 10; the interval is 0.45 to either side
+    for offset, sign in ((0.0, -1), (0.02, -1), (0.2, 0), (3.0, 1)):
+        curves = {"a": base + offset, "b": base}
+        assert found(A_ABOVE, curves) == {"b": sign}, offset
+        assert words(A_ABOVE, curves)["b"].endswith(" (< 5 %)") == (sign == -1)
+
+
+def test_a_claim_on_some_tasks_ignores_the_others():
+    """HalfCheetah's claim must not depend on what happens on Hopper, nor hold where it was not run."""
+    good, bad = (cell({"a": HIGH, "b": x}, task=task) for task, x in (("x", LOW), ("z", 5 * HIGH)))
+    assert judged(Above("a", ("b",), ("x",)), [bad, good])[0] == HOLDS
+    assert judged(Above("a", ("b",), ("z",)), [bad, good])[0] == NOT
+    assert judged(Above("a", ("b",), ("elsewhere",)), [bad, good]) == ("not run", "")
+
+
+def test_what_is_missing_leaves_a_claim_open_and_is_named():
+    """A method that nobody ran is no evidence, whatever the others show."""
+    test = Above("a", ("b", "c"))
+    two, three = ({"a": HIGH, "b": LOW} | more for more in ({}, {"c": LOW}))
+    assert judged(test, [cell(three)])[0] == HOLDS
+    word, told = judged(test, [cell(two)])
+    assert word == OPEN and "missing: c; 3 seeds" in told and told.startswith("b: + ")
+    word, told = judged(test, [cell(three, task="x"), cell(two, task="y")])
+    assert word == OPEN and "missing" not in told and re.search(r"c: \+ [^,]+, –;", told)
+    # A task without the method itself: the claim is open however the rest went.
+    assert judged(test, [cell(three, task="x"), cell({"b": LOW}, task="y")])[0] == OPEN
+    assert judged(test, [cell({"b": LOW})]) == judged(test, []) == ("not run", "")
+    assert judged(test, [cell({"a": HIGH, "b": 5 * HIGH})])[0] == NOT
+
+
+def test_single_seeds_leave_no_verdict_but_that_more_are_needed():
+    """One seed of one method: neither 'holds' nor, while seeds are missing, 'does not hold'."""
+    word, told = judged(A_ABOVE, [cell({"a": HIGH[:1], "b": LOW})], complete=False)
+    assert (word, told) == (OPEN, "b: + –; 1 to 3 seeds, 300 k")
+    assert judged(A_ABOVE, [cell({"a": HIGH[:1], "b": LOW[:1]})], complete=False)[1].endswith(
+        "; 1 seed, 300 k"
+    )
+
+
+def test_runs_that_go_on_prove_nothing():
+    """Half a run of DPO is below a whole one of IPPO, which says nothing of where it will end."""
+    half = {"a": {RETURN: LOW[:, :5]}, "b": {RETURN: HIGH}}
+    assert judged(A_ABOVE, [cell(half)], complete=False)[0] == NOT
+    assert judged(A_ABOVE, [cell(half, finished=False)], complete=False)[0] == OPEN
+    whole = cell({"a": HIGH, "b": 5 * HIGH}, task="y")
+    assert judged(A_ABOVE, [cell(half, finished=False), whole], complete=False)[0] == NOT
+
+
+def test_variants_are_judged_in_their_roles():
+    """Of the panel at the best settings 'DPO, floor 0.2' is DPO; who else is there does not matter."""
+    curves = {"a, floor 0.2": HIGH, "b": LOW, "else": 5 * HIGH}
+    assert judged(A_ABOVE, [cell(curves)]) == ("not run", "")
+    word, told = judged(A_ABOVE, [cell(curves)], {"a, floor 0.2": "a"})
+    assert word == HOLDS and told == judged(A_ABOVE, [cell({"a": HIGH, "b": LOW})])[1]
+    curves = {"a": LOW, "b, best": HIGH}
+    word, told = judged(A_ABOVE, [cell(curves)], {"b, best": "b"})
+    assert word == NOT and told.startswith("b: − ")
+
+
+def test_exact_claims_have_neither_seeds_nor_steps():
+    """Their evidence is the number alone; claims of games name the games."""
+    trapped, free = games(iteration((5, 7))), games(RISES)
+    trapped.task, free.task = "one", "three"
+    assert judged(Trapped(("one",)), [trapped, free]) == (HOLDS, "ends at 7.000 of 10")
+    assert judged(Trapped(), [trapped, free]) == (NOT, "ends at 7.000 of 10, ends at 10.000 of 10")
+    assert judged(NeverFalls(), [trapped, free])[0] == HOLDS
+    assert judged(NeverFalls(), [trapped, free], complete=False)[0] == OPEN
+    assert judged(NeverFalls(), []) == ("not run", "")
