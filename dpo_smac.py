@@ -8,20 +8,29 @@ Tensors are (num_agents N, num_steps T, num_envs E, ...) or (N, batch, ...): age
 for the team's rewards and ends, (T, E). Agents share nothing; stacking their networks only batches them.
 """
 
+import os
+import signal
+
+if __name__ == "__main__":  # the imports take seconds, in which there is nothing to save
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: os._exit(75))
+
+import contextlib
 import copy
 import csv
+import errno
 import functools
+import hashlib
 import io
 import itertools
 import json
 import math
 import operator
-import os
 import shutil
-import signal
 import sys
 import time
 import warnings
+import zipfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
@@ -39,8 +48,14 @@ from tqdm import tqdm
 
 import envs as environments
 
+try:
+    import fcntl
+except ImportError:  # not on Windows: there no run directory is locked
+    fcntl = None
+
 SCRIPT = Path(__file__).stem
 EXIT_REQUEUE = 75  # EX_TEMPFAIL: a signal stopped the run, its checkpoint is on disk, --resume goes on
+LONGEST_EPISODE = 100_000  # steps that an evaluation waits for the end of one
 EVAL_EPISODES = 32  # per evaluation; ten times as many for the absolute metric at the end
 CHUNK = 512  # rows at a time, so that activations stay in the cache; fewer agents than 8 take more
 COLUMNS = """
@@ -100,10 +115,13 @@ class Args:
 
 
 RANGES = {
-    "total_timesteps num_envs num_steps update_epochs": (1, 10**12),
-    "eval_every checkpoint_every torch_threads": (1, 10**12),
+    "total_timesteps eval_every checkpoint_every": (1, 10**12),
+    "num_envs": (1, 2**14),
+    "num_steps update_epochs": (1, 10**5),
+    "torch_threads": (1, 1024),
     "seed": (0, 2**63 - 1),
-    "learning_rate max_grad_norm d_target": (1e-12, 1e12),
+    "max_grad_norm d_target": (1e-12, 1e12),
+    "learning_rate": (1e-12, 1),
     "gamma gae_lambda": (0, 1),
     "ent_coef beta_init beta_min beta_max": (0, 1e12),
     "delta omega": (1.0001, 1e12),
@@ -365,7 +383,7 @@ class Learner:
     Agents share nothing, so a group is a learner by itself, and threads need no synchronisation.
     """
 
-    def __init__(self, agents: Agents, args: Args, loss_fn, saved: list[dict] | None):
+    def __init__(self, agents: Agents, args: Args, loss_fn):
         cuda = args.device == "cuda"
         if getattr(args, "compile", False):  # dpo_matrix.py has no such flag
             # On a CPU into C++, which runs without Python's lock.
@@ -382,9 +400,6 @@ class Learner:
             step = functools.partial(update, members, optimizer, args=args, loss_fn=loss_fn)
             self.optimizers.append(optimizer)
             self.updates.append(CudaGraph(step) if cuda else step)
-        if saved:
-            for optimizer, state in zip(self.optimizers, saved, strict=True):
-                optimizer.load_state_dict(state)
         self.pool = ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,))
 
     def learn(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -392,6 +407,16 @@ class Learner:
         batches = [{name: x[group] for name, x in batch.items()} for group in self.groups]
         stats = list(self.pool.map(operator.call, self.updates, batches))
         return {name: torch.cat([own[name] for own in stats]) for name in stats[0]}
+
+
+# --- same in: dpo_mamujoco, dpo_matrix, dpo_mpe, dpo_smac, ippo ---
+def check_rollout(*largest: torch.Tensor) -> None:
+    """MemoryError where a rollout, of which these are the largest parts, and its copy will not fit."""
+    need = 2 * sum(x.numel() * x.element_size() for x in largest)
+    free = environments.free_bytes()
+    if free is not None and largest[0].device.type == "cpu" and need > free:
+        what = f"A rollout and its batch take {need / 1e9:,.1f} GB, {free / 1e9:,.1f} GB are free"
+        raise MemoryError(f"{what}; take fewer --num-envs, or shorter rollouts.")
 
 
 def greedy(agents: Agents, obs: torch.Tensor, action_mask: torch.Tensor) -> torch.Tensor:
@@ -410,7 +435,12 @@ def evaluate(agents, envs, num_episodes: int, seed: list[int], frames: list | No
     obs, infos = envs.reset(seed=int(np.random.SeedSequence(seed).generate_state(1)[0]))
     each = math.ceil(num_episodes / envs.num_envs)
     episodes = [[] for _ in range(envs.num_envs)]
-    while min(len(own) for own in episodes) < each:
+    steps = 0
+    while (ended := min(len(own) for own in episodes)) < each:
+        if steps >= LONGEST_EPISODE * (ended + 1):
+            what = f"an episode did not end within {LONGEST_EPISODE:,} steps; give the environment a limit"
+            raise environments.BrokenEnvironment(f"{what} (--env-options episode_limit=STEPS).")
+        steps += 1
         if frames is not None:
             frames.append(envs.render())
         obs, _, _, _, infos = envs.step(greedy(agents, obs, infos["action_mask"]))
@@ -433,19 +463,23 @@ def train(args: Args, envs, eval_envs, agents: Agents, state: dict) -> tuple[Pat
     rewards = zeros(T, E)
     terminations = zeros(T, E, dtype=torch.bool)
     truncations = zeros(T, E, dtype=torch.bool)
+    check_rollout(obs, action_mask, old_logp)
 
-    learner = Learner(agents, args, dpo_loss, state.get("optimizers"))
+    learner = Learner(agents, args, dpo_loss)
     # Not the stream that drew the parameters; on a CPU a seed counts modulo 2**32.
     stream = np.random.SeedSequence(args.seed, spawn_key=(1,)).generate_state(1)
     generator = torch.Generator(args.device).manual_seed(int(stream[0]))
 
     # --- begin or resume; same in: dpo_mamujoco, dpo_mpe, dpo_smac ---
-    global_step = state.get("global_step", 0)
-    if state:
-        agents.load_state_dict(state["agents"])
-        generator.set_state(state["generator"])
-    next_obs, infos = envs.set_state(state["envs"]) if state else envs.reset()
-    run = Run(args, envs, state)
+    with restoring(args, state):
+        global_step = state.get("global_step", 0)
+        if state:
+            agents.load_state_dict(state["agents"])
+            for optimizer, saved in zip(learner.optimizers, state["optimizers"], strict=True):
+                restore_optimizer(optimizer, saved)
+            generator.set_state(state["generator"])
+        next_obs, infos = envs.set_state(state["envs"]) if state else envs.reset()
+        run = Run(args, envs, state)
 
     def snapshot() -> dict:
         """What a resumed run needs to go on as if it had never stopped."""
@@ -459,8 +493,9 @@ def train(args: Args, envs, eval_envs, agents: Agents, state: dict) -> tuple[Pat
     while True:
         # --- evaluate and checkpoint; same in: dpo_mamujoco, dpo_mpe, dpo_smac, iddpg, ippo, iql ---
         if run.evaluation_due(global_step):
-            result = evaluate(agents, eval_envs, EVAL_EPISODES, [args.seed, 0, global_step])
-            run.add_evaluation(global_step, result, agents)
+            with run.evaluation():
+                result = evaluate(agents, eval_envs, EVAL_EPISODES, [args.seed, 0, global_step])
+                run.add_evaluation(global_step, result, agents)
         run.checkpoint(global_step, snapshot)
         if global_step >= args.total_timesteps:
             return run.close()
@@ -526,19 +561,24 @@ def main() -> None:
         raise environments.BrokenEnvironment(f"{args.env_id} has real actions; use dpo_mamujoco.py for them.")
     eval_envs = make(EVAL_EPISODES if envs.cheap_copies else args.num_envs)
     video_envs = make(1, render_mode="rgb_array") if args.capture_video else None
+    if video_envs:
+        video_envs.reset()
+        video_envs.render()  # where it cannot, that is told before the training
 
     agents = Agents(envs.num_agents, envs.obs_dim, envs.num_actions, args.layer_norm)
     agents.beta1 += args.beta_init * (args.sqrt_kl_term != "off")
     agents.beta2 += args.beta_init * args.kl_term
     agents.to(args.device)
     if args.eval_only:
-        agents.load_state_dict(state["best"])
+        with restoring(args, state):
+            agents.load_state_dict(state["best"])
         directory = checkpoint_path(args).parent
     else:
         directory, best = train(args, envs, eval_envs, agents, state)
         agents.load_state_dict(best)
-    result = evaluate(agents, eval_envs, 10 * EVAL_EPISODES, [args.seed, 1])
-    finish(args, agents, directory, result, f"{10 * EVAL_EPISODES} greedy episodes")
+    played = math.ceil(10 * EVAL_EPISODES / eval_envs.num_envs) * eval_envs.num_envs
+    result = evaluate(agents, eval_envs, played, [args.seed, 1])
+    finish(args, agents, directory, result, f"{played} greedy episodes")
     if video_envs:
         evaluate(agents, video_envs, 4, [args.seed, 2], frames := [])
         save_video(directory, video_envs, frames)
@@ -559,12 +599,24 @@ def check_ranges(args: Args) -> None:
 
 def parse_args(argv: list[str] | None = None) -> tuple[Args, dict]:
     """Flags over the environment's preset, or over the arguments of the run in --resume; and its state."""
+    for word in sys.argv[1:] if argv is None else argv:
+        if not word.strip() or word.endswith("="):
+            sys.exit(f"{SCRIPT}: the argument {word!r} is empty (a variable that is not set?).")
+        if not word.isprintable():
+            what = "has several lines, or letters that this locale lacks (set PYTHONUTF8=1)"
+            sys.exit(f"{SCRIPT}: the argument {word!a} {what}.")
     args = tyro.cli(Args, args=argv, description=__doc__)
+    if args.resume and not args.eval_only:
+        lock(checkpoint_path(args).with_name("metrics.csv"))
     state = load(checkpoint_path(args)) if args.resume else {}
+    theirs = Args(**state["args"]).env_id if state else ""
+    if ":" in theirs and theirs != args.env_id:  # a stranger's, perhaps, and it would be imported
+        sys.exit(f"{SCRIPT}: {args.resume} was made in {theirs}; name that here, too, if you trust it.")
     preset = PRESETS.get(args.env_id.partition("/")[0], {}) | PRESETS.get(args.env_id, {})
     base = Args(**(state["args"] if state else preset))
     args = tyro.cli(Args, args=argv, default=base, description=__doc__)
     may_change = {"total_timesteps", "runs_dir", "resume", "eval_only", "capture_video"}
+    may_change |= {"checkpoint_every", "memory_share"}
     if args.eval_only:
         may_change |= {"seed", "num_envs", "device", "torch_threads", "compile", "backend"}
     for name, before in state.get("args", {}).items():
@@ -576,6 +628,8 @@ def parse_args(argv: list[str] | None = None) -> tuple[Args, dict]:
         sys.exit(f"{SCRIPT}: --eval-only evaluates a run; add --resume RUN_DIRECTORY.")
     if state and "envs" not in state and not args.eval_only:
         sys.exit(f"{SCRIPT}: {args.resume} holds policies, not a run to go on with; add --eval-only.")
+    if args.eval_only and not state["best"]:
+        sys.exit(f"{SCRIPT}: {args.resume} was stopped before it was evaluated; go on without --eval-only.")
     if args.device == "cuda" and not torch.cuda.is_available():
         sys.exit(f"{SCRIPT}: --device is cuda, but PyTorch sees no GPU here; use --device cpu.")
     if getattr(args, "compile", False) and not shutil.which(os.environ.get("CXX", "g++")):
@@ -591,14 +645,12 @@ def checkpoint_path(args: Args) -> Path:
     return path
 
 
-def save(path: Path, state: dict) -> None:
-    """Writes `state` atomically: whenever the process dies, `path` is the old file or the new one."""
-    buffer = io.BytesIO()
-    torch.save(state | {"script": SCRIPT}, buffer)
+def write(path: Path, dump: Callable[[io.BufferedWriter], object]) -> None:
+    """Writes a file atomically: whenever the process dies, `path` is the old file or the new one."""
     temporary = path.with_suffix(".tmp")
     try:
         with open(temporary, "wb") as file:
-            file.write(buffer.getbuffer())
+            dump(file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -606,24 +658,129 @@ def save(path: Path, state: dict) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def write_json(path: Path, values: dict, **layout) -> None:
+    """A line of JSON, or as the layout says."""
+    write(path, lambda file: file.write((json.dumps(values, **layout) + "\n").encode()))
+
+
+def save(path: Path, state: dict) -> None:
+    """Writes what `load` reads, without a copy in memory."""
+
+    def dump(file) -> None:
+        try:
+            torch.save(state | {"script": SCRIPT}, file)
+        except RuntimeError as error:  # where the disk is full, PyTorch complains about its own position
+            raise error.__context__ if isinstance(error.__context__, OSError) else error from None
+
+    write(path, dump)
+
+
 def load(path: Path) -> dict:
-    """Reads what `save` wrote, executing nothing from it; one sentence if it is not ours or not whole."""
+    """Reads what `save` wrote, executing nothing from it; one sentence if it is not ours or not whole.
+
+    Its tensors stay on disk until they are used, so that a replay buffer is never in memory twice.
+    """
     try:
+        with zipfile.ZipFile(path) as archive:  # PyTorch does not look at the sums
+            flipped = archive.testzip()
         with warnings.catch_warnings(action="ignore"):
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        script = state["script"]
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        script = str.strip(state["script"])  # TypeError unless it is text
         names = set(state["args"])
-        if "best" not in state:
-            raise KeyError("best")
+        if script == SCRIPT and names == {field.name for field in fields(Args)}:
+            check_parts(state)
     except FileNotFoundError:
         sys.exit(f"{SCRIPT}: no checkpoint at {path}; give a run directory or a .pt file of {SCRIPT}.py.")
+    except OSError as error:
+        sys.exit(f"{SCRIPT}: {path} cannot be read: {error.strerror}.")
     except Exception:
-        sys.exit(f"{SCRIPT}: {path} is truncated or no checkpoint of ours; use another or start a new run.")
+        flipped = True
+    if flipped:
+        sys.exit(f"{SCRIPT}: {path} is damaged or no checkpoint of ours; use another or start a new run.")
     if script != SCRIPT:
         sys.exit(f"{SCRIPT}: {path} was made by {script}.py; resume it with that script.")
     if names != {field.name for field in fields(Args)}:
         sys.exit(f"{SCRIPT}: {path} is of another version of {SCRIPT}.py; args.json names its git_commit.")
     return state
+
+
+def check_parts(state: dict) -> None:
+    """An exception if a part of a checkpoint that all scripts have is missing or of another type."""
+    for field in fields(Args):
+        kind = (int, float) if isinstance(field.default, float) else type(field.default)
+        if "|" not in str(field.type) and not isinstance(state["args"][field.name], kind):
+            raise TypeError(field.name)
+    Args(**state["args"])
+    form = {name: (x.shape, x.dtype) for name, x in state["best"].items()}
+    if "envs" in state:  # else it holds policies only
+        kinds = dict(global_step=int, evaluated=int, best_return=float, metrics_bytes=int, metrics_sha256=str)
+        if any(type(state[name]) is not kind for name, kind in kinds.items()):
+            raise TypeError
+        if form and form != {name: (x.shape, x.dtype) for name, x in state["agents"].items()}:
+            raise ValueError
+
+
+@contextlib.contextmanager
+def restoring(args: Args, state: dict):
+    """Within, what a checkpoint lacks, or has of another shape, ends the process; then its memory is free."""
+    try:
+        yield
+    except (environments.BrokenEnvironment, OSError, MemoryError):
+        raise
+    except Exception as error:
+        if not state:
+            raise
+        what = f"{checkpoint_path(args)} is damaged ({type(error).__name__}: {error})"
+        sys.exit(f"{SCRIPT}: {' '.join(what.split()):.300}; use another or start a new run.")
+    state.clear()
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, saved: dict) -> None:
+    """Takes over Adam's moments; what it does with them is in the arguments."""
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": copy.deepcopy(saved["state"]), "param_groups": groups})
+    parameters = groups[0]["params"] if optimizer.state else []
+    if saved["state"].keys() != set(parameters):
+        raise ValueError("moments of other parameters")
+    for parameter, own in optimizer.state.items():
+        shapes = {"step": (), "exp_avg": parameter.shape, "exp_avg_sq": parameter.shape}
+        if {name: x.shape for name, x in own.items()} != shapes:
+            raise ValueError("moments of other shapes")
+
+
+LOCKS: list[int] = []  # descriptors of files that no other process may lock before this one ends
+
+
+def lock(path: Path) -> None:
+    """Keeps other processes out of a run by its metrics.csv, which two writers would ruin."""
+    if fcntl is None:
+        return
+    try:
+        LOCKS.append(os.open(path, os.O_RDWR))
+        fcntl.flock(LOCKS[-1], fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        sys.exit(f"{SCRIPT}: another process is at work in {path.parent}; wait until it ends, or stop it.")
+    except OSError:  # there is no such file, or its file system has no locks
+        return
+
+
+class Stopped(BaseException):
+    """A signal came; the text is for the user."""
+
+
+def on_signal(handler) -> None:
+    """What SIGTERM and Ctrl-C do from now on."""
+    signal.signal(signal.SIGTERM, handler)
+    signal.signal(signal.SIGINT, handler)
+
+
+def exit_on_signal(message: str) -> None:
+    """From now on signals end the process at once, with this message and EXIT_REQUEUE."""
+
+    def leave(*_) -> None:
+        raise Stopped(message)
+
+    on_signal(leave)
 
 
 class Run:
@@ -633,26 +790,30 @@ class Run:
         self.args = args
         self.evaluated = state.get("evaluated", -1)  # the step of the last evaluation
         self.best_return = state.get("best_return", -math.inf)
-        self.best = state.get("best", {})
+        self.best = copy.deepcopy(state.get("best", {}))
         start_step = state.get("global_step", 0)
         if state:
             self.directory = checkpoint_path(args).parent
             self.metrics = self.directory / "metrics.csv"
-            if not self.metrics.exists() or self.metrics.stat().st_size < state["metrics_bytes"]:
+            rows = self.metrics.read_bytes() if self.metrics.exists() else b""
+            self.logged = hashlib.sha256(rows[: state["metrics_bytes"]])
+            if self.logged.hexdigest() != state["metrics_sha256"]:
                 what = "is not as the checkpoint knows it; restore it or start a new run"
                 sys.exit(f"{SCRIPT}: {self.metrics} {what}.")
+            about = json.loads((self.directory / "args.json").read_text())
             os.truncate(self.metrics, state["metrics_bytes"])  # later rows will be written again
             (self.directory / "done").unlink(missing_ok=True)
-            about = json.loads((self.directory / "args.json").read_text())
         else:
             name = f"{environments.env_name(envs)}__{SCRIPT}__{args.seed}__{time.time_ns() // 10**6}"
             self.directory = Path(args.runs_dir) / name
             self.directory.mkdir(parents=True)
             about = asdict(args) | environments.describe(envs)
             self.metrics = self.directory / "metrics.csv"
-            self.metrics.write_text(",".join(COLUMNS) + "\n")
+            self.logged = hashlib.sha256()
+            self.append(",".join(COLUMNS) + "\n")
+            lock(self.metrics)
         about["total_timesteps"] = args.total_timesteps  # a run that goes on may do so to another end
-        (self.directory / "args.json").write_text(json.dumps(about, indent=1) + "\n")
+        write_json(self.directory / "args.json", about, indent=1)
         sizes = f"{envs.num_agents} agents, {envs.obs_dim} inputs, {envs.num_actions} actions"
         print(f"{self.directory}: {sizes}", flush=True)
         self.next_checkpoint = start_step
@@ -663,17 +824,33 @@ class Run:
         self.bar = tqdm(
             total=args.total_timesteps, initial=start_step, unit=" steps", unit_scale=True, **look
         )
-        self.signals: list[int] = []
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda signum, _: self.signals.append(signum))
+        self.stopping = False  # as soon as the current update, or evaluation, is over
+        self.evaluating = False
+        on_signal(self.stop)
+
+    def stop(self, *_) -> None:
+        """What a signal does: it ends an evaluation at once, anything else when it is done."""
+        self.stopping = True
+        if self.evaluating:
+            self.evaluating = False
+            raise Stopped
 
     def evaluation_due(self, global_step: int) -> bool:
-        """Every --eval-every steps, and at the end."""
+        """Every --eval-every steps, and at the end; not when a signal has come."""
         ended = global_step >= self.args.total_timesteps and global_step > self.evaluated
-        return ended or global_step // self.args.eval_every > self.evaluated // self.args.eval_every
+        due = ended or global_step // self.args.eval_every > self.evaluated // self.args.eval_every
+        return due and not self.stopping
+
+    @contextlib.contextmanager
+    def evaluation(self):
+        """Within, a signal ends what is done, which the resumed run will do again from its beginning."""
+        with contextlib.suppress(Stopped):
+            self.evaluating = not self.stopping
+            yield
 
     def add_evaluation(self, global_step: int, result: dict[str, float], agents: nn.Module) -> None:
         """Logs it, and keeps the parameters if none have been better; a tie goes to the later ones."""
+        self.evaluating = False
         self.evaluated = global_step
         self.log(global_step, result)
         if result["eval/episodic_return"] >= self.best_return:
@@ -682,52 +859,64 @@ class Run:
 
     def log(self, global_step: int, row: dict[str, float]) -> None:
         """A row of metrics.csv, on disk before this returns; the same for TensorBoard and the bar."""
-        with open(self.metrics, "a", newline="") as file:
-            values = {name: f"{value:.6g}" for name, value in row.items()}
-            table = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-            table.writerow({"global_step": global_step} | values)
-            file.flush()
-            os.fsync(file.fileno())
+        values = {name: f"{value:.6g}" for name, value in row.items()}
+        table = csv.DictWriter(line := io.StringIO(), COLUMNS, lineterminator="\n")
+        table.writerow({"global_step": global_step} | values)
+        self.append(line.getvalue())
         for name, value in row.items():
             self.writer.add_scalar(name, value, global_step)
         if "charts/episodic_return" in row:
             won = f", win rate {row['charts/win_rate']:.2f}" if "charts/win_rate" in row else ""
             self.bar.set_postfix_str(f"return {row['charts/episodic_return']:.2f}{won}", refresh=False)
 
+    def append(self, lines: str) -> None:
+        """Adds to metrics.csv; they are on disk before this returns."""
+        with open(self.metrics, "ab") as file:
+            file.write(lines.encode())
+            file.flush()
+            os.fsync(file.fileno())
+        self.logged.update(lines.encode())
+
     def check_finite(self, global_step: int, row: dict[str, float], agents: nn.Module, batch: dict) -> None:
-        """Ends a run whose losses or parameters are not finite, with what led there on disk."""
-        if np.isfinite([*row.values()]).all() and all(p.isfinite().all() for p in agents.parameters()):
+        """After an update: ends a run that diverged, with what led there on disk, before it acts or saves."""
+        if np.isfinite([*row.values()]).all() and finite(agents.state_dict()):
             return
-        self.close()
+        self.bar.close()
+        self.writer.close()
         diagnostic = self.directory / "diagnostic.pt"
         save(diagnostic, {"args": asdict(self.args), "agents": agents.state_dict(), "batch": batch})
-        what = f"the loss is not finite at step {global_step}; {diagnostic} holds the batch"
+        what = f"losses or parameters are not finite at step {global_step}; {diagnostic} holds the batch"
         sys.exit(f"{SCRIPT}: {what}, checkpoint.pt is intact. Start again with a smaller --learning-rate.")
 
     def checkpoint(self, global_step: int, snapshot: Callable[[], dict]) -> None:
         """Saves snapshot() every --checkpoint-every steps, at the end, and when a signal asks to stop."""
         self.bar.total = max(self.bar.total, global_step)
         self.bar.update(global_step - self.bar.n)
-        stopped = bool(self.signals)
-        finished = global_step >= self.args.total_timesteps
-        if global_step >= self.next_checkpoint or finished or stopped:
+        stopping = self.stopping  # a signal that comes from here on waits for the next time
+        if global_step >= self.next_checkpoint or global_step >= self.args.total_timesteps or stopping:
             self.writer.flush()
             self.next_checkpoint = global_step + self.args.checkpoint_every
             state = {"global_step": global_step, "evaluated": self.evaluated, "best_return": self.best_return}
             state |= {"args": asdict(self.args), "metrics_bytes": self.metrics.stat().st_size}
-            save(self.directory / "checkpoint.pt", state | {"best": self.best} | snapshot())
-        if stopped and not finished:
+            state |= {"metrics_sha256": self.logged.hexdigest(), "best": self.best}
+            save(self.directory / "checkpoint.pt", state | snapshot())
+        if stopping:
             self.close()
-            print(f"{SCRIPT}: stopped at step {global_step:,}; go on with --resume {self.directory}")
-            sys.exit(EXIT_REQUEUE)
 
     def close(self) -> tuple[Path, dict]:
-        """Gives the signals back; the run directory, and the parameters that evaluated best."""
+        """The run directory, and the parameters that evaluated best; what follows can be done again."""
         self.bar.close()
         self.writer.close()
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        message = f"stopped at step {self.bar.n:,}; go on with --resume {self.directory}"
+        exit_on_signal(message)
+        if self.stopping:
+            raise Stopped(message)
         return self.directory, self.best
+
+
+def finite(state: dict[str, torch.Tensor]) -> bool:
+    """Whether all numbers of a module's state are finite."""
+    return all(bool(x.isfinite().all()) for x in state.values() if x.is_floating_point())
 
 
 def finish(args: Args, agents: nn.Module, directory: Path, result: dict[str, float], how: str) -> None:
@@ -736,12 +925,14 @@ def finish(args: Args, agents: nn.Module, directory: Path, result: dict[str, flo
     if not args.eval_only:
         settings = asdict(args) | {"runs_dir": "", "resume": ""}  # no paths in a file to hand on
         save(directory / "policy.pt", {"args": settings, "best": agents.state_dict()})
-        (directory / "done").write_text(json.dumps(result) + "\n")
+        write_json(directory / "done", result)
 
 
 def save_video(directory: Path, envs, frames: list[np.ndarray]) -> None:
     """video.mp4 of frames (H, W, 3) uint8; robots, which tell more a second, in slow motion."""
     fps = min(20, envs.metadata["render_fps"])
+    odd = [(0, frames[0].shape[0] % 2), (0, frames[0].shape[1] % 2), (0, 0)]  # the codec takes even sizes
+    frames = [np.pad(frame, odd, mode="edge") for frame in frames]
     imageio.mimsave(directory / "video.mp4", frames, fps=fps, macro_block_size=1)
 
 
@@ -805,12 +996,55 @@ class CudaGraph:
         return {name: x.clone() for name, x in self.stats.items()}
 
 
+class Unbroken:
+    """A stream that nobody may be reading any more, as after `| head -1`: that costs lines, not steps."""
+
+    def __init__(self, stream):
+        self.stream = stream
+
+    def write(self, text: str) -> None:
+        try:
+            self.stream.write(text)
+        except UnicodeEncodeError:  # its encoding lacks a letter
+            code = self.stream.encoding
+            self.stream.write(text.encode(code, "backslashreplace").decode(code))
+        except BrokenPipeError:
+            self.discard()
+
+    def flush(self) -> None:
+        try:
+            self.stream.flush()
+        except BrokenPipeError:
+            self.discard()
+
+    def discard(self) -> None:
+        """From now on all of it."""
+        os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
+
+    def __getattr__(self, name: str):
+        return getattr(self.stream, name)
+
+
 if __name__ == "__main__":
+    sys.stdout = Unbroken(sys.stdout)
+    sys.stderr = Unbroken(sys.stderr)
+    exit_on_signal("stopped before it trained; the same command starts it again.")
     try:
         main()
-    except KeyboardInterrupt:
-        sys.exit(f"{SCRIPT}: interrupted.")
+    except Stopped as stopped:
+        on_signal(signal.SIG_IGN)  # a second one would be a traceback
+        print(f"{SCRIPT}: {stopped}")
+        sys.exit(EXIT_REQUEUE)
     except (environments.BrokenEnvironment, MemoryError) as error:
-        sys.exit(f"{SCRIPT}: {error}")
+        sys.exit(f"{SCRIPT}: {str(error).rstrip('.') or 'the memory does not suffice'}.")
     except OSError as error:
-        sys.exit(f"{SCRIPT}: {error}; make room or allow writing, then --resume the last checkpoint.")
+        room = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+        advice = "; make room or allow writing, then --resume the last checkpoint" if room else ""
+        sys.exit(f"{SCRIPT}: {error}{advice}.")
+    except RuntimeError as error:
+        if "out of memory" not in str(error) and "allocate memory" not in str(error):
+            raise
+        what = "the memory does not suffice; take fewer --num-envs, or a shorter rollout or replay buffer"
+        sys.exit(f"{SCRIPT}: {what}.")
+    finally:
+        on_signal(signal.SIG_IGN)  # nothing is left to stop

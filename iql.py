@@ -9,18 +9,27 @@ Tensors are (num_agents N, num_envs E, ...) or, of whole episodes, (N, steps T, 
 first, except in the replay buffer. They share nothing; stacking their networks only batches the arithmetic.
 """
 
+import os
+import signal
+
+if __name__ == "__main__":  # the imports take seconds, in which there is nothing to save
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: os._exit(75))
+
+import contextlib
 import copy
 import csv
+import errno
 import functools
+import hashlib
 import io
 import json
 import math
-import os
 import shutil
-import signal
 import sys
 import time
 import warnings
+import zipfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -37,8 +46,14 @@ from tqdm import tqdm
 
 import envs as environments
 
+try:
+    import fcntl
+except ImportError:  # not on Windows: there no run directory is locked
+    fcntl = None
+
 SCRIPT = Path(__file__).stem
 EXIT_REQUEUE = 75  # EX_TEMPFAIL: a signal stopped the run, its checkpoint is on disk, --resume goes on
+LONGEST_EPISODE = 100_000  # steps that an evaluation waits for the end of one
 EVAL_EPISODES = 32  # per evaluation; ten times as many for the absolute metric at the end
 HIDDEN = 128  # units of every layer
 LOG_EVERY = 2048  # environment steps that a row of metrics.csv averages over, at least
@@ -90,11 +105,16 @@ class Args:
 
 
 RANGES = {
-    "total_timesteps num_envs buffer_episodes batch_episodes updates_per_episode": (1, 10**12),
-    "target_every epsilon_steps eval_every checkpoint_every torch_threads": (1, 10**12),
+    "total_timesteps buffer_episodes batch_episodes target_every": (1, 10**12),
+    "epsilon_steps eval_every checkpoint_every": (1, 10**12),
+    "num_envs": (1, 2**14),
+    "updates_per_episode": (1, 10**5),
+    "torch_threads": (1, 1024),
     "seed": (0, 2**63 - 1),
-    "learning_rate max_grad_norm": (1e-12, 1e12),
-    "gamma memory_share epsilon_start epsilon_end": (0, 1),
+    "max_grad_norm": (1e-12, 1e12),
+    "learning_rate": (1e-12, 1),
+    "gamma epsilon_start epsilon_end": (0, 1),
+    "memory_share": (1e-6, 1),
 }
 PRESETS = {
     "smac/8m": dict(total_timesteps=1_000_000),
@@ -163,12 +183,22 @@ def check_memory(need: int, share: float, flag: str) -> None:
     print(f"Replay buffer: {need / 1e9:.2f} GB.", flush=True)
 
 
+# --- same in: iddpg, iql ---
+def copy_rows(array: np.ndarray, saved: torch.Tensor) -> None:
+    """Takes over a part of a saved replay buffer; ValueError if it has another shape or type."""
+    if (saved.shape, saved.numpy().dtype) != (array.shape, array.dtype):
+        raise ValueError(f"{saved.dtype} {tuple(saved.shape)} where {array.dtype} {array.shape} was")
+    array[:] = saved.numpy()
+
+
 class Replay:
     """The last episodes that ended, and those under way, one per environment: (episodes, steps + 1, ...).
 
     Step t holds what was seen, possible and done at t; the last one what the episode ended with, and zeros
-    follow. Observations are kept in half precision.
+    follow. Observations are kept in half precision until one is too large for it.
     """
+
+    HALF = 2048  # up to which half precision tells integers apart; it ends at 65,504
 
     def __init__(self, args: Args, envs):
         shape = (envs.episode_limit + 1, envs.num_agents)
@@ -180,8 +210,12 @@ class Replay:
             "terminations": (shape[:1], np.bool_),
             "lengths": ((), np.int32),
         }
+        bounds = np.abs([envs.single_observation_space.low, envs.single_observation_space.high])
+        if (np.isfinite(bounds) & (bounds > self.HALF)).any():
+            kinds["obs"] = (kinds["obs"][0], np.float32)
         episode = sum(int(np.prod(size)) * np.dtype(kind).itemsize for size, kind in kinds.values())
         check_memory(args.buffer_episodes * episode, args.memory_share, "--buffer-episodes")
+        self.memory_share = args.memory_share
         self.capacity = args.buffer_episodes
         self.added = 0
         self.ended = {name: np.zeros((self.capacity, *size), kind) for name, (size, kind) in kinds.items()}
@@ -190,6 +224,8 @@ class Replay:
     def add(self, **step: torch.Tensor) -> None:
         """Takes a step of every environment: tensors (N, E, ...) of the agents, (E,) of the team."""
         lengths = self.begun["lengths"]
+        if step["obs"].abs().max() > self.HALF:
+            self.widen()
         for name, x in step.items():
             x = x.transpose(0, 1) if x.dim() > 1 else x
             self.begun[name][np.arange(len(lengths)), lengths] = x.cpu().numpy()
@@ -198,12 +234,21 @@ class Replay:
     def end(self, env: int, final_obs: torch.Tensor) -> None:
         """Ends an episode with final_obs (N, obs_dim); it takes the oldest's place, and a new one begins."""
         last = self.begun["lengths"][env]
+        if final_obs.abs().max() > self.HALF:
+            self.widen()
         self.begun["obs"][env, last] = final_obs.cpu().numpy()
         self.begun["action_mask"][env, last] = True  # environments do not tell what the end would allow
         for name, array in self.ended.items():
             array[self.added % self.capacity] = self.begun[name][env]
             self.begun[name][env] = 0
         self.added += 1
+
+    def widen(self) -> None:
+        """From now on single precision, where half would lose an observation."""
+        if self.ended["obs"].dtype == np.float16:
+            check_memory(2 * self.ended["obs"].nbytes, self.memory_share, "--buffer-episodes")
+            for episodes in (self.ended, self.begun):
+                episodes["obs"] = episodes["obs"].astype(np.float32)
 
     def sample(self, episodes: int, random: np.random.Generator, whole=False) -> dict[str, torch.Tensor]:
         """Different episodes, uniformly, as `td_loss` wants them; T is the longest's or, whole, the limit."""
@@ -228,11 +273,13 @@ class Replay:
 
     def load_state_dict(self, state: dict, begun: bool) -> None:
         """Takes over a `state_dict`, of the episodes under way only if `begun`."""
-        self.added = state["added"]
-        for name, x in state["ended"].items():
-            self.ended[name][: len(x)] = x.numpy()
+        self.added = int(state["added"])
+        if state["ended"]["obs"].dtype == torch.float32:
+            self.widen()
+        for name, array in self.ended.items():
+            copy_rows(array[: self.added], state["ended"][name])
             if begun:
-                self.begun[name][:] = state["begun"][name].numpy()
+                copy_rows(self.begun[name], state["begun"][name])
 
 
 def td_loss(agents, target, batch, gamma: float, cell=gru_cell):
@@ -332,7 +379,12 @@ def evaluate(agents, envs, num_episodes: int, seed: list[int], frames: list | No
     each = math.ceil(num_episodes / envs.num_envs)
     episodes = [[] for _ in range(envs.num_envs)]
     carry = agents.empty_carry(envs.num_envs)
-    while min(len(own) for own in episodes) < each:
+    steps = 0
+    while (ended := min(len(own) for own in episodes)) < each:
+        if steps >= LONGEST_EPISODE * (ended + 1):
+            what = f"an episode did not end within {LONGEST_EPISODE:,} steps; give the environment a limit"
+            raise environments.BrokenEnvironment(f"{what} (--env-options episode_limit=STEPS).")
+        steps += 1
         if frames is not None:
             frames.append(envs.render())
         actions, hidden = greedy(agents, obs, infos["action_mask"], carry)
@@ -347,6 +399,16 @@ def evaluate(agents, envs, num_episodes: int, seed: list[int], frames: list | No
 def new_window(start: int) -> dict:
     """What the next row of metrics.csv averages over: all since step `start`."""
     return {"start": start, "episodes": [], "updates": 0, "sums": {}}
+
+
+# --- same in: iddpg, iql ---
+def load_window(saved: dict) -> dict:
+    """A saved window; an exception if its parts are not of a window's kinds."""
+    fresh = new_window(0)
+    if {name: type(x) for name, x in saved.items()} != {name: type(x) for name, x in fresh.items()}:
+        raise TypeError("window")
+    mean_over_episodes(saved["episodes"], "")  # fails unless they are episodes
+    return saved | {"sums": {name: torch.clone(x) for name, x in saved["sums"].items()}}
 
 
 # --- same in: iddpg, iql ---
@@ -365,21 +427,23 @@ def train(args: Args, envs, eval_envs, agents: QNetworks, state: dict) -> tuple[
     random = np.random.default_rng([args.seed, 2])  # exploration and replay
 
     # --- begin or resume ---
-    global_step = state.get("global_step", 0)
-    window = new_window(global_step)
-    batch: dict[str, torch.Tensor] = {}
-    carry = agents.empty_carry(args.num_envs)
-    if state:
-        agents.load_state_dict(state["agents"])
-        learner.target.load_state_dict(state["target"])
-        learner.optimizer.load_state_dict(state["optimizer"])
-        random.bit_generator.state = json.loads(state["random"])
-        replay.load_state_dict(state["replay"], begun=envs.restorable)
-        window = state["window"]
-        if envs.restorable:  # else new episodes have begun
-            carry = tuple(x.to(args.device) for x in state["carry"])
-    next_obs, infos = envs.set_state(state["envs"]) if state else envs.reset()
-    run = Run(args, envs, state)
+    with restoring(args, state):
+        global_step = state.get("global_step", 0)
+        window = new_window(global_step)
+        batch: dict[str, torch.Tensor] = {}
+        carry = agents.empty_carry(args.num_envs)
+        if state:
+            agents.load_state_dict(state["agents"])
+            learner.target.load_state_dict(state["target"])
+            restore_optimizer(learner.optimizer, state["optimizer"])
+            random.bit_generator.state = json.loads(state["random"])
+            replay.load_state_dict(state["replay"], begun=envs.restorable)
+            window = load_window(state["window"])
+            if envs.restorable:  # else new episodes have begun
+                for own, saved in zip(carry, state["carry"], strict=True):
+                    own.copy_(saved.view_as(own))
+        next_obs, infos = envs.set_state(state["envs"]) if state else envs.reset()
+        run = Run(args, envs, state)
     clock = Clock()
     timed_from = global_step
 
@@ -399,8 +463,9 @@ def train(args: Args, envs, eval_envs, agents: QNetworks, state: dict) -> tuple[
     while True:
         # --- evaluate and checkpoint; same in: dpo_mamujoco, dpo_mpe, dpo_smac, iddpg, ippo, iql ---
         if run.evaluation_due(global_step):
-            result = evaluate(agents, eval_envs, EVAL_EPISODES, [args.seed, 0, global_step])
-            run.add_evaluation(global_step, result, agents)
+            with run.evaluation():
+                result = evaluate(agents, eval_envs, EVAL_EPISODES, [args.seed, 0, global_step])
+                run.add_evaluation(global_step, result, agents)
         run.checkpoint(global_step, snapshot)
         if global_step >= args.total_timesteps:
             return run.close()
@@ -435,6 +500,7 @@ def train(args: Args, envs, eval_envs, agents: QNetworks, state: dict) -> tuple[
             for _ in range(args.updates_per_episode if ready else 0):
                 batch = replay.sample(args.batch_episodes, random, whole=args.device == "cuda")
                 add_update(window, learner.update(batch))
+            run.check_finite(global_step, {}, agents, batch)
             if replay.added % args.target_every == 0:
                 learner.target.load_state_dict(agents.state_dict())
         clock.lap("update")
@@ -466,17 +532,22 @@ def main() -> None:
         raise environments.BrokenEnvironment(f"{args.env_id} {what}.")
     eval_envs = make(EVAL_EPISODES if envs.cheap_copies else args.num_envs)
     video_envs = make(1, render_mode="rgb_array") if args.capture_video else None
+    if video_envs:
+        video_envs.reset()
+        video_envs.render()  # where it cannot, that is told before the training
 
     agents = QNetworks(envs.num_agents, envs.obs_dim + envs.num_actions, envs.num_actions)
     agents.to(args.device)
     if args.eval_only:
-        agents.load_state_dict(state["best"])
+        with restoring(args, state):
+            agents.load_state_dict(state["best"])
         directory = checkpoint_path(args).parent
     else:
         directory, best = train(args, envs, eval_envs, agents, state)
         agents.load_state_dict(best)
-    result = evaluate(agents, eval_envs, 10 * EVAL_EPISODES, [args.seed, 1])
-    finish(args, agents, directory, result, f"{10 * EVAL_EPISODES} greedy episodes")
+    played = math.ceil(10 * EVAL_EPISODES / eval_envs.num_envs) * eval_envs.num_envs
+    result = evaluate(agents, eval_envs, played, [args.seed, 1])
+    finish(args, agents, directory, result, f"{played} greedy episodes")
     if video_envs:
         evaluate(agents, video_envs, 4, [args.seed, 2], frames := [])
         save_video(directory, video_envs, frames)
@@ -497,12 +568,24 @@ def check_ranges(args: Args) -> None:
 
 def parse_args(argv: list[str] | None = None) -> tuple[Args, dict]:
     """Flags over the environment's preset, or over the arguments of the run in --resume; and its state."""
+    for word in sys.argv[1:] if argv is None else argv:
+        if not word.strip() or word.endswith("="):
+            sys.exit(f"{SCRIPT}: the argument {word!r} is empty (a variable that is not set?).")
+        if not word.isprintable():
+            what = "has several lines, or letters that this locale lacks (set PYTHONUTF8=1)"
+            sys.exit(f"{SCRIPT}: the argument {word!a} {what}.")
     args = tyro.cli(Args, args=argv, description=__doc__)
+    if args.resume and not args.eval_only:
+        lock(checkpoint_path(args).with_name("metrics.csv"))
     state = load(checkpoint_path(args)) if args.resume else {}
+    theirs = Args(**state["args"]).env_id if state else ""
+    if ":" in theirs and theirs != args.env_id:  # a stranger's, perhaps, and it would be imported
+        sys.exit(f"{SCRIPT}: {args.resume} was made in {theirs}; name that here, too, if you trust it.")
     preset = PRESETS.get(args.env_id.partition("/")[0], {}) | PRESETS.get(args.env_id, {})
     base = Args(**(state["args"] if state else preset))
     args = tyro.cli(Args, args=argv, default=base, description=__doc__)
     may_change = {"total_timesteps", "runs_dir", "resume", "eval_only", "capture_video"}
+    may_change |= {"checkpoint_every", "memory_share"}
     if args.eval_only:
         may_change |= {"seed", "num_envs", "device", "torch_threads", "compile", "backend"}
     for name, before in state.get("args", {}).items():
@@ -514,6 +597,8 @@ def parse_args(argv: list[str] | None = None) -> tuple[Args, dict]:
         sys.exit(f"{SCRIPT}: --eval-only evaluates a run; add --resume RUN_DIRECTORY.")
     if state and "envs" not in state and not args.eval_only:
         sys.exit(f"{SCRIPT}: {args.resume} holds policies, not a run to go on with; add --eval-only.")
+    if args.eval_only and not state["best"]:
+        sys.exit(f"{SCRIPT}: {args.resume} was stopped before it was evaluated; go on without --eval-only.")
     if args.device == "cuda" and not torch.cuda.is_available():
         sys.exit(f"{SCRIPT}: --device is cuda, but PyTorch sees no GPU here; use --device cpu.")
     if getattr(args, "compile", False) and not shutil.which(os.environ.get("CXX", "g++")):
@@ -529,14 +614,12 @@ def checkpoint_path(args: Args) -> Path:
     return path
 
 
-def save(path: Path, state: dict) -> None:
-    """Writes `state` atomically: whenever the process dies, `path` is the old file or the new one."""
-    buffer = io.BytesIO()
-    torch.save(state | {"script": SCRIPT}, buffer)
+def write(path: Path, dump: Callable[[io.BufferedWriter], object]) -> None:
+    """Writes a file atomically: whenever the process dies, `path` is the old file or the new one."""
     temporary = path.with_suffix(".tmp")
     try:
         with open(temporary, "wb") as file:
-            file.write(buffer.getbuffer())
+            dump(file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -544,24 +627,129 @@ def save(path: Path, state: dict) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def write_json(path: Path, values: dict, **layout) -> None:
+    """A line of JSON, or as the layout says."""
+    write(path, lambda file: file.write((json.dumps(values, **layout) + "\n").encode()))
+
+
+def save(path: Path, state: dict) -> None:
+    """Writes what `load` reads, without a copy in memory."""
+
+    def dump(file) -> None:
+        try:
+            torch.save(state | {"script": SCRIPT}, file)
+        except RuntimeError as error:  # where the disk is full, PyTorch complains about its own position
+            raise error.__context__ if isinstance(error.__context__, OSError) else error from None
+
+    write(path, dump)
+
+
 def load(path: Path) -> dict:
-    """Reads what `save` wrote, executing nothing from it; one sentence if it is not ours or not whole."""
+    """Reads what `save` wrote, executing nothing from it; one sentence if it is not ours or not whole.
+
+    Its tensors stay on disk until they are used, so that a replay buffer is never in memory twice.
+    """
     try:
+        with zipfile.ZipFile(path) as archive:  # PyTorch does not look at the sums
+            flipped = archive.testzip()
         with warnings.catch_warnings(action="ignore"):
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        script = state["script"]
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        script = str.strip(state["script"])  # TypeError unless it is text
         names = set(state["args"])
-        if "best" not in state:
-            raise KeyError("best")
+        if script == SCRIPT and names == {field.name for field in fields(Args)}:
+            check_parts(state)
     except FileNotFoundError:
         sys.exit(f"{SCRIPT}: no checkpoint at {path}; give a run directory or a .pt file of {SCRIPT}.py.")
+    except OSError as error:
+        sys.exit(f"{SCRIPT}: {path} cannot be read: {error.strerror}.")
     except Exception:
-        sys.exit(f"{SCRIPT}: {path} is truncated or no checkpoint of ours; use another or start a new run.")
+        flipped = True
+    if flipped:
+        sys.exit(f"{SCRIPT}: {path} is damaged or no checkpoint of ours; use another or start a new run.")
     if script != SCRIPT:
         sys.exit(f"{SCRIPT}: {path} was made by {script}.py; resume it with that script.")
     if names != {field.name for field in fields(Args)}:
         sys.exit(f"{SCRIPT}: {path} is of another version of {SCRIPT}.py; args.json names its git_commit.")
     return state
+
+
+def check_parts(state: dict) -> None:
+    """An exception if a part of a checkpoint that all scripts have is missing or of another type."""
+    for field in fields(Args):
+        kind = (int, float) if isinstance(field.default, float) else type(field.default)
+        if "|" not in str(field.type) and not isinstance(state["args"][field.name], kind):
+            raise TypeError(field.name)
+    Args(**state["args"])
+    form = {name: (x.shape, x.dtype) for name, x in state["best"].items()}
+    if "envs" in state:  # else it holds policies only
+        kinds = dict(global_step=int, evaluated=int, best_return=float, metrics_bytes=int, metrics_sha256=str)
+        if any(type(state[name]) is not kind for name, kind in kinds.items()):
+            raise TypeError
+        if form and form != {name: (x.shape, x.dtype) for name, x in state["agents"].items()}:
+            raise ValueError
+
+
+@contextlib.contextmanager
+def restoring(args: Args, state: dict):
+    """Within, what a checkpoint lacks, or has of another shape, ends the process; then its memory is free."""
+    try:
+        yield
+    except (environments.BrokenEnvironment, OSError, MemoryError):
+        raise
+    except Exception as error:
+        if not state:
+            raise
+        what = f"{checkpoint_path(args)} is damaged ({type(error).__name__}: {error})"
+        sys.exit(f"{SCRIPT}: {' '.join(what.split()):.300}; use another or start a new run.")
+    state.clear()
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, saved: dict) -> None:
+    """Takes over Adam's moments; what it does with them is in the arguments."""
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": copy.deepcopy(saved["state"]), "param_groups": groups})
+    parameters = groups[0]["params"] if optimizer.state else []
+    if saved["state"].keys() != set(parameters):
+        raise ValueError("moments of other parameters")
+    for parameter, own in optimizer.state.items():
+        shapes = {"step": (), "exp_avg": parameter.shape, "exp_avg_sq": parameter.shape}
+        if {name: x.shape for name, x in own.items()} != shapes:
+            raise ValueError("moments of other shapes")
+
+
+LOCKS: list[int] = []  # descriptors of files that no other process may lock before this one ends
+
+
+def lock(path: Path) -> None:
+    """Keeps other processes out of a run by its metrics.csv, which two writers would ruin."""
+    if fcntl is None:
+        return
+    try:
+        LOCKS.append(os.open(path, os.O_RDWR))
+        fcntl.flock(LOCKS[-1], fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        sys.exit(f"{SCRIPT}: another process is at work in {path.parent}; wait until it ends, or stop it.")
+    except OSError:  # there is no such file, or its file system has no locks
+        return
+
+
+class Stopped(BaseException):
+    """A signal came; the text is for the user."""
+
+
+def on_signal(handler) -> None:
+    """What SIGTERM and Ctrl-C do from now on."""
+    signal.signal(signal.SIGTERM, handler)
+    signal.signal(signal.SIGINT, handler)
+
+
+def exit_on_signal(message: str) -> None:
+    """From now on signals end the process at once, with this message and EXIT_REQUEUE."""
+
+    def leave(*_) -> None:
+        raise Stopped(message)
+
+    on_signal(leave)
 
 
 class Run:
@@ -571,26 +759,30 @@ class Run:
         self.args = args
         self.evaluated = state.get("evaluated", -1)  # the step of the last evaluation
         self.best_return = state.get("best_return", -math.inf)
-        self.best = state.get("best", {})
+        self.best = copy.deepcopy(state.get("best", {}))
         start_step = state.get("global_step", 0)
         if state:
             self.directory = checkpoint_path(args).parent
             self.metrics = self.directory / "metrics.csv"
-            if not self.metrics.exists() or self.metrics.stat().st_size < state["metrics_bytes"]:
+            rows = self.metrics.read_bytes() if self.metrics.exists() else b""
+            self.logged = hashlib.sha256(rows[: state["metrics_bytes"]])
+            if self.logged.hexdigest() != state["metrics_sha256"]:
                 what = "is not as the checkpoint knows it; restore it or start a new run"
                 sys.exit(f"{SCRIPT}: {self.metrics} {what}.")
+            about = json.loads((self.directory / "args.json").read_text())
             os.truncate(self.metrics, state["metrics_bytes"])  # later rows will be written again
             (self.directory / "done").unlink(missing_ok=True)
-            about = json.loads((self.directory / "args.json").read_text())
         else:
             name = f"{environments.env_name(envs)}__{SCRIPT}__{args.seed}__{time.time_ns() // 10**6}"
             self.directory = Path(args.runs_dir) / name
             self.directory.mkdir(parents=True)
             about = asdict(args) | environments.describe(envs)
             self.metrics = self.directory / "metrics.csv"
-            self.metrics.write_text(",".join(COLUMNS) + "\n")
+            self.logged = hashlib.sha256()
+            self.append(",".join(COLUMNS) + "\n")
+            lock(self.metrics)
         about["total_timesteps"] = args.total_timesteps  # a run that goes on may do so to another end
-        (self.directory / "args.json").write_text(json.dumps(about, indent=1) + "\n")
+        write_json(self.directory / "args.json", about, indent=1)
         sizes = f"{envs.num_agents} agents, {envs.obs_dim} inputs, {envs.num_actions} actions"
         print(f"{self.directory}: {sizes}", flush=True)
         self.next_checkpoint = start_step
@@ -601,17 +793,33 @@ class Run:
         self.bar = tqdm(
             total=args.total_timesteps, initial=start_step, unit=" steps", unit_scale=True, **look
         )
-        self.signals: list[int] = []
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda signum, _: self.signals.append(signum))
+        self.stopping = False  # as soon as the current update, or evaluation, is over
+        self.evaluating = False
+        on_signal(self.stop)
+
+    def stop(self, *_) -> None:
+        """What a signal does: it ends an evaluation at once, anything else when it is done."""
+        self.stopping = True
+        if self.evaluating:
+            self.evaluating = False
+            raise Stopped
 
     def evaluation_due(self, global_step: int) -> bool:
-        """Every --eval-every steps, and at the end."""
+        """Every --eval-every steps, and at the end; not when a signal has come."""
         ended = global_step >= self.args.total_timesteps and global_step > self.evaluated
-        return ended or global_step // self.args.eval_every > self.evaluated // self.args.eval_every
+        due = ended or global_step // self.args.eval_every > self.evaluated // self.args.eval_every
+        return due and not self.stopping
+
+    @contextlib.contextmanager
+    def evaluation(self):
+        """Within, a signal ends what is done, which the resumed run will do again from its beginning."""
+        with contextlib.suppress(Stopped):
+            self.evaluating = not self.stopping
+            yield
 
     def add_evaluation(self, global_step: int, result: dict[str, float], agents: nn.Module) -> None:
         """Logs it, and keeps the parameters if none have been better; a tie goes to the later ones."""
+        self.evaluating = False
         self.evaluated = global_step
         self.log(global_step, result)
         if result["eval/episodic_return"] >= self.best_return:
@@ -620,52 +828,64 @@ class Run:
 
     def log(self, global_step: int, row: dict[str, float]) -> None:
         """A row of metrics.csv, on disk before this returns; the same for TensorBoard and the bar."""
-        with open(self.metrics, "a", newline="") as file:
-            values = {name: f"{value:.6g}" for name, value in row.items()}
-            table = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-            table.writerow({"global_step": global_step} | values)
-            file.flush()
-            os.fsync(file.fileno())
+        values = {name: f"{value:.6g}" for name, value in row.items()}
+        table = csv.DictWriter(line := io.StringIO(), COLUMNS, lineterminator="\n")
+        table.writerow({"global_step": global_step} | values)
+        self.append(line.getvalue())
         for name, value in row.items():
             self.writer.add_scalar(name, value, global_step)
         if "charts/episodic_return" in row:
             won = f", win rate {row['charts/win_rate']:.2f}" if "charts/win_rate" in row else ""
             self.bar.set_postfix_str(f"return {row['charts/episodic_return']:.2f}{won}", refresh=False)
 
+    def append(self, lines: str) -> None:
+        """Adds to metrics.csv; they are on disk before this returns."""
+        with open(self.metrics, "ab") as file:
+            file.write(lines.encode())
+            file.flush()
+            os.fsync(file.fileno())
+        self.logged.update(lines.encode())
+
     def check_finite(self, global_step: int, row: dict[str, float], agents: nn.Module, batch: dict) -> None:
-        """Ends a run whose losses or parameters are not finite, with what led there on disk."""
-        if np.isfinite([*row.values()]).all() and all(p.isfinite().all() for p in agents.parameters()):
+        """After an update: ends a run that diverged, with what led there on disk, before it acts or saves."""
+        if np.isfinite([*row.values()]).all() and finite(agents.state_dict()):
             return
-        self.close()
+        self.bar.close()
+        self.writer.close()
         diagnostic = self.directory / "diagnostic.pt"
         save(diagnostic, {"args": asdict(self.args), "agents": agents.state_dict(), "batch": batch})
-        what = f"the loss is not finite at step {global_step}; {diagnostic} holds the batch"
+        what = f"losses or parameters are not finite at step {global_step}; {diagnostic} holds the batch"
         sys.exit(f"{SCRIPT}: {what}, checkpoint.pt is intact. Start again with a smaller --learning-rate.")
 
     def checkpoint(self, global_step: int, snapshot: Callable[[], dict]) -> None:
         """Saves snapshot() every --checkpoint-every steps, at the end, and when a signal asks to stop."""
         self.bar.total = max(self.bar.total, global_step)
         self.bar.update(global_step - self.bar.n)
-        stopped = bool(self.signals)
-        finished = global_step >= self.args.total_timesteps
-        if global_step >= self.next_checkpoint or finished or stopped:
+        stopping = self.stopping  # a signal that comes from here on waits for the next time
+        if global_step >= self.next_checkpoint or global_step >= self.args.total_timesteps or stopping:
             self.writer.flush()
             self.next_checkpoint = global_step + self.args.checkpoint_every
             state = {"global_step": global_step, "evaluated": self.evaluated, "best_return": self.best_return}
             state |= {"args": asdict(self.args), "metrics_bytes": self.metrics.stat().st_size}
-            save(self.directory / "checkpoint.pt", state | {"best": self.best} | snapshot())
-        if stopped and not finished:
+            state |= {"metrics_sha256": self.logged.hexdigest(), "best": self.best}
+            save(self.directory / "checkpoint.pt", state | snapshot())
+        if stopping:
             self.close()
-            print(f"{SCRIPT}: stopped at step {global_step:,}; go on with --resume {self.directory}")
-            sys.exit(EXIT_REQUEUE)
 
     def close(self) -> tuple[Path, dict]:
-        """Gives the signals back; the run directory, and the parameters that evaluated best."""
+        """The run directory, and the parameters that evaluated best; what follows can be done again."""
         self.bar.close()
         self.writer.close()
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        message = f"stopped at step {self.bar.n:,}; go on with --resume {self.directory}"
+        exit_on_signal(message)
+        if self.stopping:
+            raise Stopped(message)
         return self.directory, self.best
+
+
+def finite(state: dict[str, torch.Tensor]) -> bool:
+    """Whether all numbers of a module's state are finite."""
+    return all(bool(x.isfinite().all()) for x in state.values() if x.is_floating_point())
 
 
 def finish(args: Args, agents: nn.Module, directory: Path, result: dict[str, float], how: str) -> None:
@@ -674,12 +894,14 @@ def finish(args: Args, agents: nn.Module, directory: Path, result: dict[str, flo
     if not args.eval_only:
         settings = asdict(args) | {"runs_dir": "", "resume": ""}  # no paths in a file to hand on
         save(directory / "policy.pt", {"args": settings, "best": agents.state_dict()})
-        (directory / "done").write_text(json.dumps(result) + "\n")
+        write_json(directory / "done", result)
 
 
 def save_video(directory: Path, envs, frames: list[np.ndarray]) -> None:
     """video.mp4 of frames (H, W, 3) uint8; robots, which tell more a second, in slow motion."""
     fps = min(20, envs.metadata["render_fps"])
+    odd = [(0, frames[0].shape[0] % 2), (0, frames[0].shape[1] % 2), (0, 0)]  # the codec takes even sizes
+    frames = [np.pad(frame, odd, mode="edge") for frame in frames]
     imageio.mimsave(directory / "video.mp4", frames, fps=fps, macro_block_size=1)
 
 
@@ -743,12 +965,55 @@ class CudaGraph:
         return {name: x.clone() for name, x in self.stats.items()}
 
 
+class Unbroken:
+    """A stream that nobody may be reading any more, as after `| head -1`: that costs lines, not steps."""
+
+    def __init__(self, stream):
+        self.stream = stream
+
+    def write(self, text: str) -> None:
+        try:
+            self.stream.write(text)
+        except UnicodeEncodeError:  # its encoding lacks a letter
+            code = self.stream.encoding
+            self.stream.write(text.encode(code, "backslashreplace").decode(code))
+        except BrokenPipeError:
+            self.discard()
+
+    def flush(self) -> None:
+        try:
+            self.stream.flush()
+        except BrokenPipeError:
+            self.discard()
+
+    def discard(self) -> None:
+        """From now on all of it."""
+        os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
+
+    def __getattr__(self, name: str):
+        return getattr(self.stream, name)
+
+
 if __name__ == "__main__":
+    sys.stdout = Unbroken(sys.stdout)
+    sys.stderr = Unbroken(sys.stderr)
+    exit_on_signal("stopped before it trained; the same command starts it again.")
     try:
         main()
-    except KeyboardInterrupt:
-        sys.exit(f"{SCRIPT}: interrupted.")
+    except Stopped as stopped:
+        on_signal(signal.SIG_IGN)  # a second one would be a traceback
+        print(f"{SCRIPT}: {stopped}")
+        sys.exit(EXIT_REQUEUE)
     except (environments.BrokenEnvironment, MemoryError) as error:
-        sys.exit(f"{SCRIPT}: {error}")
+        sys.exit(f"{SCRIPT}: {str(error).rstrip('.') or 'the memory does not suffice'}.")
     except OSError as error:
-        sys.exit(f"{SCRIPT}: {error}; make room or allow writing, then --resume the last checkpoint.")
+        room = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+        advice = "; make room or allow writing, then --resume the last checkpoint" if room else ""
+        sys.exit(f"{SCRIPT}: {error}{advice}.")
+    except RuntimeError as error:
+        if "out of memory" not in str(error) and "allocate memory" not in str(error):
+            raise
+        what = "the memory does not suffice; take fewer --num-envs, or a shorter rollout or replay buffer"
+        sys.exit(f"{SCRIPT}: {what}.")
+    finally:
+        on_signal(signal.SIG_IGN)  # nothing is left to stop

@@ -24,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmark.figures import FIGURES, SEEDS
 from benchmark.lib.gather import NoRunError, figure_cells
+from benchmark.lib.letters import in_utf8
 from benchmark.lib.marl_eval import marl_eval
 from benchmark.lib.published import (
     ROOT,
@@ -102,8 +103,8 @@ def main() -> int:
     if not args.figures or wrong:
         what = f"there is no {' '.join(wrong)}; " if wrong else ""
         sys.exit(f"plot: {what}give fig1 ... fig12, recorded, or all.")
-    if args.seeds < 0:
-        sys.exit(f"plot: --seeds {args.seeds} is negative; give how many, or 0.")
+    if not 0 <= args.seeds <= 10_000:
+        sys.exit(f"plot: --seeds {args.seeds} is not from 0 to 10,000; give how many, or 0.")
     if args.results and args.results.resolve() == PUBLISHED.resolve():
         sys.exit(
             "plot: what is published has its own scales and seeds; python benchmark/plot.py all draws it."
@@ -128,4 +129,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    in_utf8()
     sys.exit(main())

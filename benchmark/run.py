@@ -35,6 +35,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmark.figures import FIGURES, SEEDS, Run, manifest
 from benchmark.lib.jobs import (
     EXIT_REQUEUE,
+    INTERRUPTED,
     Local,
     Slurm,
     SlurmError,
@@ -44,6 +45,7 @@ from benchmark.lib.jobs import (
     run_directory,
     steps_done,
 )
+from benchmark.lib.letters import in_utf8
 from benchmark.lib.record import check_label, is_recorded, record
 from benchmark.lib.runs import NoEvaluationError, ResultsError
 from benchmark.lib.store import Store
@@ -173,9 +175,10 @@ class Benchmark:
             self.say(f"finished {key}")
             return
         status.state = "waiting"
-        if code == EXIT_REQUEUE and directory is not None:
-            self.record(key, directory)
-        elif code != EXIT_REQUEUE:
+        if code in INTERRUPTED:
+            if directory is not None:
+                self.record(key, directory)
+        else:
             status.failures += 1
             status.note = f"exit code {code}: {last_words(self.place(key))}"
             again = status.failures <= self.retries
@@ -283,8 +286,8 @@ def choose_runs(args: Args) -> list[Run]:
     if unknown or not names:
         wrong = f"there is no figure {' '.join(unknown)}" if unknown else "no figure is named"
         sys.exit(f"run: {wrong}; give some of {' '.join(FIGURES)}, or all.")
-    if args.seeds < 0 or args.jobs < 0 or args.retries < 0:
-        sys.exit("run: --seeds, --jobs and --retries are not negative.")
+    if not all(0 <= number <= 10_000 for number in (args.seeds, args.jobs, args.retries)):
+        sys.exit("run: --seeds, --jobs and --retries are from 0 to 10,000.")
     if args.slurm and args.cluster != "slurm":
         sys.exit("run: --slurm says how jobs are submitted; add --cluster slurm.")
     if not all("=" in pair for pair in args.slurm):
@@ -365,6 +368,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    in_utf8()
     try:
         sys.exit(main())
     except (SlurmError, ResultsError, OSError) as error:

@@ -38,8 +38,10 @@ import tyro  # noqa: E402
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from benchmark.lib.letters import in_utf8  # noqa: E402
 from benchmark.lib.tables import markdown  # noqa: E402
 from benchmark.lib.timing import sgemm_gflops, sgemm_gflops_cuda, steps_per_second, take_turns  # noqa: E402
+from envs import env_ids  # noqa: E402
 
 RELEASED = {"matrix": (39, 142), "mpe": (25, 188)}
 """Environment steps per second, from and to, of the authors' released code, measured earlier on one thread of
@@ -352,17 +354,51 @@ TIMERS: dict[tuple[What, Family], Callable[[Args], dict[str, Any]]] = {
 }
 
 
-def main() -> None:
-    args = tyro.cli(Args, description=__doc__)
+RANGES: dict[str, tuple[float, float]] = {
+    "num_envs": (1, 10**5),
+    "rows": (1, 10**6),
+    "threads": (1, 1024),
+    "seconds": (1e-3, 3600),
+    "repeats": (1, 1000),
+}
+
+
+def fault(args: Args) -> str:
+    """What is wrong with the command line, in a sentence; empty if nothing is."""
     if args.device != "cpu" and not torch.cuda.is_available():
-        raise SystemExit(f"--device {args.device}, but PyTorch sees no GPU here; use --device cpu.")
+        return f"--device {args.device}, but PyTorch sees no GPU here; use --device cpu."
     if args.what != "all" and (args.what, args.family) not in TIMERS:
         known = ", ".join(family for what, family in TIMERS if what == args.what)
-        raise SystemExit(f"{args.what} is timed for {known}, not for {args.family}.")
-    result = time_all(args) if args.what == "all" else TIMERS[args.what, args.family](args)
-    if args.json:
-        Path(args.json).write_text(json.dumps(result, indent=1) + "\n")
+        return f"{args.what} is timed for {known}, not for {args.family}."
+    for name, (low, high) in RANGES.items():
+        given = getattr(args, name)
+        for value in given if isinstance(given, tuple) else (given,):
+            if not low <= value <= high:
+                return f"--{name.replace('_', '-')} must be between {low:g} and {high:g}, got {value}."
+    tasks = [env_id.partition("/")[2] for env_id in env_ids() if env_id.startswith(f"{args.family}/")]
+    tasks = ["stochastic"] if args.family == "matrix" else tasks
+    for name in args.names:
+        task, slash, number = name.partition("/")
+        sized = args.family == "mpe" and number.isdecimal() and 2 <= int(number) <= 1000
+        if task not in tasks or (slash and not sized):
+            return f"there is no {name!r} in {args.family}; give some of {', '.join(tasks)}."
+    if args.json and not Path(args.json).resolve().parent.is_dir():
+        return f"--json {args.json} is in a folder that does not exist."
+    return ""
+
+
+def main() -> None:
+    args = tyro.cli(Args, description=__doc__)
+    if wrong := fault(args):
+        sys.exit(f"speed: {wrong}")
+    try:
+        result = time_all(args) if args.what == "all" else TIMERS[args.what, args.family](args)
+        if args.json:
+            Path(args.json).write_text(json.dumps(result, indent=1) + "\n")
+    except (OSError, MemoryError) as error:
+        sys.exit(f"speed: {error}")
 
 
 if __name__ == "__main__":
+    in_utf8()
     main()

@@ -16,16 +16,18 @@ import difflib
 import functools
 import importlib.metadata
 import inspect
-import json
 import os
 import platform
 import re
 import subprocess
-from collections.abc import Callable, Iterable
+import typing
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
-from envs.base import BrokenEnvironment, TeamVectorEnv, free_bytes
+from envs.base import BrokenEnvironment, TeamVectorEnv, failure, free_bytes
+from envs.options import check
+from envs.options import parse as parse_options
 
 if TYPE_CHECKING:
     from envs.pettingzoo import ParallelView
@@ -47,7 +49,8 @@ __all__ = [
 def _build(
     env_id: str, kind: Callable[..., TeamVectorEnv], num_envs: int, seed: int, options: dict[str, Any]
 ) -> TeamVectorEnv:
-    """Call kind([name,] num_envs, seed, **options), with a sentence for an option it does not have."""
+    """Call kind([name,] num_envs, seed, **options), with a sentence for an option that it does not have, or
+    that is of another type."""
     parameters = list(inspect.signature(kind).parameters)
     name = [] if parameters[0] == "num_envs" else [env_id.partition("/")[2]]
     known = parameters[len(name) + 2 :]
@@ -56,6 +59,8 @@ def _build(
             near = difflib.get_close_matches(option, known, n=1)
             hint = f"did you mean {near[0]!r}? " if near else ""
             raise ValueError(f"{env_id} has no option {option!r}; {hint}It has: {', '.join(known)}.")
+    whole: Any = kind.func if isinstance(kind, functools.partial) else kind
+    check(env_id, typing.get_type_hints(whole.__init__), options)
     return kind(*name, num_envs, seed, **options)
 
 
@@ -65,8 +70,14 @@ def _say_embedded(reason: str) -> None:
     print(f"Playing the embedded engine, not StarCraft II. {reason}", flush=True)
 
 
+SMAC_OPTIONS = {"last_action": bool, "backend": str}
+"""Options that both engines have, by their types."""
+
+
 def _make_smac(env_id: str, num_envs: int, seed: int, options: dict[str, Any]) -> Any:
     options = dict(options)
+    own = {name: options[name] for name in SMAC_OPTIONS if name in options}
+    check(env_id, SMAC_OPTIONS, own)
     if options.pop("last_action", False):
         from envs.wrappers import LastAction
 
@@ -192,30 +203,19 @@ def make(
             env = FAMILIES[family](env_id, num_envs, seed, options)
         else:
             raise _unknown(env_id)
-    except (ValueError, TypeError, RuntimeError, ImportError, MemoryError) as error:
+    except (ValueError, RuntimeError, ImportError, MemoryError) as error:  # sentences of ours
         if device is None:
             raise
-        raise BrokenEnvironment(str(error)) from error
+        raise BrokenEnvironment(str(error) or f"{env_id} does not fit into the memory.") from error
+    except Exception as error:
+        if device is None:
+            raise
+        raise BrokenEnvironment(f"{env_id} cannot be made: {failure(error)}.") from error
     if device is None:
         return env
     from envs.wrappers import AgentsFirst
 
     return AgentsFirst(env, device)
-
-
-def parse_options(pairs: Iterable[str]) -> dict[str, Any]:
-    """Options of `make` as a command line has them, "name=value": numbers, truth values and lists as in JSON,
-    else text. BrokenEnvironment if one is no pair."""
-    options: dict[str, Any] = {}
-    for pair in pairs:
-        name, equals, text = pair.partition("=")
-        if not equals:
-            raise BrokenEnvironment(f"Options are name=value pairs, e.g. num_agents=3; got {pair!r}.")
-        try:
-            options[name] = json.loads(text)
-        except ValueError:
-            options[name] = text
-    return options
 
 
 def parallel_env(env_id: str, seed: int = 0, **options: Any) -> ParallelView:

@@ -17,6 +17,22 @@ class BrokenEnvironment(ValueError):
     """An environment that cannot be had or breaks its promises during a run; its text is for the user."""
 
 
+def short(value: Any, most: int = 200) -> str:
+    """What to show of a value in a sentence: one line."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= most else f"{text[:most]}..."
+
+
+def failure(error: BaseException) -> str:
+    """An error of foreign code in one line: its kind, what it says, and the module and line it is from."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    place = f" ({trace.tb_frame.f_globals.get('__name__')}, line {trace.tb_lineno})" if trace else ""
+    told = " ".join(str(error).split()).rstrip(".")
+    return f"{type(error).__name__}{': ' if told else ''}{told[:500]}{place}"
+
+
 class TeamVectorEnv(VectorEnv):
     """E environments of one task, stepped together, whose N agents share one reward: the contract of `envs`.
 

@@ -116,18 +116,25 @@ class AgentsFirst(TeamWrapper):
         return episodes
 
     def reset(self, **kwargs: Any) -> tuple[torch.Tensor, dict[str, Any]]:
-        """As the environment's reset."""
-        return self._return(*self.env.reset(**kwargs))
+        """As the environment's reset; BrokenEnvironment if it cannot be had, as a game that keeps failing."""
+        try:
+            obs, infos = self.env.reset(**kwargs)
+        except RuntimeError as error:
+            raise BrokenEnvironment(str(error)) from error
+        return self._return(obs, infos)
 
     def step(
         self, actions: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, dict[str, Any]]:
-        """As the environment's step, of actions (N, E) or (N, E, num_actions)."""
+        """As the environment's step, of actions (N, E) or (N, E, num_actions), and refused like its reset."""
         array = actions.transpose(0, 1).cpu().numpy()
         if not self.discrete:
             bounds: Any = self.single_action_space
             array = np.clip(array, bounds.low, bounds.high)
-        obs, reward, terminated, truncated, infos = self.env.step(array)
+        try:
+            obs, reward, terminated, truncated, infos = self.env.step(array)
+        except RuntimeError as error:
+            raise BrokenEnvironment(str(error)) from error
         seen, about = self._return(obs, infos)
         return seen, self._tensor(reward), self._tensor(terminated), self._tensor(truncated), about
 
@@ -144,7 +151,7 @@ class AgentsFirst(TeamWrapper):
         """
         try:
             return self._set_state(state)
-        except ValueError as error:
+        except (ValueError, RuntimeError) as error:
             raise BrokenEnvironment(f"The saved environments cannot be resumed. {error}") from error
 
     def _set_state(self, state: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, Any]]:

@@ -8,7 +8,6 @@ runner was killed stays locked until its script has ended as well, so that no ru
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import shlex
@@ -24,8 +23,15 @@ from typing import Any
 
 from benchmark.figures import Run
 
+try:
+    import fcntl
+except ImportError:  # locks, sessions and signals of processes are what it is made of
+    sys.exit("run: benchmark/run.py needs Linux or macOS; on Windows use its Linux subsystem.")
+
 ROOT = Path(__file__).resolve().parents[2]
 EXIT_REQUEUE = 75  # what a script ends with when a signal stopped it and its checkpoint is on disk
+# The latter where the machine, as it goes down, ends a process that has hardly begun.
+INTERRUPTED = {EXIT_REQUEUE, -signal.SIGTERM, -signal.SIGINT, -signal.SIGHUP}
 ONE_THREAD = {
     f"{library}_NUM_THREADS": "1" for library in ("OMP", "MKL", "OPENBLAS", "NUMBA", "VECLIB_MAXIMUM")
 }
@@ -203,7 +209,7 @@ class SlurmJob:
                 time.sleep(
                     0.5
                 )  # not wait(): it holds a lock that checkpoint, a signal's handler, would wait for
-            if self.child.returncode == EXIT_REQUEUE:
+            if self.child.returncode in INTERRUPTED:
                 # SLURM stopped the script and will end this job, to start it again elsewhere. Ending by
                 # ourselves would make it a finished job, which is not started again.
                 time.sleep(PREEMPTION_WAIT)

@@ -18,7 +18,7 @@ from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 from mujoco.batch import Batch
 
-from envs.base import Step, TeamVectorEnv
+from envs.base import BrokenEnvironment, Step, TeamVectorEnv
 from envs.mamujoco.robots import ROBOTS, get_partition, layout, observation_index
 
 ASSETS = Path(gym.__file__).parent / "envs" / "mujoco" / "assets"
@@ -176,7 +176,8 @@ class MaMujocoVectorEnv(TeamVectorEnv):
 
         infos has the reward's terms as well, (E,) float32 each, by the names they have in gymnasium. An
         episode that ends healthy at the limit is truncated, one that ends unhealthy terminated, never both.
-        ValueError, with nothing played, on a wrong shape or dtype or an action that is not finite.
+        ValueError, with nothing played, on a wrong shape or dtype or an action that is not finite;
+        BrokenEnvironment where the physics diverges.
         """
         joint = self._torques(actions)
         self._ctrl[:] = joint
@@ -192,6 +193,8 @@ class MaMujocoVectorEnv(TeamVectorEnv):
         self._return += reward
         terminated = ~healthy
         truncated = (self._length >= self.episode_limit) & healthy
+        if not np.isfinite(self._flat.sum() + np.sum(reward)):
+            self._check_finite(np.asarray(reward))
         obs, infos = self._observe(), self._infos()
         infos |= {name: term.astype(np.float32) for name, term in terms.items()}
         done = terminated | truncated
@@ -203,6 +206,22 @@ class MaMujocoVectorEnv(TeamVectorEnv):
             self._start(np.flatnonzero(done).astype(np.int32))
             obs = self._observe()
         return obs, np.asarray(reward, dtype=np.float32), terminated, truncated, infos
+
+    def _check_finite(self, reward: np.ndarray) -> None:
+        """BrokenEnvironment if anything in the robots' observations or rewards (E,) is not finite."""
+        wrong = ~(np.isfinite(self._flat).all(axis=-1) & np.isfinite(reward))
+        if wrong.any():
+            e = int(wrong.argmax())
+            agents = [
+                i
+                for i, index in enumerate(self._index)
+                if not np.isfinite(np.append(self._flat[e], 0.0)[index]).all()
+            ]
+            what = f"what agent {agents[0]} sees" if agents else "the reward of all agents"
+            raise BrokenEnvironment(
+                f"The physics of {self.env_id} has diverged: {what} is not finite (in environment {e}, step "
+                f"{self._length[e]} of its episode)."
+            )
 
     def _torques(self, actions: np.ndarray) -> np.ndarray:
         """Actions (E, N, num_actions), checked, as (E, actuators) float64."""

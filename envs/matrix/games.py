@@ -11,12 +11,12 @@ import sys
 from typing import Any, NamedTuple
 
 import gymnasium as gym
-import numba
 import numpy as np
 from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 
 from envs.base import Step, TeamVectorEnv, free_bytes, integers
+from envs.compiled import njit
 
 PAYOFFS: dict[str, tuple[float, float, float, float]] = {
     "1": (5.0, 7.0, 6.0, 4.0),  # two equilibria: (1,2), the optimum, and (2,1)
@@ -47,7 +47,7 @@ def check_memory(num_states: int, num_agents: int, num_actions: int, share: floa
         print(f"{what} {need / 1e6:,.0f} MB{left}.", file=sys.stderr, flush=True)
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
+@njit(nogil=True, error_model="numpy")
 def _step_kernel(rewards, transitions, actions, state, rng, num_actions, reward):
     """Play one step in every environment, in place. The next state inverts the cumulative distribution."""
     last = transitions.shape[2] - 1
@@ -75,7 +75,7 @@ def _step_kernel(rewards, transitions, actions, state, rng, num_actions, reward)
         state[e] = s
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
+@njit(nogil=True, error_model="numpy")
 def _contract_kernel(rewards, transitions, weights, r, p):
     """r(s) = sum_a w(s, a) R(s, a) and p(s, s') = sum_a w(s, a) P(s' | s, a), summed in float64."""
     for s in range(weights.shape[0]):
@@ -89,7 +89,7 @@ def _contract_kernel(rewards, transitions, weights, r, p):
                     p[s, t] += w * transitions[s, a, t]
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"reassoc", "contract"})
+@njit(nogil=True, error_model="numpy", fastmath={"reassoc", "contract"})
 def _action_value(row, value):
     """sum_s' P(s') value(s'), in any order of summation, so that it runs in vector registers."""
     total = 0.0
@@ -98,7 +98,7 @@ def _action_value(row, value):
     return total
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
+@njit(nogil=True, error_model="numpy")
 def _backup_kernel(rewards, transitions, value, bound, rise, best, out):
     """One step of backward induction: out(s) = max_a R(s, a) + E[value(s')], best(s) the action.
 
@@ -339,6 +339,11 @@ class StochasticGame(TabularGame):
         sizes = num_states, num_agents, num_actions
         if min(sizes) < 1:
             raise ValueError(f"num_states, num_agents and num_actions must be at least 1, got {sizes}.")
+        if game_seed < 0 or not 0 < memory_share <= 1:
+            raise ValueError(
+                "game_seed must be at least 0 and memory_share above 0 and at most 1, got "
+                f"{game_seed} and {memory_share}."
+            )
         check_memory(*sizes, memory_share)
         rng = np.random.default_rng(game_seed)
         shape = (num_states, *[num_actions] * num_agents)

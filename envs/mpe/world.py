@@ -14,6 +14,8 @@ from typing import Any
 import numba
 import numpy as np
 
+from envs.compiled import njit
+
 DT, DAMPING, PUSH = 0.1, 0.25, 5.0
 CONTACT_FORCE, CONTACT_MARGIN = 100.0, 1e-3
 NO_CONTACT = 50 * CONTACT_MARGIN
@@ -33,7 +35,7 @@ ENDED, GOING_ON = -2, -1
 # A piece is part of the kernel that calls it. It creates no arrays, so that none need reference counting.
 _PIECE: dict[str, Any] = {"nogil": True, "error_model": "numpy", "forceinline": True, "_nrt": False}
 piece = numba.njit(**_PIECE)
-kernel = numba.njit(cache=True, nogil=True, error_model="numpy")
+kernel = njit(nogil=True, error_model="numpy")
 
 
 def subset_table(num_agents: int) -> np.ndarray:

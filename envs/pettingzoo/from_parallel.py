@@ -6,94 +6,50 @@ ParallelVectorEnv(MyParallelEnv, num_envs=8, reward="sum")
 
 from __future__ import annotations
 
-import difflib
-import importlib
 import importlib.metadata
-import pkgutil
-import sys
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
-from pettingzoo import AECEnv
 
-from envs.base import BrokenEnvironment, Step, TeamVectorEnv, playable
+from envs.base import BrokenEnvironment, Step, TeamVectorEnv, failure, playable, short
+from envs.pettingzoo.loading import build, load, spaces_of
 
-
-def _load(path: str) -> Callable[..., Any]:
-    """parallel_env of the module `path`; ValueError if there is none, ImportError if importing it fails."""
-    try:
-        module = importlib.import_module(path)
-    except (ImportError, TypeError, ValueError) as error:
-        missing = error.name if isinstance(error, ModuleNotFoundError) else None
-        if missing and not f"{path}.".startswith(f"{missing}."):
-            raise ImportError(f"{path} needs {missing!r}, which is not installed: install it.") from error
-        if isinstance(error, ImportError) and not missing:
-            raise ImportError(f"{path} cannot be imported: {error}") from error
-        parent = path.rpartition(".")[0]
-        beside = pkgutil.iter_modules(getattr(sys.modules.get(parent), "__path__", []))
-        near = difflib.get_close_matches(path, [f"{parent}.{module.name}" for module in beside], n=3)
-        hint = f"the nearest are {', '.join(near)}" if near else "install its package, or correct the path"
-        raise ValueError(f"There is no module {path!r}; {hint}.") from error
-    if not callable(getattr(module, "parallel_env", None)):
-        turns = ", only env, whose agents act in turn (AEC)" if hasattr(module, "env") else ""
-        raise ValueError(f"{path} has no parallel_env(){turns}: name a module that defines one.")
-    return module.parallel_env
+RESET = ("observations", "infos")
+STEP = ("observations", "rewards", "terminations", "truncations", "infos")
+LARGEST = float(np.finfo(np.float32).max)
 
 
-def _check_spaces(name: str, env: Any) -> tuple[list[gym.spaces.Box], list[Any]]:
-    """The agents' observation Boxes, and their action spaces, all Discrete or all Box; else ValueError."""
-    if isinstance(env, AECEnv):
-        raise ValueError(
-            f"{name} is an AECEnv, whose agents act in turn: give a ParallelEnv, for instance what "
-            "pettingzoo.utils.aec_to_parallel makes of it where all may act at once."
-        )
-    for part in ("possible_agents", "observation_space", "action_space", "reset", "step"):
-        if not hasattr(env, part):
-            raise ValueError(f"{name} does not fit: a ParallelEnv has {part}, {type(env).__name__} has not.")
-    if not env.possible_agents:
-        raise ValueError(f"{name} has no agents in possible_agents: all that can ever act must be there.")
-    boxes: list[gym.spaces.Box] = []
-    choices: list[Any] = []
-    for agent in env.possible_agents:
-        seen, choice = env.observation_space(agent), env.action_space(agent)
-        if isinstance(seen, gym.spaces.Dict):
-            if "observation" not in seen.spaces:
-                raise ValueError(
-                    f"{agent} of {name} observes a Dict of {', '.join(seen.spaces)}: what it sees must be a "
-                    "Box named 'observation', beside which only an 'action_mask' is used."
-                )
-            seen = seen["observation"]
-        if not isinstance(seen, gym.spaces.Box):
-            raise ValueError(f"{agent} of {name} observes {seen}: wrap it so that it observes a Box.")
-        if not isinstance(choice, gym.spaces.Discrete) and not (
-            isinstance(choice, gym.spaces.Box) and np.issubdtype(choice.dtype, np.floating)
-        ):
-            raise ValueError(f"{agent} of {name} acts in {choice}: only Discrete and float Box actions fit.")
-        first = choices[0] if choices else choice
-        if isinstance(choice, gym.spaces.Discrete) != isinstance(first, gym.spaces.Discrete):
-            raise ValueError(
-                f"{env.possible_agents[0]} of {name} acts in {first} but {agent} in {choice}: "
-                "all actions must be Discrete, or all Box."
-            )
-        boxes.append(seen)
-        choices.append(choice)
-    return boxes, choices
-
-
-def _stack(boxes: list[gym.spaces.Box], with_zero: bool) -> gym.spaces.Box:
-    """One Box (N, largest size) float32 of flattened boxes, zero-padded; `with_zero` widens it to hold 0."""
+def _stack(boxes: list[gym.spaces.Box]) -> gym.spaces.Box:
+    """One Box (N, largest size) float32 of flattened boxes, zero-padded and wide enough to hold 0."""
     low, high = np.zeros((2, len(boxes), max(int(np.prod(box.shape)) for box in boxes)), dtype=np.float32)
     for i, box in enumerate(boxes):
         size = int(np.prod(box.shape))
         low[i, :size], high[i, :size] = box.low.ravel(), box.high.ravel()
-    if with_zero:
-        low, high = np.minimum(low, 0), np.maximum(high, 0)
-    return gym.spaces.Box(low, high, dtype=np.float32)
+    return gym.spaces.Box(np.minimum(low, 0), np.maximum(high, 0), dtype=np.float32)
+
+
+def _parts(name: str, what: str, names: Sequence[str], returned: Any) -> list[Mapping[Any, Any]]:
+    """What an environment has returned, each part a dict by agent, infos empty where they are None."""
+    if not isinstance(returned, tuple | list) or len(returned) != len(names):
+        size = f"{len(returned)} values" if isinstance(returned, tuple | list) else short(returned, 60)
+        raise BrokenEnvironment(
+            f"{name} follows another, perhaps an older API than PettingZoo's ParallelEnv: {what}() returned "
+            f"{size}, not the {len(names)} ({', '.join(names)})."
+        )
+    parts = [
+        {} if part is None and name == "infos" else part for name, part in zip(names, returned, strict=True)
+    ]
+    for part, kind in zip(parts, names, strict=True):
+        if not isinstance(part, Mapping):
+            raise BrokenEnvironment(
+                f"{name} returned from {what}() {short(part, 60)} for {kind}, not a dict by agent."
+            )
+    return parts
 
 
 class ParallelVectorEnv(TeamVectorEnv):
@@ -106,11 +62,15 @@ class ParallelVectorEnv(TeamVectorEnv):
     environment has not ended it before; None for no limit but its own.
 
     Observations are flattened to (E, N, obs_dim) float32. Actions: int (E, N), counted from 0, or float
-    (E, N, num_actions), clipped to each agent's Box. infos["action_mask"], with Discrete actions, is the
+    (E, N, num_actions), clipped to [-1, 1] and scaled from there to the bounds of each agent's Box, which
+    must have some. infos["action_mask"], with Discrete actions, is the
     environment's own (from a Dict observation or the agent's info) within each agent's number of actions. Who
     has left, or whose info says alive=False, has alive=False; who has left sees zeros and has action 0 alone.
     An episode is over when no agent is left: terminated if each of them had been, else truncated; and at
     the episode_limit, truncated.
+
+    BrokenEnvironment, with the environment, the agent and the step, where one fails, or returns what is not
+    finite or not as PettingZoo has it. Infos may be None, and a reward an array of one number.
 
     Reproducible if the environment's reset(seed) is: episode k of environment e depends on the seed, e and k.
     """
@@ -139,21 +99,18 @@ class ParallelVectorEnv(TeamVectorEnv):
             raise ValueError(f"episode_limit must be a number of steps or None, got {episode_limit!r}.")
         if render_mode not in (None, "rgb_array"):
             raise ValueError(f'render_mode must be None or "rgb_array", got {render_mode!r}.')
-        self.envs: list[Any] = []
         self.env_kwargs = dict(env_kwargs or {}) | ({"render_mode": render_mode} if render_mode else {})
-        make, name = (_load(env), env) if isinstance(env, str) else (env, repr(env))
-        try:
-            self.envs = [make(**self.env_kwargs) for _ in range(num_envs)]
-        except TypeError as error:
-            raise ValueError(f"{name} cannot be made with env_kwargs {self.env_kwargs}: {error}.") from error
+        make, name = (load(env), env) if isinstance(env, str) else (env, short(env))
+        self.envs = build(name, make, self.env_kwargs, num_envs)
         if not isinstance(env, str):
             name = getattr(self.envs[0], "metadata", {}).get("name") or type(self.envs[0]).__name__
         if len({id(one) for one in self.envs}) < num_envs:
             raise ValueError(f"{name}: make a new environment at each call, do not give the same one again.")
-        boxes, choices = spaces = _check_spaces(name, self.envs[0])
+        boxes, choices = spaces = spaces_of(name, self.envs[0])
         self.possible_agents = list(self.envs[0].possible_agents)
+        self._known = set(self.possible_agents)
         for other in self.envs[1:]:
-            if other.possible_agents != self.possible_agents or _check_spaces(name, other) != spaces:
+            if list(other.possible_agents) != self.possible_agents or spaces_of(name, other) != spaces:
                 raise ValueError(f"{name} makes unequal environments: agents and spaces must be the same.")
         self.name, self.env_id, self._choices = name, f"pettingzoo:{name}", choices
         self.num_envs, self.reward, self.render_mode = num_envs, reward, render_mode
@@ -161,17 +118,24 @@ class ParallelVectorEnv(TeamVectorEnv):
         N = self.num_agents = len(self.possible_agents)
         self.agent_obs_dims = tuple(int(np.prod(box.shape)) for box in boxes)
         self.obs_dim = max(self.agent_obs_dims)
-        self.single_observation_space = _stack(boxes, with_zero=True)  # an agent that has left sees zeros
+        self.single_observation_space = _stack(boxes)  # an agent that has left sees zeros
         self.discrete = isinstance(choices[0], gym.spaces.Discrete)
         self.agent_act_dims = tuple(
             int(choice.n if self.discrete else np.prod(choice.shape)) for choice in choices
         )
         self.num_actions = max(self.agent_act_dims)
+        self._own = np.arange(self.num_actions) < np.array(self.agent_act_dims)[:, None]
+        self._middle: list[np.ndarray] = []
+        self._half: list[np.ndarray] = []
         if self.discrete:
             self.single_action_space: Any = gym.spaces.MultiDiscrete([self.num_actions] * N)
         else:
-            self.single_action_space = _stack(choices, with_zero=False)
-        self._own = np.arange(self.num_actions) < np.array(self.agent_act_dims)[:, None]
+            low, high = np.where(self._own, -1, 0), np.where(self._own, 1, 0)
+            self.single_action_space = gym.spaces.Box(low, high, low.shape, np.float32)
+            for choice in choices:
+                low, high = choice.low.astype(np.float64), choice.high.astype(np.float64)
+                self._middle.append((low + high) / 2)
+                self._half.append((high - low) / 2)
         self._mask = np.tile(self._own, (num_envs, 1, 1))
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
@@ -189,7 +153,7 @@ class ParallelVectorEnv(TeamVectorEnv):
         if seed is not None:
             self._seed, self._episodes[:] = seed, 0
         for e in range(self.num_envs):
-            self._begin(e)
+            self._guard(e, self._begin)
         self._started = self._untouched = True
         return self._obs.copy(), self._infos()
 
@@ -209,31 +173,19 @@ class ParallelVectorEnv(TeamVectorEnv):
         terminated, truncated = np.zeros((2, E), dtype=np.bool_)
         final_obs, final_alive = np.zeros_like(self._obs), np.zeros_like(self._alive)
         episode: dict[str, Any] = {"r": np.zeros(E, dtype=np.float32), "l": np.zeros(E, dtype=np.int64)}
-        for e, env in enumerate(self.envs):
-            played = set(env.agents)
-            chosen = {
-                agent: self._action(i, actions[e, i])
-                for i, agent in enumerate(self.possible_agents)
-                if agent in played
-            }
-            seen, rewards, terminations, truncations, about = env.step(chosen)
-            reward[e] = self._team_reward(chosen, rewards)
+        for e in range(E):
+            reward[e], seen, ends, about, left = self._guard(e, self._play, actions[e])
             self._returns[e] += reward[e]
-            self._lengths[e] += 1
-            gone = {a for a in played if a not in env.agents or terminations.get(a) or truncations.get(a)}
-            self._all_terminated[e] &= all(terminations.get(agent, False) for agent in gone)
-            left = set(env.agents) - gone
             if left and self._lengths[e] != self.episode_limit:
-                self._look(e, seen, about, gone)
+                self._guard(e, self._look, seen, about, left)
                 continue
             terminated[e] = self._all_terminated[e] and not left
             truncated[e] = not terminated[e]
-            for i, agent in enumerate(self.possible_agents):
-                final_alive[e, i] = self._here[e, i] and about.get(agent, {}).get("alive", True)
-                if agent in played and agent in seen:
-                    final_obs[e, i, : self.agent_obs_dims[i]] = self._vector(i, seen[agent])
+            self._guard(e, self._look_back, seen, about, left, final_obs[e], final_alive[e])
+            if truncated[e]:  # the others would have gone on, who was terminated not
+                final_alive[e] &= [not ends.get(agent) for agent in self.possible_agents]
             episode["r"][e], episode["l"][e] = self._returns[e], self._lengths[e]
-            self._begin(e)
+            self._guard(e, self._begin)
         self._started = True
         ended = terminated | truncated
         infos = self._infos() | {"final_obs": final_obs, "final_alive": final_alive, "episode": episode}
@@ -280,9 +232,9 @@ class ParallelVectorEnv(TeamVectorEnv):
         """Picture of environment i, (H, W, 3) uint8, drawn by itself."""
         if self.render_mode is None:
             raise ValueError('Nothing to render: make the environment with render_mode="rgb_array".')
-        picture = self.envs[i].render()
+        picture = self._guard(i, lambda e: self.envs[e].render())
         if np.ndim(picture) != 3:
-            raise ValueError(f"{self.name} draws no picture with render_mode='rgb_array'.")
+            raise BrokenEnvironment(f"{self.name} draws no picture with render_mode='rgb_array'.")
         return np.array(picture, dtype=np.uint8)
 
     def close_extras(self, **kwargs: Any) -> None:
@@ -290,26 +242,65 @@ class ParallelVectorEnv(TeamVectorEnv):
         for env in self.envs:
             env.close()
 
+    def _guard(self, e: int, call: Callable[..., Any], *arguments: Any) -> Any:
+        """call(e, *arguments); what environment e does wrong is a BrokenEnvironment that says where."""
+        try:
+            return call(e, *arguments)
+        except MemoryError:
+            raise
+        except Exception as error:
+            place = f"in environment {e}, step {self._lengths[e]} of episode {self._episodes[e]}"
+            if isinstance(error, BrokenEnvironment):
+                raise BrokenEnvironment(f"{str(error).rstrip('.')} ({place}).") from error
+            raise BrokenEnvironment(f"{self.name} failed {place}: {failure(error)}.") from error
+
     def _begin(self, e: int) -> None:
         """Begin environment e's next episode, each with a seed of its own."""
         stream = np.random.SeedSequence(self._seed, spawn_key=(e, int(self._episodes[e])))
-        seen, about = self.envs[e].reset(seed=int(stream.generate_state(1)[0]) & 0x7FFFFFFF)
-        if not self.envs[e].agents:
+        self._episodes[e] += 1
+        self._lengths[e], self._returns[e], self._all_terminated[e] = 0, 0.0, True
+        begun = self.envs[e].reset(seed=int(stream.generate_state(1)[0]) & 0x7FFFFFFF)
+        seen, about = _parts(self.name, "reset", RESET, begun)
+        here = self._agents(e)
+        if not here:
             raise BrokenEnvironment(
                 f"{self.name} has no agents after reset(): its episodes would never begin."
             )
-        self._episodes[e] += 1
-        self._lengths[e], self._returns[e], self._all_terminated[e] = 0, 0.0, True
-        self._look(e, seen, about, set())
+        self._look(e, seen, about, here)
 
-    def _look(self, e: int, seen: dict, about: dict, gone: set) -> None:
-        """Note what environment e's agents see, are and may do; `gone` have left, even if still listed."""
+    def _agents(self, e: int) -> set[Any]:
+        """Who is in environment e, of all that can be."""
+        agents = set(self.envs[e].agents)
+        if not agents <= self._known:
+            raise BrokenEnvironment(
+                f"{self.name} has {short(sorted(agents - self._known, key=str))} in agents, not in "
+                "possible_agents: all that can ever act must be there."
+            )
+        return agents
+
+    def _play(self, e: int, actions: np.ndarray) -> tuple[float, Mapping, Mapping, Mapping, set]:
+        """Step environment e: the team's reward, observations, terminations and infos, and who is left."""
+        env = self.envs[e]
+        played = set(env.agents)
+        chosen = {
+            agent: self._action(i, actions[i])
+            for i, agent in enumerate(self.possible_agents)
+            if agent in played
+        }
+        self._lengths[e] += 1
+        parts = _parts(self.name, "step", STEP, env.step(chosen))
+        seen, rewards, terminations, truncations, about = parts
+        now = self._agents(e)
+        gone = {a for a in played if a not in now or terminations.get(a) or truncations.get(a)}
+        self._all_terminated[e] &= all(terminations.get(agent, False) for agent in gone)
+        return self._team_reward(chosen, rewards), seen, terminations, about, now - gone
+
+    def _look(self, e: int, seen: Mapping, about: Mapping, here: set) -> None:
+        """Note what environment e's agents see, are and may do; those not `here` have left."""
         self._obs[e] = 0
-        here = set(self.envs[e].agents) - gone
         for i, agent in enumerate(self.possible_agents):
-            info = about.get(agent, {})
             self._here[e, i] = agent in here
-            self._alive[e, i] = agent in here and bool(info.get("alive", True))
+            self._alive[e, i] = agent in here and self._lives(agent, about)
             if agent not in here:
                 if self.discrete:
                     self._mask[e, i] = np.arange(self.num_actions) == 0
@@ -321,19 +312,51 @@ class ParallelVectorEnv(TeamVectorEnv):
             self._obs[e, i, : self.agent_obs_dims[i]] = self._vector(i, seen[agent])
             if self.discrete:
                 parts = seen[agent] if isinstance(seen[agent], Mapping) else {}
-                size, self._mask[e, i] = self.agent_act_dims[i], self._own[i]
-                mask = parts.get("action_mask", info.get("action_mask"))
-                if mask is not None and (np.size(mask) != size or not np.any(mask)):
-                    raise BrokenEnvironment(
-                        f"The action_mask of {agent} of {self.name} must hold {size} entries, one of them "
-                        f"true at least; got {mask!r}."
-                    )
-                if mask is not None:
-                    self._mask[e, i, :size] = np.ravel(mask)
+                mask = parts.get("action_mask", (about.get(agent) or {}).get("action_mask"))
+                self._mask[e, i] = self._own[i] if mask is None else self._available(e, i, mask)
+        self._check_finite(self._obs[e])
+
+    def _look_back(
+        self, e: int, seen: Mapping, about: Mapping, left: set, final_obs: np.ndarray, final_alive: np.ndarray
+    ) -> None:
+        """Note what environment e's agents, and those `left` at its end, saw then, and whether they lived."""
+        for i, agent in enumerate(self.possible_agents):
+            if self._here[e, i] or agent in left:
+                final_alive[i] = self._lives(agent, about)
+                if agent in seen:
+                    final_obs[i, : self.agent_obs_dims[i]] = self._vector(i, seen[agent])
+        self._check_finite(final_obs)
+
+    def _lives(self, agent: str, about: Mapping) -> bool:
+        """Whether an agent that is there lives, which only its info can deny."""
+        info = about.get(agent)
+        if info is not None and not isinstance(info, Mapping):
+            raise BrokenEnvironment(f"The info of {agent} of {self.name} must be a dict; got {short(info)}.")
+        return bool((info or {}).get("alive", True))
+
+    def _available(self, e: int, i: int, mask: Any) -> np.ndarray:
+        """Agent i's action_mask (A,) bool; of the dead that stay an empty one leaves action 0."""
+        size = self.agent_act_dims[i]
+        flat = np.ravel(mask)
+        sound = flat.size == size and flat.dtype.kind in "biuf" and np.isin(flat, (0, 1)).all()
+        if not sound or (not flat.any() and self._alive[e, i]):
+            raise BrokenEnvironment(
+                f"The action_mask of {self.possible_agents[i]} of {self.name} must hold {size} entries, one "
+                f"of them 1 at least, the others 0 or 1; got {short(flat.tolist())}."
+            )
+        found = np.zeros(self.num_actions, dtype=np.bool_)
+        found[:size] = flat
+        found[0] |= not flat.any()
+        return found
 
     def _vector(self, i: int, seen: Any) -> np.ndarray:
         """Agent i's observation as a flat array of the size that its space promises."""
-        flat = np.asarray(seen["observation"] if isinstance(seen, Mapping) else seen, np.float32).ravel()
+        try:
+            flat = np.asarray(seen["observation"] if isinstance(seen, Mapping) else seen, np.float32).ravel()
+        except (KeyError, TypeError, ValueError) as error:
+            raise BrokenEnvironment(
+                f"{self.possible_agents[i]} of {self.name} sees no numbers but {short(seen)}."
+            ) from error
         if flat.size != self.agent_obs_dims[i]:
             raise BrokenEnvironment(
                 f"{self.possible_agents[i]} of {self.name} sees {flat.size} numbers, but its observation "
@@ -341,19 +364,50 @@ class ParallelVectorEnv(TeamVectorEnv):
             )
         return flat
 
+    def _check_finite(self, obs: np.ndarray) -> None:
+        """BrokenEnvironment unless all numbers of obs (N, obs_dim) are finite."""
+        finite = np.isfinite(obs)
+        if not finite.all():
+            i, k = np.argwhere(~finite)[0]
+            raise BrokenEnvironment(
+                f"{self.possible_agents[i]} of {self.name} sees {obs[i, k]} as number {k} of its observation."
+            )
+
     def _action(self, i: int, action: np.ndarray) -> Any:
         """Agent i's action as its own space has it."""
         choice = self._choices[i]
         if self.discrete:
             return int(action) + int(choice.start)
-        own = action[: self.agent_act_dims[i]].reshape(choice.shape).astype(choice.dtype)
-        return np.clip(own, choice.low, choice.high)
+        own = np.clip(action[: self.agent_act_dims[i]].astype(np.float64).reshape(choice.shape), -1.0, 1.0)
+        scaled = (self._middle[i] + self._half[i] * own).astype(choice.dtype)
+        return np.clip(scaled, choice.low, choice.high)  # rounding may pass them
 
-    def _team_reward(self, played: Mapping[Any, Any], rewards: Mapping[Any, float]) -> float:
+    def _reward(self, agent: str, reward: Any) -> float:
+        """An agent's reward as a number; BrokenEnvironment if it is not one, or not finite."""
+        if not isinstance(reward, float):  # of which np.float64 is one
+            array = np.asarray(reward)
+            if array.size != 1 or array.dtype.kind not in "biuf":
+                many = array.size > 1 and array.dtype.kind in "biuf"
+                hint = "; weigh its parts in a wrapper, as MOMAland's LinearizeReward does" if many else ""
+                raise BrokenEnvironment(
+                    f"{agent} of {self.name} earns {short(reward)}, where one number is wanted{hint}."
+                )
+            reward = array.item()
+        number = float(reward)
+        if not abs(number) <= LARGEST:
+            raise BrokenEnvironment(f"{agent} of {self.name} earns {number}.")
+        return number
+
+    def _team_reward(self, played: Mapping[Any, Any], rewards: Mapping[Any, Any]) -> float:
         """One reward of the agents' rewards, as the option `reward` says."""
+        earned = {agent: self._reward(agent, reward) for agent, reward in rewards.items()}
+        if played and not played.keys() & earned.keys():
+            raise BrokenEnvironment(
+                f"{self.name} has rewards for {short(list(rewards))}, none of its agents."
+            )
         if self.reward != "shared":
-            return float(sum(rewards.values())) / (self.num_agents if self.reward == "mean" else 1)
-        own = {agent: float(rewards.get(agent, 0.0)) for agent in played}
+            return sum(earned.values()) / (self.num_agents if self.reward == "mean" else 1)
+        own = {agent: earned.get(agent, 0.0) for agent in played}
         low, high = min(own, key=own.__getitem__), max(own, key=own.__getitem__)
         if own[high] - own[low] > 1e-6 * max(1.0, abs(own[high])):
             raise BrokenEnvironment(

@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import math
 
-import numba
 import numpy as np
 
+from envs.compiled import njit
 from envs.smac.maps import REWARD_DEATH, REWARD_SCALE, REWARD_WIN, SIZE, get_map
 
 UNIT_COLUMNS = ("x", "y", "health", "health_max", "shield", "shield_max", "energy", "weapon_cooldown")
@@ -27,7 +27,7 @@ NO_ACTION = -1
 _X, _Y, _HP, _HPMAX, _SH, _SHMAX, _EN, _CD = range(8)
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
+@njit(nogil=True, error_model="numpy")
 def observe_kernel(units, sizes, looks, grid, select, obs, mask, alive):
     """Write obs (B, N, obs_dim) float32, mask (B, N, A) and alive (B, N) bool where select (B,) is True."""
     A, E, n_act = sizes[0], sizes[1], sizes[2]
@@ -107,7 +107,7 @@ def observe_kernel(units, sizes, looks, grid, select, obs, mask, alive):
                 obs[b, i, k + 1 + sh_a + int(looks[0, i])] = 1.0
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
+@njit(nogil=True, error_model="numpy")
 def state_kernel(units, last_action, sizes, looks, state):
     """Write SMAC's state (B, state_dim) float32; last_action (B, N) int64, NO_ACTION before the first."""
     A, E, n_act = sizes[0], sizes[1], sizes[2]
@@ -141,7 +141,7 @@ def state_kernel(units, last_action, sizes, looks, state):
             k += n_act
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
+@njit(nogil=True, error_model="numpy")
 def reward_kernel(before, units, sizes, divisor, fix, won, out):
     """Write the scaled team reward (B,) float32.
 

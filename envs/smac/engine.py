@@ -14,9 +14,9 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 
-import numba
 import numpy as np
 
+from envs.compiled import njit
 from envs.smac import combat, units
 from envs.smac.combat import (
     AGGRESSION_MEMORY,
@@ -287,7 +287,7 @@ def _compile(digest: int) -> tuple[Callable[..., None], Callable[..., int], Call
     # numba's disk cache only watches the file a kernel is written in. The digest, a part of the cache's key,
     # makes it watch every file whose code and constants the kernels are compiled from.
 
-    @numba.njit(cache=True, nogil=True, error_model="numpy")
+    @njit(nogil=True, error_model="numpy")
     def reset_kernel(units, links, rng, select, sizes, bodies, starts, table):
         """Put the units of the selected (B,) environments at their places, the enemy ordered to attack."""
         _ = digest
@@ -311,7 +311,7 @@ def _compile(digest: int) -> tuple[Callable[..., None], Callable[..., int], Call
                     k[ORDER, i] = ATTACK_MOVE
                     u[GOAL_X, i], u[GOAL_Y, i] = table[ALLY_X], table[ALLY_Y]
 
-    @numba.njit(cache=True, nogil=True, error_model="numpy")
+    @njit(nogil=True, error_model="numpy")
     def step_kernel(
         units, links, rng, actions, mask, scripted, sizes, floats, ints, table, before, won, over, length
     ):
@@ -365,7 +365,7 @@ def _compile(digest: int) -> tuple[Callable[..., None], Callable[..., int], Call
             over[b] = ally_fighters == 0 or enemy_fighters == 0
         return -1
 
-    @numba.njit(cache=True, nogil=True, error_model="numpy")
+    @njit(nogil=True, error_model="numpy")
     def sample_kernel(rng, mask, actions):
         """Draw actions (B, N) int64 uniformly from those available in mask (B, N, A) bool."""
         _ = digest

@@ -300,7 +300,8 @@ def test_no_runs_and_bad_input_get_a_sentence(tmp_path, monkeypatch):
     """The command that would make the runs is what a user needs to read, and what is published stays."""
     for argv, words in (
         (["fig3", "--results", str(tmp_path)], "benchmark/run.py fig3 --scale small"),
-        (["fig3", "--seeds", "-1"], "--seeds -1 is negative"),
+        (["fig3", "--seeds", "-1"], "--seeds -1 is not from 0 to 10,000"),
+        (["fig3", "--seeds", "9" * 20], "is not from 0 to 10,000"),
         (["fig13"], "there is no fig13; give fig1 ... fig12, recorded, or all."),
         *(([name, "--results", str(PUBLISHED)], "benchmark/plot.py all") for name in ("fig3", "recorded")),
         ([], "give fig1 ... fig12"),

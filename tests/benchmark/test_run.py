@@ -257,6 +257,36 @@ def test_a_killed_script_is_resumed_from_its_checkpoint(tmp_path, reference):
     assert bench.starts()[0] in (["0", "10"], ["0", "20"])
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGKILL])
+def test_a_script_that_the_machine_ended_was_interrupted_and_did_not_fail(tmp_path, number):
+    """As it goes down it signals every process, also those that cannot answer yet. SIGKILL is no farewell."""
+    bench, said = Bench(tmp_path), []
+    executor = jobs.Local(tmp_path / "runs", 1)
+    benchmark = run.Benchmark(bench.runs, executor, tmp_path / "results", 0, said.append)
+    key = bench.runs[0].key
+    benchmark.judge(key, -number)
+    failed = number == signal.SIGKILL
+    assert benchmark.status[key].state == ("failed" if failed else "waiting") and len(said) == failed
+
+
+@pytest.mark.parametrize("program", ["run.py", "plot.py", "speed.py"])
+def test_help_is_printed_under_an_ascii_locale(program):
+    """Containers often have no other, and pages and tables have more letters."""
+    plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    argv = [sys.executable, ROOT / "benchmark" / program, "--help"]
+    ended = subprocess.run(argv, env=os.environ | plain, capture_output=True)
+    assert ended.returncode == 0 and not ended.stderr
+    assert "usage" in ended.stdout.decode()
+
+
+def test_without_file_locks_the_runner_says_which_systems_it_needs():
+    """Windows has no fcntl: the import would be a traceback."""
+    code = "import sys; sys.modules['fcntl'] = None; import benchmark.run"
+    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert ended.returncode == 1
+    assert ended.stderr == "run: benchmark/run.py needs Linux or macOS; on Windows use its Linux subsystem.\n"
+
+
 def test_remains_without_a_checkpoint_are_started_over(tmp_path, reference):
     """A script killed in its first seconds leaves a run directory that nothing can be resumed from."""
     bench = Bench(tmp_path)
@@ -312,6 +342,7 @@ def test_dry_run_prints_commands_and_does_nothing(tmp_path):
         (["fig99"], "fig99"),
         (["fig1", "--only", "nowhere"], "nowhere"),
         (["fig1", "--seeds", "-1"], "--seeds"),
+        (["fig1", "--jobs", "9" * 20], "from 0 to 10,000"),
         (["fig1", "--slurm", "partition=cpu"], "add --cluster slurm"),
         (["fig1", "--cluster", "slurm", "--slurm", "partition"], "name=value"),
         ([], "no figure is named"),

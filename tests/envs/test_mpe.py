@@ -390,7 +390,7 @@ def test_bad_input_ends_in_a_sentence():
         (lambda: envs.make("mpe/line_control", 0), "at least 1"),
         (lambda: envs.make("mpe/line_control", 1, episode_length=0), "at least 1"),
         (lambda: envs.make("mpe/line_control", 1, vision=0), "positive distance"),
-        (lambda: envs.make("mpe/line_control", 1, vision=float("nan")), "positive distance"),
+        (lambda: MpeVectorEnv("line_control", vision=float("nan")), "positive distance"),
         (lambda: envs.make("mpe/simple_spread", 1, vision=0.5), "leave vision out"),
         (lambda: envs.make("mpe/line_control", 1, vision=0.5, variant="mpe2"), "leave vision out"),
         (lambda: envs.make("mpe/line_control", 1, variant="mpe3"), "paper, mpe2"),

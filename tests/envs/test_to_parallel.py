@@ -107,8 +107,8 @@ def test_mpe2_is_played_as_it_is(path, continuous):
             assert env.observation_space.contains(obs)
             assert np.array_equal(obs[1], [seen[agent] for agent in same.possible_agents])
             if continuous:
-                actions = rng.random((2, 3, 5), dtype=np.float32)
-                own = actions[1]
+                own = rng.random((3, 5), dtype=np.float32)
+                actions = np.stack([own, 2 * own - 1])  # theirs are in [0, 1]
             else:
                 assert infos["action_mask"].all()
                 actions = rng.integers(0, 5, (2, 3))

@@ -65,7 +65,7 @@ def test_whole_training_of_an_agent_ignores_what_another_agent_sees(case, tmp_pa
         for beta in (x for name, x in agents.named_buffers() if name.startswith("beta")):
             beta += 0.01
         evaluated = 1.0 if name == "dpo_matrix" else recording(kind)
-        with undisturbed():
+        with undisturbed(script):
             script.train(script.Args(**flags), recording(kind, changed), evaluated, agents, {})
         saved = load(only(tmp_path / str(changed)))
         learned = [saved[key] for key in ("agents", "target", "optimizers", "optimizer") if key in saved]

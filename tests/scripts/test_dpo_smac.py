@@ -58,7 +58,7 @@ def test_evaluation_takes_equally_many_episodes_of_each_environment():
 def train(directory: Path, **args) -> tuple[dict, Agents]:
     """The last checkpoint of a training on a recording, and the agents as they are then."""
     agents, args = Agents(3, 6, 5), dict(num_envs=4, num_steps=16, runs_dir=str(directory)) | args
-    with undisturbed():
+    with undisturbed(dpo_smac):
         where, best = dpo_smac.train(Args(**args), recording("battle"), recording("battle"), agents, {})
     saved = load(where)
     assert same(saved["best"], dict(best))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from types import SimpleNamespace
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
@@ -124,7 +125,8 @@ def test_agent_update_ignores_other_agents():
 
 def sizes(num_envs: int = 1) -> SimpleNamespace:
     """What the replay buffer asks an environment."""
-    return SimpleNamespace(episode_limit=T, num_agents=N, obs_dim=OBS, num_actions=A, num_envs=num_envs)
+    shape = dict(episode_limit=T, num_agents=N, obs_dim=OBS, num_actions=A, num_envs=num_envs)
+    return SimpleNamespace(**shape, single_observation_space=gym.spaces.Box(-np.inf, np.inf, (N, OBS)))
 
 
 def test_replay_keeps_the_newest_episodes_and_samples_each_once():
@@ -223,7 +225,7 @@ def test_targets_follow_every_so_many_episodes(tmp_path):
         networks, games = iql.QNetworks(3, 11, 5), [recording("choices") for _ in range(2)]
         begun = {name: x.clone() for name, x in networks.state_dict().items()}
         args = dict(batch_episodes=2, buffer_episodes=8, target_every=every, runs_dir=str(tmp_path / name))
-        with undisturbed():
+        with undisturbed(iql):
             iql.train(iql.Args(num_envs=4, total_timesteps=160, **args), *games, networks, {})
         saved = load(only(tmp_path / name))
         expected = saved["agents"] if same else begun
@@ -278,7 +280,7 @@ def test_pettingzoo_is_played_and_resumed(tmp_path):
     flags += ["--num-envs=4", "--batch-episodes=4", "--total-timesteps=100", "--eval-every=100"]
     finished("iql", *flags, f"--runs-dir={tmp_path}", EVAL_EPISODES=4)
     with pytest.warns(UserWarning, match="new ones have begun"):
-        finished("iql", f"--resume={only(tmp_path)}", "--total-timesteps=300", EVAL_EPISODES=4)
+        finished("iql", f"--resume={only(tmp_path)}", flags[0], "--total-timesteps=300", EVAL_EPISODES=4)
     state = load(only(tmp_path))
     assert state["global_step"] == 300 and state["replay"]["added"] == 4 * (100 // 40) + 4 * (200 // 40)
     assert (state["replay"]["ended"]["lengths"] == 10).all()

@@ -108,15 +108,31 @@ OUT_OF_RANGE = {
     "--gamma=5": "--gamma must be between 0 and 1, got 5.0",
     "--learning-rate=0": "--learning-rate must be between",
     "--learning-rate=nan": "got nan",
+    "--learning-rate=1e30": "--learning-rate must be between 1e-12 and 1, got 1e+30",
     "--max-grad-norm=-1": "--max-grad-norm must be between",
     "--seed=-1": "--seed must be between 0 and",
     "--num-envs=0": "--num-envs must be between 1 and",
+    "--num-envs=3000000": "--num-envs must be between 1 and 16384",
     "--eval-every=0": "--eval-every must be between 1 and",
     "--checkpoint-every=0": "--checkpoint-every must be between 1 and",
     "--total-timesteps=0": "--total-timesteps must be between 1 and",
+    "--total-timesteps=-5": "--total-timesteps must be between 1 and",
     "--torch-threads=0": "--torch-threads must be between 1 and",
     "--device=abacus": "Expected one of ('cpu', 'cuda')",
     "--device=cuda:1": "Expected one of ('cpu', 'cuda')",
+}
+
+
+OF_SOME = {
+    "dpo_mpe dpo_smac dpo_mamujoco dpo_matrix": [
+        "--beta-init=-1",
+        "--d-target=inf",
+        "--delta=inf",
+        "--omega=1",
+    ],
+    "dpo_mpe dpo_smac dpo_mamujoco ippo": ["--num-steps=100000000", "--num-steps=0"],
+    "iql iddpg": ["--memory-share=nan", "--memory-share=1e9", "--memory-share=0"],
+    "iql": ["--updates-per-episode=0", "--epsilon-steps=-1", "--buffer-episodes=0"],
 }
 
 
@@ -126,23 +142,40 @@ def test_flags_out_of_range_are_rejected_with_what_is_allowed(script, tmp_path):
     wrong = dict(OUT_OF_RANGE)
     if script == "dpo_matrix":  # has no such flag
         del wrong["--max-grad-norm=-1"]
+    for scripts, flags in OF_SOME.items():
+        for flag in flags if script in scripts.split() else []:
+            wrong[flag] = f"{flag.partition('=')[0]} must be between"
     for flag, sentence in wrong.items():
         assert sentence in rejected(script, flag, "--runs-dir", tmp_path / "runs")
     assert not (tmp_path / "runs").exists()
 
 
-@pytest.mark.parametrize("change", ["missing", "shorter"])
+@pytest.mark.parametrize("words", [["--resume", ""], ["--resume="], ["--runs-dir="], ["--runs-dir", "a\nb"]])
+def test_argument_that_is_empty_or_has_several_lines_is_refused(case, tmp_path, monkeypatch, words):
+    """`--resume "$RUN"` with RUN unset would begin a run anew."""
+    monkeypatch.chdir(tmp_path)
+    said = "has several lines" if "\n" in words[-1] else "a variable that is not set?"
+    assert said in case.refused(*case.tiny, *words)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("change", ["missing", "shorter", "other"])
 def test_run_whose_metrics_were_tampered_with_is_not_resumed(case, copied, change):
     """Going on would leave a curve with a hole that no one sees."""
     metrics = copied / "metrics.csv"
     if change == "missing":
         metrics.unlink()
-    else:
+    elif change == "shorter":
         os.truncate(metrics, metrics.stat().st_size - 1)
+    else:
+        text = metrics.read_text()
+        metrics.write_text(
+            text[:-2] + str((int(text[-2]) + 1) % 10) + "\n" if text[-2].isdigit() else text[::-1]
+        )
     before = (copied / "checkpoint.pt").read_bytes()
     sentence = case.refused("--resume", copied, "--total-timesteps", 2 * case.total)
     assert str(metrics) in sentence and "restore it or start a new run" in sentence
-    assert (copied / "checkpoint.pt").read_bytes() == before and metrics.exists() == (change == "shorter")
+    assert (copied / "checkpoint.pt").read_bytes() == before and metrics.exists() == (change != "missing")
 
 
 def test_policy_alone_is_no_run_to_go_on_with(case, copied):

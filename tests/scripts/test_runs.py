@@ -119,7 +119,7 @@ def test_two_threads_learn_what_one_learns(case, reference, tmp_path):
 # Stopped and resumed.
 
 
-PROGRESS = {"args", "metrics_bytes", "evaluated", "best", "best_return"}
+PROGRESS = {"metrics_sha256", "args", "metrics_bytes", "evaluated", "best", "best_return"}
 KILLS = {"in a step": signal_in_step, "while saving": running.kill_while_saving}
 
 
@@ -212,10 +212,11 @@ def test_resumed_run_remembers_which_parameters_evaluated_best(case, copied):
 
 def test_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(case, tmp_path):
     """Hours of training on NaN, and a checkpoint overwritten with it, would both be lost."""
-    flags = [*case.tiny, f"--checkpoint-every={10 * case.total}", "--runs-dir", tmp_path]
+    flags = [*case.tiny, f"--checkpoint-every={case.turn}", "--runs-dir", tmp_path]
     if case.script == "iql":  # whose hidden state saturates: no learning rate is too large
         flags += ["--env-id=matrix/1", "--env-options", "payoff=[1e30, 1e30, 1e30, 1e30]"]
-    sentence = case.refused(*flags, "--learning-rate=1e12")
+    flags += ["--learning-rate=1e12"]  # more than the flag takes
+    sentence = running.refused(case.script, *flags, RANGES={}, **case.constants)
     assert "not finite" in sentence and "diagnostic.pt" in sentence and "--learning-rate" in sentence
     directory = only(tmp_path)
     batch = load(directory / "diagnostic.pt")["batch"]
@@ -223,7 +224,7 @@ def test_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(case, tm
     if case.num_steps > 1 and case.script != "dpo_matrix":  # a rollout
         assert batch["obs"].shape[:2] == (3, case.turn)
     state = load(directory)
-    assert state["global_step"] == 0 and all(x.isfinite().all() for x in state["agents"].values())
+    assert state["global_step"] < case.total and all(x.isfinite().all() for x in state["agents"].values())
     assert not (directory / "done").exists()
 
 

@@ -1,0 +1,103 @@
+"""numba's cache on disk: it saves time where it can, and fails in silence or in one sentence where not."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import envs.compiled
+from envs.compiled import njit
+
+ROOT = Path(envs.compiled.__file__).parents[1]
+
+
+@pytest.fixture
+def start(tmp_path, monkeypatch):
+    """What a new start finds: a function compiled in its module, with the cache in tmp_path."""
+    source = tmp_path / "kernels.py"
+    source.write_text("def triple(x):\n    return 3 * x\n\n\ndef shift(x):\n    return x + 10\n")
+    monkeypatch.setattr("numba.config.CACHE_DIR", str(tmp_path / "cache"))
+
+    def start(name="triple"):
+        found = {"__name__": "kernels"}
+        exec(compile(source.read_text(), str(source), "exec"), found)
+        kernel = njit(nogil=True)(found[name])
+        assert kernel(np.float64(2.0)) == {"triple": 6.0, "shift": 12.0}[name]
+        return sum(kernel.stats.cache_hits.values())
+
+    return start
+
+
+def files(tmp_path, suffix):
+    return sorted((tmp_path / "cache").rglob(f"*.{suffix}"))
+
+
+def test_a_second_start_does_not_compile(start):
+    """Else every run waits a minute for its first step."""
+    assert [start(), start(), start("shift"), start("shift")] == [0, 1, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("suffix", "damage"),
+    [(suffix, damage) for suffix in ("nbi", "nbc") for damage in ("emptied", "cut", "zeros")]
+    + [("nbc", "flipped")],
+)
+def test_a_damaged_cache_is_compiled_anew(start, tmp_path, suffix, damage):
+    """Else one interrupted copy of a checkout ends every later run in a traceback of pickle, or a crash."""
+    start()
+    (path,) = files(tmp_path, suffix)
+    whole = path.read_bytes()
+    middle = len(whole) // 2
+    broken = {
+        "emptied": b"",
+        "cut": whole[:middle],
+        "zeros": bytes(len(whole)),
+        "flipped": whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :],
+    }
+    path.write_bytes(broken[damage])
+    assert start() == 0
+    assert start() == 1  # and is whole again
+    assert len(files(tmp_path, "nbc")) == 1
+
+
+def test_a_cache_that_cannot_be_written_costs_no_run(start, tmp_path, monkeypatch, capsys):
+    """Else a full disk stops a run that needs none."""
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(envs.compiled._CheckedFile, "save", full)
+    envs.compiled._say_uncached.cache_clear()
+    assert start() == 0 and start("shift") == 0
+    assert capsys.readouterr().err.count("NUMBA_CACHE_DIR") == 1  # said once
+    assert not files(tmp_path, "nbc")
+
+
+@pytest.mark.parametrize("env_id", ["mpe/simple_spread", "matrix/1"])
+def test_environments_play_where_nothing_can_be_written(tmp_path, env_id):
+    """Else a read-only checkout without a home, as in containers, ends in "cannot cache function"."""
+    nowhere = tmp_path / "file"
+    nowhere.touch()
+    # Root may write anywhere: folders that cannot be made stand for those that may not be written.
+    play = f"""
+import numba.core.caching as caching
+for kind in (caching.InTreeCacheLocator, caching.UserWideCacheLocator):
+    kind.get_cache_path = lambda self: {str(nowhere / "cache")!r}
+import envs
+import torch
+env = envs.make({env_id!r}, 2, device="cpu")
+env.reset()
+print(env.step(torch.zeros(env.num_agents, 2, dtype=torch.int64))[1].isfinite().all().item())
+"""
+    told = subprocess.run(
+        [sys.executable, "-c", play],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "NUMBA_CACHE_DIR": str(nowhere)},
+    )
+    assert told.returncode == 0 and told.stdout == "True\n", told.stderr
+    assert told.stderr.count("\n") == 1 and "NUMBA_CACHE_DIR" in told.stderr
