@@ -138,7 +138,7 @@ class Above(Comparison):
             if other in groups and finding.sign == 0 and way > 0:
                 high = difference(mine, self.numbers(cell, groups[other]))[1] / way
                 if high < NOTHING:
-                    found[i] = other, Finding(-1, f"{finding.words} (< {NOTHING:.0%})".replace("%)", " %)"))
+                    found[i] = other, Finding(-1, f"{finding.words} (< {100 * NOTHING:.0f} %)")
         return found
 
 
