@@ -569,11 +569,9 @@ def check_ranges(args: Args) -> None:
 def parse_args(argv: list[str] | None = None) -> tuple[Args, dict]:
     """Flags over the environment's preset, or over the arguments of the run in --resume; and its state."""
     for word in sys.argv[1:] if argv is None else argv:
-        if not word.strip() or word.endswith("="):
-            sys.exit(f"{SCRIPT}: the argument {word!r} is empty (a variable that is not set?).")
-        if not word.isprintable():
-            what = "has several lines, or letters that this locale lacks (set PYTHONUTF8=1)"
-            sys.exit(f"{SCRIPT}: the argument {word!a} {what}.")
+        if not word.strip() or word.endswith("=") or not word.isprintable():
+            what = "is empty (a variable not set?), has several lines, or letters that this locale lacks"
+            sys.exit(f"{SCRIPT}: the argument {word!a} {what} (set PYTHONUTF8=1).")
     args = tyro.cli(Args, args=argv, description=__doc__)
     if args.resume and not args.eval_only:
         lock(checkpoint_path(args).with_name("metrics.csv"))
@@ -675,17 +673,16 @@ def load(path: Path) -> dict:
 
 def check_parts(state: dict) -> None:
     """An exception if a part of a checkpoint that all scripts have is missing or of another type."""
-    for field in fields(Args):
-        kind = (int, float) if isinstance(field.default, float) else type(field.default)
-        if "|" not in str(field.type) and not isinstance(state["args"][field.name], kind):
-            raise TypeError(field.name)
-    Args(**state["args"])
-    form = {name: (x.shape, x.dtype) for name, x in state["best"].items()}
+    optional = {field.name for field in fields(Args) if "|" in str(field.type)}
+    for name, value in vars(Args(**state["args"])).items():
+        if name not in optional and type(value) is not type(getattr(Args, name)):
+            raise TypeError(name)
+    best = {name: (x.shape, x.dtype) for name, x in state["best"].items()}
     if "envs" in state:  # else it holds policies only
         kinds = dict(global_step=int, evaluated=int, best_return=float, metrics_bytes=int, metrics_sha256=str)
         if any(type(state[name]) is not kind for name, kind in kinds.items()):
             raise TypeError
-        if form and form != {name: (x.shape, x.dtype) for name, x in state["agents"].items()}:
+        if best and best != {name: (x.shape, x.dtype) for name, x in state["agents"].items()}:
             raise ValueError
 
 
@@ -705,16 +702,13 @@ def restoring(args: Args, state: dict):
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, saved: dict) -> None:
-    """Takes over Adam's moments; what it does with them is in the arguments."""
+    """Takes over Adam's moments, at whose shapes it does not look; its settings are in the arguments."""
+    own = [dict(step=(), exp_avg=p.shape, exp_avg_sq=p.shape) for p in optimizer.param_groups[0]["params"]]
+    shapes = [{name: x.shape for name, x in moments.items()} for moments in saved["state"].values()]
+    if shapes and shapes != own:
+        raise ValueError("moments of other parameters")
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": copy.deepcopy(saved["state"]), "param_groups": groups})
-    parameters = groups[0]["params"] if optimizer.state else []
-    if saved["state"].keys() != set(parameters):
-        raise ValueError("moments of other parameters")
-    for parameter, own in optimizer.state.items():
-        shapes = {"step": (), "exp_avg": parameter.shape, "exp_avg_sq": parameter.shape}
-        if {name: x.shape for name, x in own.items()} != shapes:
-            raise ValueError("moments of other shapes")
 
 
 LOCKS: list[int] = []  # descriptors of files that no other process may lock before this one ends
@@ -965,38 +959,27 @@ class CudaGraph:
         return {name: x.clone() for name, x in self.stats.items()}
 
 
-class Unbroken:
-    """A stream that nobody may be reading any more, as after `| head -1`: that costs lines, not steps."""
+class Unbroken(io.FileIO):
+    """An output that nobody may be reading any more, as after `| head -1`: that costs lines, not steps."""
 
-    def __init__(self, stream):
-        self.stream = stream
+    def write(self, data) -> int:
+        with contextlib.suppress(BrokenPipeError):
+            return super().write(data)
+        return len(data)
 
-    def write(self, text: str) -> None:
-        try:
-            self.stream.write(text)
-        except UnicodeEncodeError:  # its encoding lacks a letter
-            code = self.stream.encoding
-            self.stream.write(text.encode(code, "backslashreplace").decode(code))
-        except BrokenPipeError:
-            self.discard()
 
-    def flush(self) -> None:
-        try:
-            self.stream.flush()
-        except BrokenPipeError:
-            self.discard()
-
-    def discard(self) -> None:
-        """From now on all of it."""
-        os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
-
-    def __getattr__(self, name: str):
-        return getattr(self.stream, name)
+def unbroken(stream: io.TextIOWrapper) -> io.TextIOWrapper:
+    """The same stream, but Unbroken, and with codes for letters that its encoding lacks."""
+    try:
+        raw = io.BufferedWriter(Unbroken(stream.fileno(), "w", closefd=False))
+    except io.UnsupportedOperation:  # it is no file, as in a notebook
+        return stream
+    return io.TextIOWrapper(raw, stream.encoding, "backslashreplace", line_buffering=True)
 
 
 if __name__ == "__main__":
-    sys.stdout = Unbroken(sys.stdout)
-    sys.stderr = Unbroken(sys.stderr)
+    sys.stdout = unbroken(sys.stdout)
+    sys.stderr = unbroken(sys.stderr)
     exit_on_signal("stopped before it trained; the same command starts it again.")
     try:
         main()

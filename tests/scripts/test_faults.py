@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import fcntl
 import importlib
-import io
 import json
 import os
 import random
@@ -160,11 +159,9 @@ def test_closed_output_costs_no_steps(tmp_path):
 
 def test_stream_of_few_letters_gets_the_others_as_numbers(tmp_path):
     """Under an ASCII locale a run directory named Läufe would end the run."""
-    stream = io.TextIOWrapper(raw := io.BytesIO(), encoding="ascii")
-    out = importlib.import_module("dpo_mpe").Unbroken(stream)
-    print("Läufe/1\nok", file=out)
-    out.flush()
-    assert raw.getvalue() == b"L\\xe4ufe/1\nok\n"
+    with open(tmp_path / "out", "w", encoding="ascii") as stream:
+        print("Läufe/1\nok", file=importlib.import_module("dpo_mpe").unbroken(stream))
+    assert (tmp_path / "out").read_bytes() == b"L\\xe4ufe/1\nok\n"
 
 
 def test_folder_of_letters_that_the_locale_lacks_is_a_sentence(tmp_path):
