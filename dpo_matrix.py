@@ -62,6 +62,7 @@ EXIT_REQUEUE = 75  # EX_TEMPFAIL: a signal stopped the run, its checkpoint is on
 ITERATIONS = 10_000  # of the exact iteration at most: it need not converge, nor quickly
 STEADY = 1e-12  # it ends where no probability changes by more
 CHUNK = 512  # rows at a time, so that activations stay in the cache; fewer agents than 8 take more
+GROUP_ROWS = 10**9  # all agents are one group: their tables are too small to pay for threads
 COLUMNS = """
 global_step eval/episodic_return eval/greedy_return eval/optimum
 charts/episodic_return charts/episodic_length charts/SPS time/env time/act time/update
@@ -108,7 +109,7 @@ class Args:
     resume: str = ""  # run directory (or .pt file) to go on with, under its own arguments
     eval_only: bool = False  # with --resume: evaluate its policies, and stop
     device: Literal["cpu", "cuda"] = "cpu"  # cuda: the first GPU that CUDA_VISIBLE_DEVICES names
-    torch_threads: int = 1  # CPU threads of the learner; each has a group of agents to itself
+    torch_threads: int = 1  # as in the other scripts; tables are too small for more than one
 
     max_grad_norm = 10.0  # gradient clip, per agent and per network; no flag
 
@@ -135,7 +136,7 @@ RANGES = {
     "num_actions": (1, 1000),
     "num_envs": (1, 2**14),
     "update_epochs": (1, 10**5),
-    "torch_threads": (1, 1024),
+    "torch_threads": (0, 1024),
     "seed game_seed": (0, 2**63 - 1),
     "d_target": (1e-12, 1e12),
     "learning_rate": (1e-12, 1),
@@ -362,17 +363,19 @@ def update(agents, optimizer, batch, args, loss_fn=dpo_loss) -> dict[str, torch.
 
 # --- same in: dpo_mamujoco, dpo_matrix, dpo_mpe, dpo_smac, ippo ---
 class Learner:
-    """Runs `update` for groups of agents, each on a thread of its own; on a GPU for all, as a CUDA graph.
+    """Runs `update` for groups of agents on threads; on a GPU for all agents at once, as a CUDA graph.
 
-    Agents share nothing, so a group is a learner by itself, and threads need no synchronisation.
+    Agents share nothing, so a group is a learner by itself, and threads need no synchronisation. How agents
+    are grouped depends on the rows per agent of an update alone: on any number of threads results are equal.
     """
 
-    def __init__(self, agents: Agents, args: Args, loss_fn):
+    def __init__(self, agents: Agents, args: Args, loss_fn, rows: int):
         cuda = args.device == "cuda"
         if getattr(args, "compile", False):  # dpo_matrix.py has no such flag
             # On a CPU into C++, which runs without Python's lock.
             loss_fn = torch.compile(loss_fn, options={} if cuda else {"cpp_wrapper": True})
-        count = 1 if cuda else min(args.torch_threads, agents.team_size)
+        size = max(2, math.ceil(GROUP_ROWS / rows))
+        count = 1 if cuda else min(8, math.ceil(agents.team_size / size))
         bounds = np.linspace(0, agents.team_size, count + 1).astype(int).tolist()
         self.groups = [slice(first, last) for first, last in itertools.pairwise(bounds)]
         self.optimizers = []
@@ -384,7 +387,8 @@ class Learner:
             step = functools.partial(update, members, optimizer, args=args, loss_fn=loss_fn)
             self.optimizers.append(optimizer)
             self.updates.append(CudaGraph(step) if cuda else step)
-        self.pool = ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,))
+        workers = min(count, thread_count(args))
+        self.pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))
 
     def learn(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """`update` of every group with its part of a batch (N, rows, ...); what it returns, (N,) each."""
@@ -430,7 +434,7 @@ def train(args: Args, envs, optimum: float, agents: Agents, state: dict) -> Path
     truncations = zeros(T, E, dtype=torch.bool)
     check_rollout(obs)
 
-    learner = Learner(agents, args, dpo_loss)
+    learner = Learner(agents, args, dpo_loss, T * E)
     # Not the stream that drew the parameters; on a CPU a seed counts modulo 2**32.
     stream = np.random.SeedSequence(args.seed, spawn_key=(1,)).generate_state(1)
     generator = torch.Generator(args.device).manual_seed(int(stream[0]))
@@ -707,9 +711,9 @@ def parse_args(argv: list[str] | None = None) -> tuple[Args, dict]:
     base = Args(**(state["args"] if state else preset))
     args = tyro.cli(Args, args=argv, default=base, description=__doc__)
     may_change = {"total_timesteps", "runs_dir", "resume", "eval_only", "capture_video"}
-    may_change |= {"checkpoint_every", "memory_share"}
+    may_change |= {"checkpoint_every", "memory_share", "torch_threads"}
     if args.eval_only:
-        may_change |= {"seed", "num_envs", "device", "torch_threads", "compile", "backend"}
+        may_change |= {"seed", "num_envs", "device", "compile", "backend"}
     for name, before in state.get("args", {}).items():
         now = getattr(args, name)
         if now != before and name not in may_change:
@@ -726,6 +730,11 @@ def parse_args(argv: list[str] | None = None) -> tuple[Args, dict]:
     if getattr(args, "compile", False) and not shutil.which(os.environ.get("CXX", "g++")):
         sys.exit(f"{SCRIPT}: --compile needs a C++ compiler; install g++ (or set CXX), or drop the flag.")
     return args, state
+
+
+def thread_count(args: Args) -> int:
+    """CPU threads to use."""
+    return args.torch_threads or environments.usable_cores()
 
 
 def checkpoint_path(args: Args) -> Path:
@@ -899,7 +908,8 @@ class Run:
             self.logged = hashlib.sha256()
             self.append(",".join(COLUMNS) + "\n")
             lock(self.metrics)
-        about["total_timesteps"] = args.total_timesteps  # a run that goes on may do so to another end
+        # What a run that goes on may change.
+        about |= {"total_timesteps": args.total_timesteps, "torch_threads": thread_count(args)}
         write_json(self.directory / "args.json", about, indent=1)
         sizes = f"{envs.num_agents} agents, {envs.obs_dim} inputs, {envs.num_actions} actions"
         print(f"{self.directory}: {sizes}", flush=True)
@@ -1104,6 +1114,7 @@ def unbroken(stream: io.TextIOWrapper) -> io.TextIOWrapper:
 if __name__ == "__main__":
     sys.stdout = unbroken(sys.stdout)
     sys.stderr = unbroken(sys.stderr)
+    environments.keep_freed_memory()
     exit_on_signal("stopped before it trained; the same command starts it again.")
     try:
         main()

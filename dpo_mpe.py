@@ -58,6 +58,7 @@ EXIT_REQUEUE = 75  # EX_TEMPFAIL: a signal stopped the run, its checkpoint is on
 LONGEST_EPISODE = 100_000  # steps that an evaluation waits for the end of one
 EVAL_EPISODES = 32  # per evaluation; ten times as many for the absolute metric at the end
 CHUNK = 512  # rows at a time, so that activations stay in the cache; fewer agents than 8 take more
+GROUP_ROWS = 4096  # rows that a group of agents has together, at least; fewer do not pay for a thread
 COLUMNS = """
 global_step eval/episodic_return eval/episodic_length
 charts/episodic_return charts/episodic_length charts/SPS time/env time/act time/update
@@ -101,7 +102,7 @@ class Args:
     eval_only: bool = False  # with --resume: play 320 greedy episodes with its best parameters, and stop
     capture_video: bool = False  # record greedy episodes as video.mp4 in the run directory, at the end
     device: Literal["cpu", "cuda"] = "cpu"  # cuda: the first GPU that CUDA_VISIBLE_DEVICES names
-    torch_threads: int = 1  # CPU threads of the learner; each has a group of agents to itself
+    torch_threads: int = 0  # CPU threads of the learner, 0: one per core; results are the same
     compile: bool = False  # torch.compile the loss: faster updates after 10 to 40 s; a CPU needs g++
 
     @property
@@ -121,7 +122,7 @@ RANGES = {
     "total_timesteps episode_length eval_every checkpoint_every": (1, 10**12),
     "num_envs": (1, 2**14),
     "num_steps update_epochs": (1, 10**5),
-    "torch_threads": (1, 1024),
+    "torch_threads": (0, 1024),
     "seed": (0, 2**63 - 1),
     "max_grad_norm d_target": (1e-12, 1e12),
     "learning_rate": (1e-12, 1),
@@ -334,17 +335,19 @@ def update(agents, optimizer, batch, args, loss_fn=dpo_loss) -> dict[str, torch.
 
 # --- same in: dpo_mamujoco, dpo_matrix, dpo_mpe, dpo_smac, ippo ---
 class Learner:
-    """Runs `update` for groups of agents, each on a thread of its own; on a GPU for all, as a CUDA graph.
+    """Runs `update` for groups of agents on threads; on a GPU for all agents at once, as a CUDA graph.
 
-    Agents share nothing, so a group is a learner by itself, and threads need no synchronisation.
+    Agents share nothing, so a group is a learner by itself, and threads need no synchronisation. How agents
+    are grouped depends on the rows per agent of an update alone: on any number of threads results are equal.
     """
 
-    def __init__(self, agents: Agents, args: Args, loss_fn):
+    def __init__(self, agents: Agents, args: Args, loss_fn, rows: int):
         cuda = args.device == "cuda"
         if getattr(args, "compile", False):  # dpo_matrix.py has no such flag
             # On a CPU into C++, which runs without Python's lock.
             loss_fn = torch.compile(loss_fn, options={} if cuda else {"cpp_wrapper": True})
-        count = 1 if cuda else min(args.torch_threads, agents.team_size)
+        size = max(2, math.ceil(GROUP_ROWS / rows))
+        count = 1 if cuda else min(8, math.ceil(agents.team_size / size))
         bounds = np.linspace(0, agents.team_size, count + 1).astype(int).tolist()
         self.groups = [slice(first, last) for first, last in itertools.pairwise(bounds)]
         self.optimizers = []
@@ -356,7 +359,8 @@ class Learner:
             step = functools.partial(update, members, optimizer, args=args, loss_fn=loss_fn)
             self.optimizers.append(optimizer)
             self.updates.append(CudaGraph(step) if cuda else step)
-        self.pool = ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,))
+        workers = min(count, thread_count(args))
+        self.pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))
 
     def learn(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """`update` of every group with its part of a batch (N, rows, ...); what it returns, (N,) each."""
@@ -419,7 +423,7 @@ def train(args: Args, envs, eval_envs, agents: Agents, state: dict) -> tuple[Pat
     truncations = zeros(T, E, dtype=torch.bool)
     check_rollout(obs, old_logp)
 
-    learner = Learner(agents, args, dpo_loss)
+    learner = Learner(agents, args, dpo_loss, T * E)
     # Not the stream that drew the parameters; on a CPU a seed counts modulo 2**32.
     stream = np.random.SeedSequence(args.seed, spawn_key=(1,)).generate_state(1)
     generator = torch.Generator(args.device).manual_seed(int(stream[0]))
@@ -560,9 +564,9 @@ def parse_args(argv: list[str] | None = None) -> tuple[Args, dict]:
     base = Args(**(state["args"] if state else preset))
     args = tyro.cli(Args, args=argv, default=base, description=__doc__)
     may_change = {"total_timesteps", "runs_dir", "resume", "eval_only", "capture_video"}
-    may_change |= {"checkpoint_every", "memory_share"}
+    may_change |= {"checkpoint_every", "memory_share", "torch_threads"}
     if args.eval_only:
-        may_change |= {"seed", "num_envs", "device", "torch_threads", "compile", "backend"}
+        may_change |= {"seed", "num_envs", "device", "compile", "backend"}
     for name, before in state.get("args", {}).items():
         now = getattr(args, name)
         if now != before and name not in may_change:
@@ -579,6 +583,11 @@ def parse_args(argv: list[str] | None = None) -> tuple[Args, dict]:
     if getattr(args, "compile", False) and not shutil.which(os.environ.get("CXX", "g++")):
         sys.exit(f"{SCRIPT}: --compile needs a C++ compiler; install g++ (or set CXX), or drop the flag.")
     return args, state
+
+
+def thread_count(args: Args) -> int:
+    """CPU threads to use."""
+    return args.torch_threads or environments.usable_cores()
 
 
 def checkpoint_path(args: Args) -> Path:
@@ -752,7 +761,8 @@ class Run:
             self.logged = hashlib.sha256()
             self.append(",".join(COLUMNS) + "\n")
             lock(self.metrics)
-        about["total_timesteps"] = args.total_timesteps  # a run that goes on may do so to another end
+        # What a run that goes on may change.
+        about |= {"total_timesteps": args.total_timesteps, "torch_threads": thread_count(args)}
         write_json(self.directory / "args.json", about, indent=1)
         sizes = f"{envs.num_agents} agents, {envs.obs_dim} inputs, {envs.num_actions} actions"
         print(f"{self.directory}: {sizes}", flush=True)
@@ -957,6 +967,7 @@ def unbroken(stream: io.TextIOWrapper) -> io.TextIOWrapper:
 if __name__ == "__main__":
     sys.stdout = unbroken(sys.stdout)
     sys.stderr = unbroken(sys.stderr)
+    environments.keep_freed_memory()
     exit_on_signal("stopped before it trained; the same command starts it again.")
     try:
         main()

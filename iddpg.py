@@ -26,12 +26,14 @@ import io
 import itertools
 import json
 import math
+import operator
 import shutil
 import sys
 import time
 import warnings
 import zipfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Literal
@@ -56,6 +58,7 @@ SCRIPT = Path(__file__).stem
 EXIT_REQUEUE = 75  # EX_TEMPFAIL: a signal stopped the run, its checkpoint is on disk, --resume goes on
 LONGEST_EPISODE = 100_000  # steps that an evaluation waits for the end of one
 EVAL_EPISODES = 32  # per evaluation; ten times as many for the absolute metric at the end
+GROUP_AGENTS = 4  # agents that learn together, at most 8 groups; smaller ones do not pay for a thread
 LOG_EVERY = 2048  # environment steps that a row of metrics.csv averages over, at least
 COLUMNS = """
 global_step eval/episodic_return eval/episodic_length
@@ -90,7 +93,7 @@ class Args:
     eval_only: bool = False  # with --resume: play 320 greedy episodes with its best parameters, and stop
     capture_video: bool = False  # record greedy episodes as video.mp4 in the run directory, at the end
     device: Literal["cpu", "cuda"] = "cpu"  # cuda: the first GPU that CUDA_VISIBLE_DEVICES names
-    torch_threads: int = 1  # CPU threads of single operators
+    torch_threads: int = 0  # CPU threads of physics and learner, 0: one per core; results are the same
 
     def __post_init__(self):
         check_ranges(self)
@@ -100,7 +103,7 @@ RANGES = {
     "total_timesteps buffer_steps eval_every checkpoint_every": (1, 10**12),
     "num_envs": (1, 2**14),
     "batch_size": (1, 10**5),
-    "torch_threads": (1, 1024),
+    "torch_threads": (0, 1024),
     "warmup_steps": (0, 10**12),
     "seed": (0, 2**63 - 1),
     "max_grad_norm": (1e-12, 1e12),
@@ -158,6 +161,14 @@ class Agents(nn.Module):
         self.register_buffer("act_mask", (torch.arange(act_dim) < torch.tensor(act_dims)[:, None])[:, None])
         self.register_buffer("low", torch.tensor(bounds.low)[:, None], persistent=False)
         self.register_buffer("high", torch.tensor(bounds.high)[:, None], persistent=False)
+
+    def group(self, part: slice) -> "Agents":
+        """Some of the agents as a module of their own, whose parameters are views of this one's."""
+        members = copy.deepcopy(self)
+        for mine, whole in zip(members.parameters(), self.parameters(), strict=True):
+            mine.data = whole.data[part]
+        members.act_mask = self.act_mask[part]
+        return members
 
     def act(self, obs: torch.Tensor) -> torch.Tensor:
         """Actions in [-1, 1], 0 where padded: (N, batch, obs_dim) -> (N, batch, D)."""
@@ -278,7 +289,7 @@ def update(agents, target, optimizers, batch, args) -> dict[str, torch.Tensor]:
 
     actor_optimizer.zero_grad()
     loss, parts = actor_loss(agents, batch)
-    loss.backward()  # reaches the critics as well, whose gradients the next update clears
+    loss.backward(inputs=list(agents.actor.parameters()))  # the critics only pass it on
     grad_norm = clip_grad_norm_per_agent(agents.actor, args.max_grad_norm)
     actor_optimizer.step()
 
@@ -289,16 +300,38 @@ def update(agents, target, optimizers, batch, args) -> dict[str, torch.Tensor]:
 
 
 class Learner:
-    """`update` with its optimizers and target networks; on a GPU as a CUDA graph."""
+    """Runs `update` for groups of agents on threads; on a GPU for all agents at once, as a CUDA graph.
+
+    Agents share nothing, so a group is a learner by itself, and threads need no synchronisation. How agents
+    are grouped does not depend on the number of threads: on any number of them results are equal.
+    """
 
     def __init__(self, agents: Agents, args: Args):
         cuda = args.device == "cuda"
         self.target = copy.deepcopy(agents)
-        settings = dict(lr=args.learning_rate, fused=True, capturable=cuda)
-        networks = (agents.actor, agents.critic)
-        self.optimizers = [torch.optim.Adam(network.parameters(), **settings) for network in networks]
-        learn = functools.partial(update, agents, self.target, self.optimizers, args=args)
-        self.update = CudaGraph(learn) if cuda else learn
+        num_agents = len(agents.act_mask)
+        count = 1 if cuda else min(8, math.ceil(num_agents / GROUP_AGENTS))
+        bounds = np.linspace(0, num_agents, count + 1).astype(int).tolist()
+        self.groups = [slice(first, last) for first, last in itertools.pairwise(bounds)]
+        self.optimizers = []  # of actors and critics, for each group
+        self.updates = []
+        for group in self.groups:
+            members = agents.group(group)
+            settings = dict(lr=args.learning_rate, fused=True, capturable=cuda)
+            networks = (members.actor, members.critic)
+            optimizers = [torch.optim.Adam(network.parameters(), **settings) for network in networks]
+            step = functools.partial(update, members, self.target.group(group), optimizers, args=args)
+            self.optimizers += optimizers
+            self.updates.append(CudaGraph(step) if cuda else step)
+        workers = min(count, thread_count(args))
+        self.pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))
+
+    def learn(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """`update` of every group with its part of a batch, and what is the team's; returns (N,) each."""
+        team = ("rewards", "terminations")
+        batches = [{name: x if name in team else x[g] for name, x in batch.items()} for g in self.groups]
+        stats = list(self.pool.map(operator.call, self.updates, batches))
+        return {name: torch.cat([own[name] for own in stats]) for name in stats[0]}
 
 
 # --- same in: dpo_mamujoco, iddpg, ippo ---
@@ -449,7 +482,7 @@ def train(args: Args, envs, eval_envs, agents: Agents, state: dict) -> tuple[Pat
         global_step += args.num_envs
         for _ in range(due if global_step > args.warmup_steps else 0):
             batch = replay.sample(args.batch_size, random)
-            add_update(window, learner.update(batch))
+            add_update(window, learner.learn(batch))
         if batch:
             run.check_finite(global_step, {}, agents, batch)
         clock.lap("update")
@@ -467,9 +500,10 @@ def train(args: Args, envs, eval_envs, agents: Agents, state: dict) -> tuple[Pat
 
 def main() -> None:
     args, state = parse_args()
-    torch.set_num_threads(args.torch_threads)
+    torch.set_num_threads(1)  # cores are for groups of agents, --torch-threads, not for single operators
     torch.manual_seed(args.seed)
-    options = environments.parse_options(args.env_options)
+    options = {"threads": thread_count(args)} if args.env_id.startswith("mamujoco/") else {}
+    options |= environments.parse_options(args.env_options)
     make = functools.partial(environments.make, args.env_id, seed=args.seed, device=args.device, **options)
     envs = make(args.num_envs)
     if envs.discrete:
@@ -528,9 +562,9 @@ def parse_args(argv: list[str] | None = None) -> tuple[Args, dict]:
     base = Args(**(state["args"] if state else preset))
     args = tyro.cli(Args, args=argv, default=base, description=__doc__)
     may_change = {"total_timesteps", "runs_dir", "resume", "eval_only", "capture_video"}
-    may_change |= {"checkpoint_every", "memory_share"}
+    may_change |= {"checkpoint_every", "memory_share", "torch_threads"}
     if args.eval_only:
-        may_change |= {"seed", "num_envs", "device", "torch_threads", "compile", "backend"}
+        may_change |= {"seed", "num_envs", "device", "compile", "backend"}
     for name, before in state.get("args", {}).items():
         now = getattr(args, name)
         if now != before and name not in may_change:
@@ -547,6 +581,11 @@ def parse_args(argv: list[str] | None = None) -> tuple[Args, dict]:
     if getattr(args, "compile", False) and not shutil.which(os.environ.get("CXX", "g++")):
         sys.exit(f"{SCRIPT}: --compile needs a C++ compiler; install g++ (or set CXX), or drop the flag.")
     return args, state
+
+
+def thread_count(args: Args) -> int:
+    """CPU threads to use."""
+    return args.torch_threads or environments.usable_cores()
 
 
 def checkpoint_path(args: Args) -> Path:
@@ -720,7 +759,8 @@ class Run:
             self.logged = hashlib.sha256()
             self.append(",".join(COLUMNS) + "\n")
             lock(self.metrics)
-        about["total_timesteps"] = args.total_timesteps  # a run that goes on may do so to another end
+        # What a run that goes on may change.
+        about |= {"total_timesteps": args.total_timesteps, "torch_threads": thread_count(args)}
         write_json(self.directory / "args.json", about, indent=1)
         sizes = f"{envs.num_agents} agents, {envs.obs_dim} inputs, {envs.num_actions} actions"
         print(f"{self.directory}: {sizes}", flush=True)
@@ -925,6 +965,7 @@ def unbroken(stream: io.TextIOWrapper) -> io.TextIOWrapper:
 if __name__ == "__main__":
     sys.stdout = unbroken(sys.stdout)
     sys.stderr = unbroken(sys.stderr)
+    environments.keep_freed_memory()
     exit_on_signal("stopped before it trained; the same command starts it again.")
     try:
         main()

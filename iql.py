@@ -23,14 +23,17 @@ import errno
 import functools
 import hashlib
 import io
+import itertools
 import json
 import math
+import operator
 import shutil
 import sys
 import time
 import warnings
 import zipfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Literal
@@ -56,6 +59,7 @@ EXIT_REQUEUE = 75  # EX_TEMPFAIL: a signal stopped the run, its checkpoint is on
 LONGEST_EPISODE = 100_000  # steps that an evaluation waits for the end of one
 EVAL_EPISODES = 32  # per evaluation; ten times as many for the absolute metric at the end
 HIDDEN = 128  # units of every layer
+GROUP_AGENTS = 4  # agents that learn together, at most 8 groups; smaller ones do not pay for a thread
 LOG_EVERY = 2048  # environment steps that a row of metrics.csv averages over, at least
 COLUMNS = """
 global_step eval/episodic_return eval/episodic_length eval/win_rate
@@ -91,7 +95,7 @@ class Args:
     eval_only: bool = False  # with --resume: play 320 greedy episodes with its best parameters, and stop
     capture_video: bool = False  # record greedy episodes as video.mp4 in the run directory, at the end
     device: Literal["cpu", "cuda"] = "cpu"  # cuda: the first GPU that CUDA_VISIBLE_DEVICES names
-    torch_threads: int = 1  # CPU threads of single operators
+    torch_threads: int = 0  # CPU threads of the learner, 0: one per core; results are the same
     compile: bool = False  # torch.compile the GRU cell, for GPUs; on a CPU, which needs g++, it gains nothing
 
     def __post_init__(self):
@@ -109,7 +113,7 @@ RANGES = {
     "epsilon_steps eval_every checkpoint_every": (1, 10**12),
     "num_envs": (1, 2**14),
     "updates_per_episode": (1, 10**5),
-    "torch_threads": (1, 1024),
+    "torch_threads": (0, 1024),
     "seed": (0, 2**63 - 1),
     "max_grad_norm": (1e-12, 1e12),
     "learning_rate": (1e-12, 1),
@@ -150,6 +154,13 @@ class QNetworks(nn.Module):
     def layer(self, index: int, x: torch.Tensor) -> torch.Tensor:
         """(N, rows, in) -> (N, rows, out)."""
         return torch.baddbmm(self.biases[index], x, self.weights[index])
+
+    def group(self, part: slice) -> "QNetworks":
+        """Some of the agents as a module of their own, whose parameters are views of this one's."""
+        members = copy.deepcopy(self)
+        for mine, whole in zip(members.parameters(), self.parameters(), strict=True):
+            mine.data = whole.data[part]
+        return members
 
     def empty_carry(self, num_envs: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Of episodes that begin: no last action (N, E, A), and a hidden state (N, E, HIDDEN) of zeros."""
@@ -330,18 +341,42 @@ def update(agents, target, optimizer, batch, args, cell=gru_cell) -> dict[str, t
 
 
 class Learner:
-    """`update` with its optimizer and target networks; on a GPU as a CUDA graph."""
+    """Runs `update` for groups of agents on threads; on a GPU for all agents at once, as a CUDA graph.
+
+    Agents share nothing, so a group is a learner by itself, and threads need no synchronisation. How agents
+    are grouped does not depend on the number of threads: on any number of them results are equal.
+    """
 
     def __init__(self, agents: QNetworks, args: Args):
         cuda = args.device == "cuda"
-        self.target = copy.deepcopy(agents)
-        settings = dict(lr=args.learning_rate, fused=True, capturable=cuda)
-        self.optimizer = torch.optim.Adam(agents.parameters(), **settings)
         cell = gru_cell
         if args.compile:
             cell = torch.compile(gru_cell, options={} if cuda else {"cpp_wrapper": True})
-        learn = functools.partial(update, agents, self.target, self.optimizer, args=args, cell=cell)
-        self.update = CudaGraph(learn) if cuda else learn
+        self.target = copy.deepcopy(agents)
+        num_agents = len(agents.biases[0])
+        count = 1 if cuda else min(8, math.ceil(num_agents / GROUP_AGENTS))
+        bounds = np.linspace(0, num_agents, count + 1).astype(int).tolist()
+        self.groups = [slice(first, last) for first, last in itertools.pairwise(bounds)]
+        self.optimizers = []
+        self.updates = []
+        for group in self.groups:
+            members = agents.group(group)
+            settings = dict(lr=args.learning_rate, fused=True, capturable=cuda)
+            optimizer = torch.optim.Adam(members.parameters(), **settings)
+            step = functools.partial(
+                update, members, self.target.group(group), optimizer, args=args, cell=cell
+            )
+            self.optimizers.append(optimizer)
+            self.updates.append(CudaGraph(step) if cuda else step)
+        workers = min(count, thread_count(args))
+        self.pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))
+
+    def learn(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """`update` of every group with its part of a batch, and what is the team's; returns (N,) each."""
+        team = ("rewards", "terminations", "filled")
+        batches = [{name: x if name in team else x[g] for name, x in batch.items()} for g in self.groups]
+        stats = list(self.pool.map(operator.call, self.updates, batches))
+        return {name: torch.cat([own[name] for own in stats]) for name in stats[0]}
 
 
 def greedy(agents, obs, action_mask, carry) -> tuple[torch.Tensor, torch.Tensor]:
@@ -435,7 +470,8 @@ def train(args: Args, envs, eval_envs, agents: QNetworks, state: dict) -> tuple[
         if state:
             agents.load_state_dict(state["agents"])
             learner.target.load_state_dict(state["target"])
-            restore_optimizer(learner.optimizer, state["optimizer"])
+            for optimizer, saved in zip(learner.optimizers, state["optimizers"], strict=True):
+                restore_optimizer(optimizer, saved)
             random.bit_generator.state = json.loads(state["random"])
             replay.load_state_dict(state["replay"], begun=envs.restorable)
             window = load_window(state["window"])
@@ -452,7 +488,7 @@ def train(args: Args, envs, eval_envs, agents: QNetworks, state: dict) -> tuple[
         return {
             "agents": agents.state_dict(),
             "target": learner.target.state_dict(),
-            "optimizer": learner.optimizer.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in learner.optimizers],
             "random": json.dumps(random.bit_generator.state),
             "replay": replay.state_dict(),
             "carry": carry,
@@ -499,7 +535,7 @@ def train(args: Args, envs, eval_envs, agents: QNetworks, state: dict) -> tuple[
             ready = replay.added >= args.batch_episodes
             for _ in range(args.updates_per_episode if ready else 0):
                 batch = replay.sample(args.batch_episodes, random, whole=args.device == "cuda")
-                add_update(window, learner.update(batch))
+                add_update(window, learner.learn(batch))
             run.check_finite(global_step, {}, agents, batch)
             if replay.added % args.target_every == 0:
                 learner.target.load_state_dict(agents.state_dict())
@@ -519,7 +555,7 @@ def train(args: Args, envs, eval_envs, agents: QNetworks, state: dict) -> tuple[
 
 def main() -> None:
     args, state = parse_args()
-    torch.set_num_threads(args.torch_threads)
+    torch.set_num_threads(1)  # cores are for groups of agents, --torch-threads, not for single operators
     torch.manual_seed(args.seed)
     options = environments.parse_options(args.env_options)
     make = functools.partial(environments.make, args.env_id, seed=args.seed, device=args.device, **options)
@@ -583,9 +619,9 @@ def parse_args(argv: list[str] | None = None) -> tuple[Args, dict]:
     base = Args(**(state["args"] if state else preset))
     args = tyro.cli(Args, args=argv, default=base, description=__doc__)
     may_change = {"total_timesteps", "runs_dir", "resume", "eval_only", "capture_video"}
-    may_change |= {"checkpoint_every", "memory_share"}
+    may_change |= {"checkpoint_every", "memory_share", "torch_threads"}
     if args.eval_only:
-        may_change |= {"seed", "num_envs", "device", "torch_threads", "compile", "backend"}
+        may_change |= {"seed", "num_envs", "device", "compile", "backend"}
     for name, before in state.get("args", {}).items():
         now = getattr(args, name)
         if now != before and name not in may_change:
@@ -602,6 +638,11 @@ def parse_args(argv: list[str] | None = None) -> tuple[Args, dict]:
     if getattr(args, "compile", False) and not shutil.which(os.environ.get("CXX", "g++")):
         sys.exit(f"{SCRIPT}: --compile needs a C++ compiler; install g++ (or set CXX), or drop the flag.")
     return args, state
+
+
+def thread_count(args: Args) -> int:
+    """CPU threads to use."""
+    return args.torch_threads or environments.usable_cores()
 
 
 def checkpoint_path(args: Args) -> Path:
@@ -775,7 +816,8 @@ class Run:
             self.logged = hashlib.sha256()
             self.append(",".join(COLUMNS) + "\n")
             lock(self.metrics)
-        about["total_timesteps"] = args.total_timesteps  # a run that goes on may do so to another end
+        # What a run that goes on may change.
+        about |= {"total_timesteps": args.total_timesteps, "torch_threads": thread_count(args)}
         write_json(self.directory / "args.json", about, indent=1)
         sizes = f"{envs.num_agents} agents, {envs.obs_dim} inputs, {envs.num_actions} actions"
         print(f"{self.directory}: {sizes}", flush=True)
@@ -980,6 +1022,7 @@ def unbroken(stream: io.TextIOWrapper) -> io.TextIOWrapper:
 if __name__ == "__main__":
     sys.stdout = unbroken(sys.stdout)
     sys.stderr = unbroken(sys.stderr)
+    environments.keep_freed_memory()
     exit_on_signal("stopped before it trained; the same command starts it again.")
     try:
         main()

@@ -41,7 +41,7 @@ sys.path.insert(0, str(ROOT))
 from benchmark.lib.letters import in_utf8  # noqa: E402
 from benchmark.lib.tables import markdown  # noqa: E402
 from benchmark.lib.timing import sgemm_gflops, sgemm_gflops_cuda, steps_per_second, take_turns  # noqa: E402
-from envs import env_ids  # noqa: E402
+from envs import env_ids, usable_cores  # noqa: E402
 
 RELEASED = {"matrix": (39, 142), "mpe": (25, 188)}
 """Environment steps per second, from and to, of the authors' released code, measured earlier on one thread of
@@ -146,7 +146,6 @@ def time_robots(args: Args) -> dict[str, Any]:
     Ratios are of the same turn, and the median of them is given: on a busy machine every turn is another.
     """
     from benchmark.peers.robots import BASES, simulators
-    from envs.mamujoco.env import usable_cores
 
     threads = args.threads or tuple(sorted({1, usable_cores()}))
     result: dict[str, Any] = {}
@@ -206,7 +205,6 @@ def time_learner(args: Args) -> dict[str, Any]:
     median of the share within each turn is then the fairer figure.
     """
     from benchmark.lib.learners import learner_gflops, made_up
-    from envs.mamujoco.env import usable_cores
 
     torch.set_num_threads(1)
     cuda = args.device != "cpu"
@@ -247,7 +245,6 @@ def time_e2e(args: Args) -> dict[str, Any]:
     Where the released code was timed, also with that code's batches, one episode of one environment.
     """
     from benchmark.lib.learners import script_rates
-    from envs.mamujoco.env import usable_cores
 
     result: dict[str, Any] = {}
     rows = []
@@ -261,7 +258,7 @@ def time_e2e(args: Args) -> dict[str, Any]:
             for n in args.threads or sorted({1, usable_cores()})
         }
         if args.family in RELEASED and not num_agents:  # it was timed with 5
-            few = ["--num-envs", "1", "--total-timesteps", str(40 * episode)]
+            few = ["--num-envs", "1", "--torch-threads", "1", "--total-timesteps", str(40 * episode)]
             plans["1 thread, batches of one episode"] = few
         if args.compile and args.family != "matrix":  # whose script has nothing to compile
             plans |= {f"{label}, compiled": [*flags, "--compile"] for label, flags in plans.items()}
@@ -296,6 +293,8 @@ def beside_benchmarl(args: Args) -> dict[str, Any]:
         "ippo.py",
         "--env-id",
         "mpe/simple_spread",
+        "--torch-threads",
+        "1",
         "--total-timesteps",
         steps,
         "--eval-every",

@@ -25,7 +25,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
-from envs.base import BrokenEnvironment, TeamVectorEnv, failure, free_bytes
+from envs.base import (
+    BrokenEnvironment,
+    TeamVectorEnv,
+    failure,
+    free_bytes,
+    keep_freed_memory,
+    usable_cores,
+)
 from envs.options import check
 from envs.options import parse as parse_options
 
@@ -40,9 +47,11 @@ __all__ = [
     "env_ids",
     "env_name",
     "free_bytes",
+    "keep_freed_memory",
     "make",
     "parallel_env",
     "parse_options",
+    "usable_cores",
 ]
 
 

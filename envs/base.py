@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import os
 from pathlib import Path
 from typing import Any
@@ -108,6 +110,28 @@ def unavailable(actions: np.ndarray, mask: np.ndarray, env: int, agent: int) -> 
         f"Action {actions[env, agent]} of agent {agent} in environment {env} is not available; available are "
         f"{np.flatnonzero(mask[env, agent]).tolist()}. Choose by infos['action_mask']."
     )
+
+
+def usable_cores() -> int:
+    """Cores that this process may use: those it may run on, within its container's share."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    container_limit = Path("/sys/fs/cgroup/cpu.max")
+    if container_limit.exists():
+        quota, period = container_limit.read_text().split()
+        cores = min(cores, int(quota) // int(period)) if quota.isdigit() else cores  # "max": no limit
+    return max(1, cores)
+
+
+def keep_freed_memory() -> None:
+    """Lets glibc keep what is freed, rather than fetch it from the system anew, zeroed page by page.
+
+    For all threads of this process, which then share what one of them frees. Nothing happens elsewhere.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+        trim_threshold, mmap_threshold, arena_max = -1, -3, -8
+        for parameter, value in ((trim_threshold, 2**31 - 1), (mmap_threshold, 2**25), (arena_max, 1)):
+            mallopt(parameter, value)
 
 
 def free_bytes() -> int | None:

@@ -93,7 +93,7 @@ def learner_gflops(learner: Learner, threads: int, compiled: bool) -> Callable[[
     # A copy of the loss has a compiler's cache of its own, which keeps the code for few sizes.
     code = script.dpo_loss.__code__.replace()
     loss_fn = types.FunctionType(code, script.dpo_loss.__globals__)
-    groups = script.Learner(learner.agents, args, loss_fn, None)
+    groups = script.Learner(learner.agents, args, loss_fn, batch["weight"].shape[1])
 
     def measure() -> float:
         start = time.perf_counter()

@@ -6,7 +6,6 @@ what an agent sees of them is an index (`envs.mamujoco.robots`). The physics run
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 from mujoco.batch import Batch
 
-from envs.base import BrokenEnvironment, Step, TeamVectorEnv
+from envs.base import BrokenEnvironment, Step, TeamVectorEnv, usable_cores
 from envs.mamujoco.robots import ROBOTS, get_partition, layout, observation_index
 
 ASSETS = Path(gym.__file__).parent / "envs" / "mujoco" / "assets"
@@ -36,11 +35,6 @@ def load_model(xml: str) -> mujoco.MjModel:
         mujoco.set_mju_user_warning(told)
     model.vis.global_.offwidth = model.vis.global_.offheight = PICTURE
     return model
-
-
-def usable_cores() -> int:
-    """Cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class MaMujocoVectorEnv(TeamVectorEnv):

@@ -220,7 +220,7 @@ def test_checkpoint_that_lacks_a_part_or_has_another_for_it_is_refused(case, cop
 def test_moments_of_another_network_are_refused(case, copied, change):
     """Adam does not look, and fails, or goes on without, at the first update."""
     state = load(copied)
-    optimizer = state["optimizer"] if case.script == "iql" else state["optimizers"][0]
+    optimizer = state["optimizers"][0]
     if change == "shape":
         optimizer["state"][0]["exp_avg"] = torch.zeros(2, 3)
     elif change == "missing":

@@ -117,7 +117,7 @@ OUT_OF_RANGE = {
     "--checkpoint-every=0": "--checkpoint-every must be between 1 and",
     "--total-timesteps=0": "--total-timesteps must be between 1 and",
     "--total-timesteps=-5": "--total-timesteps must be between 1 and",
-    "--torch-threads=0": "--torch-threads must be between 1 and",
+    "--torch-threads=-1": "--torch-threads must be between 0 and",
     "--device=abacus": "Expected one of ('cpu', 'cuda')",
     "--device=cuda:1": "Expected one of ('cpu', 'cuda')",
 }
