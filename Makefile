@@ -1,8 +1,7 @@
 PYTHON ?= python3
 MAP ?= 27m_vs_30m
-# Environment steps and learner threads of the demo: about two minutes on two cores.
+# Environment steps of the demo: about two minutes on two cores.
 TOTAL ?= 40960
-THREADS ?= 2
 # Processes that share the tests, file by file.
 WORKERS ?= 2
 
@@ -19,7 +18,7 @@ venv: .venv/.installed
 	touch $@
 
 train: venv
-	.venv/bin/python dpo_smac.py --map $(MAP) --total-timesteps $(TOTAL) --torch-threads $(THREADS)
+	.venv/bin/python dpo_smac.py --map $(MAP) --total-timesteps $(TOTAL)
 
 test: venv
 	.venv/bin/python -m pytest -q -n $(WORKERS) --dist loadfile

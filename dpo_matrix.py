@@ -295,8 +295,9 @@ def clip_grad_norm_per_agent(network: nn.Module, max_norm: float) -> torch.Tenso
     """Scales each agent's gradient to norm <= max_norm, in place; returns the norms before, (N,)."""
     grads = [p.grad for p in network.parameters()]
     norm = torch.stack([g.flatten(1).norm(dim=1) for g in grads]).norm(dim=0)
+    scale = (max_norm / (norm + 1e-6)).clamp(max=1.0).view(-1, 1, 1)
     for grad in grads:
-        grad.mul_((max_norm / (norm + 1e-6)).clamp(max=1.0).view(-1, 1, 1))
+        grad.mul_(scale)
     return norm
 
 

@@ -35,9 +35,6 @@ INTERRUPTED = {EXIT_REQUEUE, -signal.SIGTERM, -signal.SIGINT, -signal.SIGHUP}
 ONE_THREAD = {
     f"{library}_NUM_THREADS": "1" for library in ("OMP", "MKL", "OPENBLAS", "NUMBA", "VECLIB_MAXIMUM")
 }
-# glibc gives memory back to the system and fetches it again, page by page, for every activation; if it keeps
-# it, an update takes a tenth to a fifth less (docs/performance.md). Elsewhere this says nothing to anyone.
-KEEP_MEMORY = {"MALLOC_TRIM_THRESHOLD_": "4000000000", "MALLOC_MMAP_THRESHOLD_": "33554432"}
 # Jobs in a SLURM array; clusters allow 1,001 unless configured otherwise. All figures fit into one, and the
 # limit of jobs at a time is one of an array.
 ARRAY_SIZE = 1000
@@ -109,7 +106,7 @@ def start(run: Run, place: Path, device: str, lock: int, gpu: str | None = None)
     for path in place.iterdir():
         if path.is_dir() and path != keep:
             shutil.rmtree(path)
-    environment = KEEP_MEMORY | os.environ | ONE_THREAD | {"PYTHONUNBUFFERED": "1"}
+    environment = os.environ | ONE_THREAD | {"PYTHONUNBUFFERED": "1"}
     if gpu is not None:
         environment["CUDA_VISIBLE_DEVICES"] = gpu
     with open(place / "log.txt", "a") as log:
