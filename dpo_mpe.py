@@ -99,7 +99,7 @@ class Args:
     checkpoint_every: int = 102_400  # environment steps between checkpoints
     runs_dir: str = "runs"  # where run directories are made
     resume: str = ""  # run directory (or .pt file) to go on with, under its own arguments
-    eval_only: bool = False  # with --resume: play 320 greedy episodes with its best parameters, and stop
+    eval_only: bool = False  # with --resume: only the final evaluation, of its best parameters
     capture_video: bool = False  # record greedy episodes as video.mp4 in the run directory, at the end
     device: Literal["cpu", "cuda"] = "cpu"  # cuda: the first GPU that CUDA_VISIBLE_DEVICES names
     torch_threads: int = 0  # CPU threads of the learner, 0: one per core; results are the same

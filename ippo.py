@@ -58,7 +58,7 @@ except ImportError:  # not on Windows: there no run directory is locked
 SCRIPT = Path(__file__).stem
 EXIT_REQUEUE = 75  # EX_TEMPFAIL: a signal stopped the run, its checkpoint is on disk, --resume goes on
 LONGEST_EPISODE = 100_000  # steps that an evaluation waits for the end of one
-EVAL_EPISODES = 32  # per evaluation; ten times as many for the absolute metric at the end
+EVAL_EPISODES = 32  # per evaluation; ten times as many for the absolute metric, unless they are slow
 CHUNK = 512  # rows at a time, so that activations stay in the cache; fewer agents than 8 take more
 GROUP_ROWS = 4096  # rows that a group of agents has together, at least; fewer do not pay for a thread
 COLUMNS = """
@@ -93,7 +93,7 @@ class Args:
     checkpoint_every: int = 40_960  # environment steps between checkpoints
     runs_dir: str = "runs"  # where run directories are made
     resume: str = ""  # run directory (or .pt file) to go on with, under its own arguments
-    eval_only: bool = False  # with --resume: play 320 greedy episodes with its best parameters, and stop
+    eval_only: bool = False  # with --resume: only the final evaluation, of its best parameters
     capture_video: bool = False  # record greedy episodes as video.mp4 in the run directory, at the end
     device: Literal["cpu", "cuda"] = "cpu"  # cuda: the first GPU that CUDA_VISIBLE_DEVICES names
     torch_threads: int = 0  # CPU threads of physics and learner, 0: one per core; results are the same
@@ -710,7 +710,8 @@ def main() -> None:
         directory, best = train(args, envs, eval_envs, agents, state)
         if not envs.exact:
             agents.load_state_dict(best)
-    played = math.ceil(10 * EVAL_EPISODES / eval_envs.num_envs) * eval_envs.num_envs
+    episodes = EVAL_EPISODES * (10 if envs.cheap_copies else 1)
+    played = math.ceil(episodes / eval_envs.num_envs) * eval_envs.num_envs
     result = evaluate(agents, eval_envs, played, [args.seed, 1])
     finish(args, agents, directory, result, "exact" if envs.exact else f"{played} greedy episodes")
     if video_envs:

@@ -321,6 +321,14 @@ def test_number_of_greedy_episodes_is_the_number_played(case, tmp_path):
     assert f"{only(tmp_path)}, {counted[-1]} greedy episodes: " in printed
 
 
+@pytest.mark.filterwarnings("ignore:.*cannot continue saved episodes")
+def test_last_evaluation_of_slow_environments_is_short(tmp_path):
+    """Ten times the usual one could take longer than the training."""
+    flags = ["--env-id=pettingzoo:tests.standin.identity", "--num-envs=4", "--num-steps=16"]
+    printed = finished("ippo", *flags, "--total-timesteps=64", "--runs-dir", tmp_path, EVAL_EPISODES=6)
+    assert f"{only(tmp_path)}, 8 greedy episodes: " in printed.out  # two in each
+
+
 @pytest.mark.parametrize("name", ["dpo_mamujoco", "ippo-mamujoco", "iddpg"])
 @pytest.mark.parametrize("evaluating", [False, True])
 def test_policy_that_diverged_does_not_act(name, evaluating, tmp_path):
