@@ -31,7 +31,8 @@ REWARD_WIN, REWARD_DEATH, REWARD_SCALE = 200.0, 10.0, 20.0
 
 @dataclass(frozen=True)
 class SmacMap:
-    """One battle. Units are listed in SMAC's order: by type, then (placed by `starts`) by x and y."""
+    """One battle. Agents are listed in SMAC's order, by type (a battle orders each type by x and y, once the
+    units stand); enemies in the order in which the map's script makes them."""
 
     name: str
     limit: int
@@ -137,7 +138,7 @@ class SmacMap:
         """(2, U) float64: x and y of every unit's place, before `START_JITTER`."""
         allies = _sorted(_pack(self.ally_types, self.ally_point, self.band), self.ally_types)
         mirror = (SIZE - self.enemy_point[0], self.enemy_point[1])
-        enemies = _sorted(_pack(self.enemy_types, mirror, self.band), self.enemy_types)
+        enemies = _pack(self.enemy_types, mirror, self.band)
         enemies[0] = SIZE - enemies[0]
         return np.concatenate([allies, enemies], axis=1)
 
@@ -192,7 +193,7 @@ def _bio(name: str, enemy_marauders: int, enemy_marines: int, limit: int) -> Sma
         name,
         limit,
         ((MARAUDER, 2), (MARINE, 7), (MEDIVAC, 1)),
-        ((MARAUDER, enemy_marauders), (MARINE, enemy_marines), (ENEMY_MEDIVAC, 1)),
+        ((MARINE, enemy_marines), (MARAUDER, enemy_marauders), (ENEMY_MEDIVAC, 1)),
         ally_bits=bits,
         enemy_bits=bits,
     )
