@@ -251,19 +251,24 @@ def find_patient(u, k, floats, ints, i, low, high):
 
 
 @piece
-def walk(u, step, floats, i, gx, gy, short):
-    """Set unit i's step of this loop towards a point, to stop `short` of it."""
-    dx, dy = gx - u[X, i], gy - u[Y, i]
-    distance = math.sqrt(dx * dx + dy * dy)
-    go = min(u[PACE, i] + floats[ACCEL, i], floats[SPEED, i])
+def stride(u, step, floats, i, dx, dy, distance, short):
+    """Set unit i's step of this loop along (dx, dy), to stop `short` of that far."""
     if distance - short <= 1e-9:
         u[PACE, i] = 0.0
         return
-    u[PACE, i] = go
-    go = min(go, distance - short)
-    dx, dy = dx / distance, dy / distance
+    pace = min(u[PACE, i] + floats[ACCEL, i], floats[SPEED, i])
+    u[PACE, i] = pace
+    scale = 1.0 / distance
+    go = min(pace, distance - short) * scale
     step[0, i], step[1, i] = dx * go, dy * go
-    turn(u, i, dx, dy)
+    turn(u, i, dx * scale, dy * scale)
+
+
+@piece
+def walk(u, step, floats, i, gx, gy, short):
+    """Set unit i's step of this loop towards a point, to stop `short` of it."""
+    dx, dy = gx - u[X, i], gy - u[Y, i]
+    stride(u, step, floats, i, dx, dy, math.sqrt(dx * dx + dy * dy), short)
 
 
 @piece

@@ -84,6 +84,7 @@ from envs.smac.combat import (
     hurt,
     piece,
     push,
+    stride,
     strike,
     turn,
     uniform,
@@ -211,7 +212,7 @@ def _fight(u, k, rng, b, step, attacker, alarm, A, floats, ints, table, now, i):
         u[WINDUP, i] -= 1.0
     elif gap > floats[RANGE, i]:
         reach = floats[RANGE, i] + floats[RADIUS, i] + floats[RADIUS, target]
-        walk(u, step, floats, i, u[X, target], u[Y, target], reach - 1e-6)
+        stride(u, step, floats, i, dx, dy, distance, reach - 1e-6)
         if ints[FIRES_WALKING, i] and what == ATTACK_MOVE and u[CD, i] <= 0.0:
             target = find_nearest(u, floats, ints, i, low, high)
             if target >= 0:
@@ -220,7 +221,8 @@ def _fight(u, k, rng, b, step, attacker, alarm, A, floats, ints, table, now, i):
         return
     else:
         u[PACE, i] = 0.0
-        faces = distance <= 1e-9 or turn(u, i, dx / distance, dy / distance)
+        scale = 1.0 / max(distance, 1e-9)
+        faces = turn(u, i, dx * scale, dy * scale) or distance <= 1e-9
         if not faces or u[CD, i] > 0.0:
             return
         if u[READY_IN, i] > 0.0:
