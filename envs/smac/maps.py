@@ -128,7 +128,9 @@ class SmacMap:
     @cached_property
     def walls(self) -> np.ndarray:
         """(32, 32) int8 of `terrain.BLOCKED`, BESIDE and OPEN; (0, 0) where the band is all there is."""
-        return terrain.near_walls(self.pathing_grid if self.ground else np.zeros((0, 0), dtype=np.bool_))
+        if not self.ground:
+            return np.zeros((0, 0), dtype=np.int8)
+        return terrain.near_walls(self.pathing_grid)
 
     @cached_property
     def ways(self) -> tuple[np.ndarray, np.ndarray]:

@@ -7,8 +7,11 @@ the northernmost first. '.' is walkable, 'o' as well but out of reach, '#' is bl
 from __future__ import annotations
 
 import functools
+import math
 
 import numpy as np
+
+from envs.compiled import piece
 
 SIZE = 32
 """Every map is 32 by 32 cells."""
@@ -229,3 +232,53 @@ def _ways(packed: bytes) -> tuple[np.ndarray, np.ndarray]:
             step = first.argmin(0)
             hops[a, around] = SIZE * cx[step] + cy[step]
     return cells, hops
+
+
+@piece
+def off_walls(walls, x, y, r, old_x, old_y):
+    """Where a disc of radius r ends that was at (old_x, old_y) and should be at (x, y): off the walls.
+
+    Blocked cells push it away, those on its sides before those at its corners, along which it would else be
+    caught on a straight wall. What ends inside of one all the same has not moved.
+    """
+    cx, cy = int(x), int(y)
+    if walls[cx, cy] == OPEN:
+        return x, y
+    for corners in range(2):
+        for side in range(4):
+            if corners:
+                bx, by = cx + (1 if side % 2 else -1), cy + (1 if side // 2 else -1)
+            else:
+                along = 1 if side % 2 else -1
+                bx, by = (cx + along, cy) if side < 2 else (cx, cy + along)
+            if 0 <= bx < SIZE and 0 <= by < SIZE and walls[bx, by] == BLOCKED:
+                dx, dy = x - min(max(x, bx), bx + 1.0), y - min(max(y, by), by + 1.0)
+                distance = math.sqrt(dx * dx + dy * dy)
+                if 0.0 < distance < r:
+                    x += dx / distance * (r - distance)
+                    y += dy / distance * (r - distance)
+    x, y = min(max(x, r), SIZE - r), min(max(y, r), SIZE - r)
+    if walls[int(x), int(y)] == BLOCKED:
+        return old_x, old_y
+    return x, y
+
+
+@piece
+def first_stop(cells, hops, x, y, gx, gy):
+    """Where to walk first on the way from (x, y) to (gx, gy), as 32·x + y of a cell; -1: straight there."""
+    return hops[cells[int(x), int(y)], cells[int(gx), int(gy)]]
+
+
+@piece
+def way_length(cells, hops, x, y, gx, gy):
+    """Length of the shortest way from (x, y) to (gx, gy)."""
+    length = 0.0
+    if hops.shape[0] > 0:
+        for _ in range(SIZE):  # more turns than any way has
+            hop = first_stop(cells, hops, x, y, gx, gy)
+            if hop < 0:
+                break
+            hx, hy = hop // SIZE + 0.5, hop % SIZE + 0.5
+            length += math.hypot(hx - x, hy - y)
+            x, y = hx, hy
+    return length + math.hypot(gx - x, gy - y)
