@@ -13,11 +13,22 @@ import numpy as np
 
 from envs.compiled import piece
 from envs.smac.terrain import SIZE, first_stop, off_walls, way_length
-from envs.smac.units import AIR, BIOLOGICAL, GROUND, STRUCTURE
+from envs.smac.units import (
+    AIR,
+    ARC_SLOP,
+    BIOLOGICAL,
+    CALL_FOR_HELP,
+    GROUND,
+    LOOPS_PER_SECOND,
+    STRUCTURE,
+    TURN_RATE,
+)
 
 # Rows of u; the first eight are contract.UNIT_COLUMNS.
 X, Y, HP, HPMAX, SH, SHMAX, EN, CD, PACE, GOAL_X, GOAL_Y, HIT_IN, HURT_AT, WINDUP, HEALED_AT = range(15)
-STATE_ROWS = 15
+# Where a unit faces, a vector of length 1; loops until a new attack order takes effect.
+FACE_X, FACE_Y, READY_IN = range(15, 18)
+STATE_ROWS = 18
 NEVER = -1e9
 # Rows of k. HIT_ON: target of a shot under way; ATTACKER: who has hit a unit lately; BY_X: the units by x.
 ORDER, TARGET, HIT_ON, ATTACKER, BY_X = range(5)
@@ -29,25 +40,31 @@ LIT, SPENT = 6, 7
 FLOATS = (
     "energy_max", "energy_rate", "armour", "speed", "accel", "sight", "radius", "separation", "damage",
     "bonus", "second_hit", "period", "range", "scan", "damage_point", "missile_speed", "splash", "heal",
-    "heal_cost", "heal_minimum", "blast", "structure_bonus", "melee_range", "melee_point", "melee_period",
-    "regeneration",
+    "heal_cost", "heal_minimum", "slop", "hit_delay", "blast", "structure_bonus", "melee_range",
+    "melee_point", "melee_period", "regeneration",
 )  # fmt: skip
 (
     ENERGY_MAX, ENERGY_RATE, ARMOUR, SPEED, ACCEL, SIGHT, RADIUS, SEPARATION, DAMAGE,
     BONUS, SECOND_HIT, PERIOD, RANGE, SCAN, DAMAGE_POINT, MISSILE_SPEED, SPLASH, HEAL_RATE,
-    HEAL_COST, HEAL_MINIMUM, BLAST, STRUCTURE_BONUS, MELEE_RANGE, MELEE_POINT, MELEE_PERIOD, REGENERATION,
-) = range(26)  # fmt: skip
-INTS = ("plane", "attributes", "bonus_attributes", "hits", "hits_air")
-PLANE, ATTRIBUTES, BONUS_ATTRIBUTES, HITS, HITS_AIR = range(5)
+    HEAL_COST, HEAL_MINIMUM, SLOP, HIT_DELAY, BLAST, STRUCTURE_BONUS, MELEE_RANGE,
+    MELEE_POINT, MELEE_PERIOD, REGENERATION,
+) = range(28)  # fmt: skip
+INTS = (
+    "plane", "attributes", "bonus_attributes", "hits", "hits_air", "fires_walking", "always_threatens",
+)  # fmt: skip
+PLANE, ATTRIBUTES, BONUS_ATTRIBUTES, HITS, HITS_AIR, FIRES_WALKING, ALWAYS_THREATENS = range(7)
 (
-    BAND_LOW, BAND_HIGH, ALLY_X, ALLY_Y, ENEMY_X, ENEMY_Y, JITTER, DELAY_LOW, DELAY_HIGH, SLOP,
+    BAND_LOW, BAND_HIGH, ALLY_X, ALLY_Y, ENEMY_X, ENEMY_Y, JITTER, DELAY_LOW, DELAY_HIGH, ORDER_DELAY,
     LEAST_DAMAGE, SHIELD_DELAY, SHIELD_RATE, LOOPS, GOAL_X1, GOAL_Y1, GOAL_X2, GOAL_Y2, HUNTS, EXPLODES,
 ) = range(20)  # fmt: skip
 
 BEAM_RADIUS = 0.15
 """Half the width of a splash line, cells."""
-AGGRESSION_MEMORY = 40.0
+CALL_RADIUS = CALL_FOR_HELP[0]
+AGGRESSION_MEMORY = CALL_FOR_HELP[1] * LOOPS_PER_SECOND
 """Loops for which a unit hit from outside its scan range, and its friends near by, go for the attacker."""
+TURN_COS, TURN_SIN = math.cos(math.radians(TURN_RATE)), math.sin(math.radians(TURN_RATE))
+ARC_COS = math.cos(math.radians(ARC_SLOP))
 HEALER_THREAT = 16.0
 """Loops for which a medivac that has healed counts as a threat."""
 ARRIVED = 1.0
@@ -80,7 +97,9 @@ def can_hit(floats, ints, i, j):
 
 @piece
 def threatens(u, floats, ints, now, i, j):
-    """Whether unit j is a threat to unit i: it can hit it, or has just healed."""
+    """Whether unit j is a threat to unit i: it can hit it, has just healed, or counts as one at all times."""
+    if ints[ALWAYS_THREATENS, j]:
+        return True
     if floats[HEAL_RATE, j] > 0.0:
         return now - u[HEALED_AT, j] < HEALER_THREAT
     return can_hit(floats, ints, j, i)
@@ -123,15 +142,9 @@ def in_melee(floats, i, gap):
 
 
 @piece
-def fire(u, k, attacker, floats, ints, table, now, i, j, low, high):
-    """Unit i's weapon goes off on unit j; low to high are the units of j's side."""
-    if floats[BLAST, i] > 0.0:
-        explode(u, k, attacker, floats, ints, table, now, i, low, high)
-    elif floats[MISSILE_SPEED, i] > 0.0 and not in_melee(floats, i, gap_between(u, floats, i, j)):
-        dx, dy = u[X, j] - u[X, i], u[Y, j] - u[Y, i]
-        u[HIT_IN, i] = math.sqrt(dx * dx + dy * dy) / floats[MISSILE_SPEED, i]
-        k[HIT_ON, i] = j
-    elif floats[SPLASH, i] > 0.0:
+def strike(u, attacker, floats, ints, table, now, i, j, low, high):
+    """Unit i's weapon takes effect on unit j; low to high are the units of j's side."""
+    if floats[SPLASH, i] > 0.0:
         dx, dy = u[X, j] - u[X, i], u[Y, j] - u[Y, i]
         length = max(math.sqrt(dx * dx + dy * dy), 1e-9)
         dx, dy = dx / length, dy / length
@@ -143,13 +156,43 @@ def fire(u, k, attacker, floats, ints, table, now, i, j, low, high):
                 if math.sqrt(along * along + across * across) <= floats[RADIUS, t] + BEAM_RADIUS:
                     for _ in range(ints[HITS, i]):
                         hurt(u, attacker, floats, ints, table, now, i, t)
+    else:
+        for _ in range(ints[HITS, i]):
+            hurt(u, attacker, floats, ints, table, now, i, j)
+
+
+@piece
+def fire(u, k, attacker, floats, ints, table, now, i, j, low, high):
+    """Unit i's weapon goes off on unit j; low to high are the units of j's side."""
+    if floats[BLAST, i] > 0.0:
+        explode(u, k, attacker, floats, ints, table, now, i, low, high)
+    elif floats[MISSILE_SPEED, i] > 0.0 and not in_melee(floats, i, gap_between(u, floats, i, j)):
+        dx, dy = u[X, j] - u[X, i], u[Y, j] - u[Y, i]
+        u[HIT_IN, i] = math.sqrt(dx * dx + dy * dy) / floats[MISSILE_SPEED, i]
+        k[HIT_ON, i] = j
+    elif floats[HIT_DELAY, i] > 0.0:
+        u[HIT_IN, i] = floats[HIT_DELAY, i]
+        k[HIT_ON, i] = j
     elif floats[SECOND_HIT, i] > 0.0:
         hurt(u, attacker, floats, ints, table, now, i, j)
         u[HIT_IN, i] = floats[SECOND_HIT, i]
         k[HIT_ON, i] = j
     else:
-        for _ in range(ints[HITS, i]):
-            hurt(u, attacker, floats, ints, table, now, i, j)
+        strike(u, attacker, floats, ints, table, now, i, j, low, high)
+
+
+@piece
+def turn(u, i, dx, dy):
+    """Turn unit i towards a direction of length 1; whether it had faced it well enough to fire."""
+    ahead = u[FACE_X, i] * dx + u[FACE_Y, i] * dy
+    if ahead >= TURN_COS:
+        u[FACE_X, i], u[FACE_Y, i] = dx, dy
+        return ahead >= ARC_COS
+    fx, fy = u[FACE_X, i], u[FACE_Y, i]
+    side = TURN_SIN if fx * dy - fy * dx >= 0.0 else -TURN_SIN
+    u[FACE_X, i] = fx * TURN_COS - fy * side
+    u[FACE_Y, i] = fx * side + fy * TURN_COS
+    return False
 
 
 @piece
@@ -189,7 +232,7 @@ def find_target(u, k, alarm, floats, ints, now, i, own_low, own_high, low, high)
         j = k[ATTACKER, friend]
         if j < 0 or u[HP, j] <= 0.0 or not can_hit(floats, ints, i, j):
             continue
-        if friend != i and gap_between(u, floats, i, friend) > floats[SCAN, i]:
+        if friend != i and gap_between(u, floats, i, friend) > CALL_RADIUS:
             continue
         dx, dy = u[X, j] - x, u[Y, j] - y
         squared = dx * dx + dy * dy
@@ -208,6 +251,18 @@ def find_prey(u, floats, ints, cells, hops, i, low, high):
             length = way_length(cells, hops, u[X, i], u[Y, i], u[X, j], u[Y, j])
             if length < nearest:
                 best, nearest = j, length
+    return best
+
+
+@piece
+def find_nearest(u, floats, ints, i, low, high):
+    """The nearest of units low to high that unit i's weapon reaches from where it stands; -1 is none."""
+    best, best_gap = -1, floats[RANGE, i]
+    for j in range(low, high):
+        if u[HP, j] > 0.0 and can_hit(floats, ints, i, j):
+            gap = gap_between(u, floats, i, j)
+            if gap <= best_gap:
+                best, best_gap = j, gap
     return best
 
 
@@ -244,7 +299,9 @@ def walk(u, step, floats, i, gx, gy, short):
         return
     u[PACE, i] = go
     go = min(go, distance - short)
-    step[0, i], step[1, i] = dx / distance * go, dy / distance * go
+    dx, dy = dx / distance, dy / distance
+    step[0, i], step[1, i] = dx * go, dy * go
+    turn(u, i, dx, dy)
 
 
 @piece

@@ -37,6 +37,8 @@ from envs.smac.combat import (
     ENERGY_MAX,
     ENERGY_RATE,
     EXPLODES,
+    FACE_X,
+    FIRES_WALKING,
     GOAL_X,
     GOAL_X1,
     GOAL_X2,
@@ -60,15 +62,17 @@ from envs.smac.combat import (
     LOOPS,
     MELEE_PERIOD,
     MELEE_POINT,
-    MISSILE_SPEED,
     MOVE,
     NEVER,
     ORDER,
+    ORDER_DELAY,
     PACE,
     PERIOD,
     RADIUS,
     RANGE,
+    READY_IN,
     REGENERATION,
+    SECOND_HIT,
     SEPARATION,
     SH,
     SHIELD_DELAY,
@@ -76,6 +80,7 @@ from envs.smac.combat import (
     SHMAX,
     SLOP,
     SPENT,
+    SPLASH,
     STOP,
     TARGET,
     WINDUP,
@@ -83,6 +88,7 @@ from envs.smac.combat import (
     Y,
     can_hit,
     explode,
+    find_nearest,
     find_patient,
     find_prey,
     find_target,
@@ -91,7 +97,9 @@ from envs.smac.combat import (
     hurt,
     in_melee,
     push,
+    strike,
     travel,
+    turn,
     uniform,
     walk,
 )
@@ -102,8 +110,9 @@ from envs.smac.units import BIOLOGICAL, LOOPS_PER_SECOND
 def pack(battle: SmacMap) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """A map's numbers for the kernels, in game loops.
 
-    Returns floats (len(FLOATS), U) float64 and ints (len(INTS), U) int64 of every unit, bodies (3, U) float64
-    (full health, full shield, starting energy) and table (20,) float64, the rules that hold for all units.
+    Returns floats (len(FLOATS), U) float64 and ints (len(INTS), U) int64 of every unit, bodies (4, U) float64
+    (full health, full shield, starting energy, a number of the type) and table (20,) float64, the rules that
+    hold for all units.
     """
     kinds = battle.ally_types + battle.enemy_types
     floats = np.array([[float(getattr(kind, name)) for kind in kinds] for name in combat.FLOATS])
@@ -119,17 +128,20 @@ def pack(battle: SmacMap) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarra
         combat.SECOND_HIT,
         combat.PERIOD,
         combat.DAMAGE_POINT,
+        combat.HIT_DELAY,
         combat.MELEE_POINT,
         combat.MELEE_PERIOD,
     ):
         floats[row] *= LOOPS_PER_SECOND
     floats[combat.ACCEL] /= LOOPS_PER_SECOND**2
     ints = np.array([[int(getattr(kind, name)) for kind in kinds] for name in combat.INTS], dtype=np.int64)
+    names = [kind.name for kind in kinds]
+    kind_of = [float(names.index(name)) for name in names]
     bodies = np.array(
-        [[k.health for k in kinds], [k.shield for k in kinds], [k.energy for k in kinds]], float
+        [[k.health for k in kinds], [k.shield for k in kinds], [k.energy for k in kinds], kind_of], float
     )
     points = (*battle.ally_point, *battle.enemy_point)
-    rules = (units.RANGE_SLOP, units.MINIMUM_DAMAGE, units.SHIELD_DELAY, units.SHIELD_RATE, units.STEP_LOOPS)
+    rules = (units.ORDER_DELAY, units.MINIMUM_DAMAGE, units.SHIELD_DELAY, units.SHIELD_RATE, units.STEP_LOOPS)
     goal = battle.goal or (battle.ally_point, battle.ally_point)
     orders = (*goal[0], *goal[1], battle.hunt, floats[combat.BLAST].any())
     table = np.array(
@@ -166,8 +178,8 @@ def _begin_loop(u, k, alive, attacker, A, floats, table, now):
 
 
 @piece
-def _land_hits(u, k, alive, attacker, floats, ints, table, now):
-    """Missiles that arrive and second hits."""
+def _land_hits(u, k, alive, attacker, A, floats, ints, table, now):
+    """Missiles and beams that arrive, and second hits."""
     for i in range(u.shape[1]):
         j = k[HIT_ON, i]
         if j < 0:
@@ -177,10 +189,13 @@ def _land_hits(u, k, alive, attacker, floats, ints, table, now):
             continue
         k[HIT_ON, i] = -1
         lands = u[HP, j] > 0.0
-        if lands and floats[MISSILE_SPEED, i] <= 0.0:
-            lands = alive[i] and gap_between(u, floats, i, j) <= floats[RANGE, i] + table[SLOP]
-        if lands:
-            hurt(u, attacker, floats, ints, table, now, i, j)
+        if floats[SECOND_HIT, i] > 0.0:
+            lands = lands and alive[i] and gap_between(u, floats, i, j) <= floats[RANGE, i] + floats[SLOP, i]
+            if lands:
+                hurt(u, attacker, floats, ints, table, now, i, j)
+        elif lands or floats[SPLASH, i] > 0.0:
+            low, high = (A, u.shape[1]) if i < A else (0, A)
+            strike(u, attacker, floats, ints, table, now, i, j, low, high)
 
 
 @piece
@@ -192,6 +207,12 @@ def _follow(u, step, floats, ints, cells, hops, i, what):
         travel(u, step, floats, ints, cells, hops, i, u[GOAL_X, i], u[GOAL_Y, i], ARRIVED)
     else:
         u[PACE, i] = 0.0
+
+
+@piece
+def _random_delay(rng, b, table):
+    """What StarCraft II adds to a weapon's period, loops."""
+    return table[DELAY_LOW] + (table[DELAY_HIGH] - table[DELAY_LOW]) * uniform(rng, b)
 
 
 @piece
@@ -221,28 +242,39 @@ def _fight(u, k, rng, b, step, attacker, alarm, A, floats, ints, table, cells, h
         u[WINDUP, i] = -1.0
         _follow(u, step, floats, ints, cells, hops, i, what)
         return
-    gap = gap_between(u, floats, i, target)
+    dx, dy = u[X, target] - u[X, i], u[Y, target] - u[Y, i]
+    distance = math.sqrt(dx * dx + dy * dy)
+    gap = distance - floats[RADIUS, i] - floats[RADIUS, target]
     if u[WINDUP, i] >= 0.0:
         u[WINDUP, i] -= 1.0
     elif gap > floats[RANGE, i]:
         reach = floats[RANGE, i] + floats[RADIUS, i] + floats[RADIUS, target]
         travel(u, step, floats, ints, cells, hops, i, u[X, target], u[Y, target], reach - 1e-6)
+        if ints[FIRES_WALKING, i] and what == ATTACK_MOVE and u[CD, i] <= 0.0:
+            target = find_nearest(u, floats, ints, i, low, high)
+            if target >= 0:
+                u[CD, i] = floats[PERIOD, i] + _random_delay(rng, b, table)
+                fire(u, k, attacker, floats, ints, table, now, i, target, low, high)
         return
-    elif u[CD, i] <= 0.0:
-        u[WINDUP, i] = floats[MELEE_POINT if in_melee(floats, i, gap) else DAMAGE_POINT, i]
     else:
         u[PACE, i] = 0.0
-        return
+        if floats[BLAST, i] <= 0.0:  # else it neither turns nor stops
+            faces = distance <= 1e-9 or turn(u, i, dx / distance, dy / distance)
+            if not faces or u[CD, i] > 0.0:
+                return
+            if u[READY_IN, i] > 0.0:
+                u[READY_IN, i] -= 1.0
+                return
+        u[WINDUP, i] = floats[MELEE_POINT if in_melee(floats, i, gap) else DAMAGE_POINT, i]
     u[PACE, i] = 0.0
     if u[WINDUP, i] <= 0.0:
         u[WINDUP, i] = -1.0
-        if gap <= floats[RANGE, i] + table[SLOP]:
-            delay = table[DELAY_LOW] + (table[DELAY_HIGH] - table[DELAY_LOW]) * uniform(rng, b)
+        if gap <= floats[RANGE, i] + floats[SLOP, i]:
             # The period counts from the start of the attack, which is the damage point ago.
-            if in_melee(floats, i, gap):
-                u[CD, i] = floats[MELEE_PERIOD, i] + delay - math.ceil(floats[MELEE_POINT, i])
-            else:
-                u[CD, i] = floats[PERIOD, i] + delay - math.ceil(floats[DAMAGE_POINT, i])
+            claws = in_melee(floats, i, gap)
+            period = floats[MELEE_PERIOD if claws else PERIOD, i]
+            started = math.ceil(floats[MELEE_POINT if claws else DAMAGE_POINT, i])
+            u[CD, i] = period + _random_delay(rng, b, table) - started
             fire(u, k, attacker, floats, ints, table, now, i, target, low, high)
 
 
@@ -294,7 +326,7 @@ def _loop(u, k, rng, b, alive, step, line, attacker, A, floats, ints, widest, ta
     """One game loop of environment b."""
     n = u.shape[1]
     alarm_ally, alarm_enemy = _begin_loop(u, k, alive, attacker, A, floats, table, now)
-    _land_hits(u, k, alive, attacker, floats, ints, table, now)
+    _land_hits(u, k, alive, attacker, A, floats, ints, table, now)
     for i in range(n):
         if alive[i] and floats[HEAL_RATE, i] <= 0.0:
             alarm = alarm_ally if i < A else alarm_enemy
@@ -311,7 +343,7 @@ def _loop(u, k, rng, b, alive, step, line, attacker, A, floats, ints, widest, ta
 
 
 @piece
-def _command(u, k, i, action, A, healer):
+def _command(u, k, i, action, A, healer, table):
     """Give agent i its order for this step: SMAC's action as a StarCraft II order."""
     before, old = k[ORDER, i], k[TARGET, i]
     target = -1
@@ -328,6 +360,7 @@ def _command(u, k, i, action, A, healer):
     if what != before or target != old:
         # Another order cancels an attack that has not gone off yet.
         u[WINDUP, i] = -1.0
+        u[READY_IN, i] = table[ORDER_DELAY]
     k[ORDER, i], k[TARGET, i] = what, target
 
 
@@ -362,6 +395,16 @@ def _compile(digest: int) -> tuple[Callable[..., None], Callable[..., int], Call
                 u[HP, i] = u[HPMAX, i] = bodies[0, i]
                 u[SH, i] = u[SHMAX, i] = bodies[1, i]
                 u[EN, i] = bodies[2, i]
+                # Agents are numbered by where they stand at last: by type, then x, then y.
+                j = i
+                while 0 < j < sizes[0] and bodies[3, j - 1] == bodies[3, i]:
+                    x, y = u[X, j - 1], u[Y, j - 1]
+                    if x < u[X, j] or (x == u[X, j] and y <= u[Y, j]):
+                        break
+                    u[X, j - 1], u[Y, j - 1] = u[X, j], u[Y, j]
+                    u[X, j], u[Y, j] = x, y
+                    j -= 1
+                u[FACE_X, i] = 1.0 if i < sizes[0] else -1.0
                 u[HURT_AT, i] = u[HEALED_AT, i] = NEVER
                 u[WINDUP, i] = -1.0
                 k[BY_X, i] = i
@@ -409,7 +452,7 @@ def _compile(digest: int) -> tuple[Callable[..., None], Callable[..., int], Call
                         k[ORDER, i] = ATTACK_MOVE
                         u[GOAL_X, i], u[GOAL_Y, i] = table[ENEMY_X], table[ENEMY_Y]
                     else:
-                        _command(u, k, i, actions[b, i], A, floats[HEAL_RATE, i] > 0.0)
+                        _command(u, k, i, actions[b, i], A, floats[HEAL_RATE, i] > 0.0, table)
             for loop in range(loops):
                 now = float(length[b] * loops + loop)
                 _loop(

@@ -10,7 +10,7 @@ from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 
 from envs.base import Step, TeamVectorEnv, integers, unavailable
-from envs.smac import combat, engine
+from envs.smac import combat, engine, units
 from envs.smac.contract import NO_ACTION, observe_kernel, reward_kernel, state_kernel
 from envs.smac.maps import REWARD_SCALE, SIZE, get_map
 
@@ -26,7 +26,8 @@ class SmacVectorEnv(TeamVectorEnv):
     """
 
     metadata = {"render_modes": ["rgb_array"], "autoreset_mode": AutoresetMode.SAME_STEP, "render_fps": 8}
-    backend = label = "embedded"
+    backend = "embedded"
+    label = f"embedded{units.ENGINE_VERSION}"
     wins = True
     episode_limit: int
 
@@ -233,6 +234,10 @@ class SmacVectorEnv(TeamVectorEnv):
         for key, good in sound.items():
             if not good:
                 raise ValueError(f"This state is damaged: {key!r} holds values that no battle has.")
+
+    def describe(self) -> dict[str, Any]:
+        """The engine's version: results of different ones are of different battles."""
+        return {"engine_version": units.ENGINE_VERSION}
 
     def render(self, i: int = 0) -> np.ndarray:  # type: ignore[override]
         """Picture of environment i, (H, W, 3) uint8. ValueError unless made with render_mode="rgb_array"."""

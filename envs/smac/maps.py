@@ -37,7 +37,8 @@ REWARD_WIN, REWARD_DEATH, REWARD_SCALE = 200.0, 10.0, 20.0
 
 @dataclass(frozen=True)
 class SmacMap:
-    """One battle. Units are listed in SMAC's order: by type, then (placed by `starts`) by x and y."""
+    """One battle. Agents are listed in SMAC's order, by type (a battle orders each type by x and y, once the
+    units stand); enemies in the order in which the map's script makes them."""
 
     name: str
     limit: int
@@ -167,25 +168,21 @@ class SmacMap:
     @cached_property
     def starts(self) -> np.ndarray:
         """(2, U) float64: x and y of every unit's place, before `START_JITTER`."""
-        allies = self._side(self.allies, self.ally_points, self.ally_point)
-        # The enemy's groups are packed as in a mirror.
-        points = [(SIZE - x, y) for x, y in self.enemy_points]
-        mirror = (SIZE - self.enemy_point[0], self.enemy_point[1])
-        enemies = self._side(self.enemies, points, mirror, self.pathing_grid[::-1])
+        grid = self.pathing_grid
+        allies = _pack(self.ally_types, _each(self.allies, self.ally_points, self.ally_point), grid)
+        # The enemy's units are packed as in a mirror.
+        points = _each(self.enemies, self.enemy_points, self.enemy_point)
+        enemies = _pack(self.enemy_types, [(SIZE - x, y) for x, y in points], grid[::-1])
         enemies[0] = SIZE - enemies[0]
-        return np.concatenate([allies, enemies], axis=1)
+        return np.concatenate([_sorted(allies, self.ally_types), enemies], axis=1)
 
-    def _side(
-        self,
-        groups: tuple[tuple[UnitType, int], ...],
-        points: Sequence[Point],
-        point: Point,
-        grid: np.ndarray | None = None,
-    ) -> np.ndarray:
-        kinds = tuple(kind for kind, count in groups for _ in range(count))
-        each = points or [point] * len(groups)
-        around = [at for (_, count), at in zip(groups, each, strict=True) for _ in range(count)]
-        return _sorted(_pack(kinds, around, self.pathing_grid if grid is None else grid), kinds)
+
+def _each(
+    groups: tuple[tuple[UnitType, int], ...], points: tuple[Point, ...], together: Point
+) -> list[Point]:
+    """Each unit's point, of those of the groups, if they have their own."""
+    own = points or (together,) * len(groups)
+    return [point for (_, count), point in zip(groups, own, strict=True) for _ in range(count)]
 
 
 def _pack(kinds: tuple[UnitType, ...], points: Sequence[Point], grid: np.ndarray) -> np.ndarray:
@@ -247,7 +244,7 @@ def _bio(name: str, enemy_marauders: int, enemy_marines: int, limit: int) -> Sma
         name,
         limit,
         ((MARAUDER, 2), (MARINE, 7), (MEDIVAC, 1)),
-        ((MARAUDER, enemy_marauders), (MARINE, enemy_marines), (ENEMY_MEDIVAC, 1)),
+        ((MARINE, enemy_marines), (MARAUDER, enemy_marauders), (ENEMY_MEDIVAC, 1)),
         ally_bits=bits,
         enemy_bits=bits,
     )

@@ -136,7 +136,7 @@ def test_options_of_the_environment_win_over_flags(tmp_path):
     options = ["--backend=starcraft", "--env-options", "backend=embedded", "last_action=true"]
     printed = finished("dpo_smac", *tiny, *options, EVAL_EPISODES=2).out
     assert (
-        only(tmp_path).name.startswith("smac-3m-embedded__") and "3 agents, 39 inputs, 9 actions" in printed
+        only(tmp_path).name.startswith("smac-3m-embedded2__") and "3 agents, 39 inputs, 9 actions" in printed
     )
 
 
