@@ -8,25 +8,21 @@ fixes. Units are numbered allies first, times are game loops, `now` is the loop 
 from __future__ import annotations
 
 import math
-from typing import Any
 
-import numba
 import numpy as np
 
-from envs.smac.maps import SIZE
+from envs.compiled import piece
+from envs.smac.terrain import SIZE, first_stop, off_walls, way_length
 from envs.smac.units import (
     AIR,
     ARC_SLOP,
     BIOLOGICAL,
     CALL_FOR_HELP,
+    GROUND,
     LOOPS_PER_SECOND,
+    STRUCTURE,
     TURN_RATE,
 )
-
-# A piece is part of the kernel that calls it. Counting references to its array arguments, as numba does at
-# every call, takes five times as long as the battle; a piece creates no arrays, so that none need counting.
-_PIECE: dict[str, Any] = {"nogil": True, "error_model": "numpy", "forceinline": True, "_nrt": False}
-piece = numba.njit(**_PIECE)
 
 # Rows of u; the first eight are contract.UNIT_COLUMNS.
 X, Y, HP, HPMAX, SH, SHMAX, EN, CD, PACE, GOAL_X, GOAL_Y, HIT_IN, HURT_AT, WINDUP, HEALED_AT = range(15)
@@ -37,26 +33,30 @@ NEVER = -1e9
 # Rows of k. HIT_ON: target of a shot under way; ATTACKER: who has hit a unit lately; BY_X: the units by x.
 ORDER, TARGET, HIT_ON, ATTACKER, BY_X = range(5)
 LINK_ROWS = 5
-STOP, MOVE, ATTACK, HEAL, ATTACK_MOVE = range(5)
+STOP, MOVE, ATTACK, HEAL, ATTACK_MOVE, HUNT = range(6)
+# Of the dead that explode: about to, and done.
+LIT, SPENT = 6, 7
 
 FLOATS = (
     "energy_max", "energy_rate", "armour", "speed", "accel", "sight", "radius", "separation", "damage",
     "bonus", "second_hit", "period", "range", "scan", "damage_point", "missile_speed", "splash", "heal",
-    "heal_cost", "heal_minimum", "slop", "hit_delay",
+    "heal_cost", "heal_minimum", "slop", "hit_delay", "blast", "structure_bonus", "melee_range",
+    "melee_point", "melee_period", "regeneration",
 )  # fmt: skip
 (
     ENERGY_MAX, ENERGY_RATE, ARMOUR, SPEED, ACCEL, SIGHT, RADIUS, SEPARATION, DAMAGE,
     BONUS, SECOND_HIT, PERIOD, RANGE, SCAN, DAMAGE_POINT, MISSILE_SPEED, SPLASH, HEAL_RATE,
-    HEAL_COST, HEAL_MINIMUM, SLOP, HIT_DELAY,
-) = range(22)  # fmt: skip
+    HEAL_COST, HEAL_MINIMUM, SLOP, HIT_DELAY, BLAST, STRUCTURE_BONUS, MELEE_RANGE,
+    MELEE_POINT, MELEE_PERIOD, REGENERATION,
+) = range(28)  # fmt: skip
 INTS = (
     "plane", "attributes", "bonus_attributes", "hits", "hits_air", "fires_walking", "always_threatens",
 )  # fmt: skip
 PLANE, ATTRIBUTES, BONUS_ATTRIBUTES, HITS, HITS_AIR, FIRES_WALKING, ALWAYS_THREATENS = range(7)
 (
     BAND_LOW, BAND_HIGH, ALLY_X, ALLY_Y, ENEMY_X, ENEMY_Y, JITTER, DELAY_LOW, DELAY_HIGH, ORDER_DELAY,
-    LEAST_DAMAGE, SHIELD_DELAY, SHIELD_RATE, LOOPS,
-) = range(14)  # fmt: skip
+    LEAST_DAMAGE, SHIELD_DELAY, SHIELD_RATE, LOOPS, GOAL_X1, GOAL_Y1, GOAL_X2, GOAL_Y2, HUNTS, EXPLODES,
+) = range(20)  # fmt: skip
 
 BEAM_RADIUS = 0.15
 """Half the width of a splash line, cells."""
@@ -111,12 +111,34 @@ def hurt(u, attacker, floats, ints, table, now, i, j):
     damage = floats[DAMAGE, i]
     if ints[BONUS_ATTRIBUTES, i] & ints[ATTRIBUTES, j]:
         damage += floats[BONUS, i]
+    if ints[ATTRIBUTES, j] & STRUCTURE:
+        damage += floats[STRUCTURE_BONUS, i]
     absorbed = min(u[SH, j], damage)
     u[SH, j] -= absorbed
     if damage > absorbed:
         u[HP, j] = max(0.0, u[HP, j] - max(damage - absorbed - floats[ARMOUR, j], table[LEAST_DAMAGE]))
     u[HURT_AT, j] = now
     attacker[j] = i
+
+
+@piece
+def explode(u, k, attacker, floats, ints, table, now, i, low, high):
+    """Unit i blows itself up among low to high, the units of the other side; its own are spared."""
+    for t in range(low, high):
+        if u[HP, t] > 0.0 and can_hit(floats, ints, i, t):
+            dx, dy = u[X, t] - u[X, i], u[Y, t] - u[Y, i]
+            reach = floats[BLAST, i] + floats[RADIUS, t]
+            if dx * dx + dy * dy <= reach * reach:
+                hurt(u, attacker, floats, ints, table, now, i, t)
+    u[HP, i] = 0.0
+    u[HURT_AT, i] = now
+    k[ORDER, i] = SPENT
+
+
+@piece
+def in_melee(floats, i, gap):
+    """Whether a target at that gap is one for unit i's claws instead of its missile."""
+    return floats[MELEE_RANGE, i] > 0.0 and gap <= floats[MELEE_RANGE, i]
 
 
 @piece
@@ -142,7 +164,9 @@ def strike(u, attacker, floats, ints, table, now, i, j, low, high):
 @piece
 def fire(u, k, attacker, floats, ints, table, now, i, j, low, high):
     """Unit i's weapon goes off on unit j; low to high are the units of j's side."""
-    if floats[MISSILE_SPEED, i] > 0.0:
+    if floats[BLAST, i] > 0.0:
+        explode(u, k, attacker, floats, ints, table, now, i, low, high)
+    elif floats[MISSILE_SPEED, i] > 0.0 and not in_melee(floats, i, gap_between(u, floats, i, j)):
         dx, dy = u[X, j] - u[X, i], u[Y, j] - u[Y, i]
         u[HIT_IN, i] = math.sqrt(dx * dx + dy * dy) / floats[MISSILE_SPEED, i]
         k[HIT_ON, i] = j
@@ -192,6 +216,8 @@ def find_target(u, k, alarm, floats, ints, now, i, own_low, own_high, low, high)
         squared = dx * dx + dy * dy
         reach = scan + floats[RADIUS, j]
         if squared <= reach * reach and u[HP, j] > 0.0 and can_hit(floats, ints, i, j):
+            if floats[BLAST, i] > 0.0 and ints[ATTRIBUTES, j] & STRUCTURE:
+                continue  # not worth it
             gap = math.sqrt(squared) - floats[RADIUS, j]
             threat = threatens(u, floats, ints, now, i, j)
             if (threat and not best_threat) or (threat == best_threat and gap < best_gap):
@@ -213,6 +239,18 @@ def find_target(u, k, alarm, floats, ints, now, i, own_low, own_high, low, high)
         gap = math.sqrt(squared) - floats[RADIUS, j]
         if squared <= floats[SIGHT, i] ** 2 and gap < best_gap:
             best, best_gap = j, gap
+    return best
+
+
+@piece
+def find_prey(u, floats, ints, cells, hops, i, low, high):
+    """Whom a unit on a hunt goes for: of units low to high the nearest by way that it can hit; -1 is none."""
+    best, nearest = -1, math.inf
+    for j in range(low, high):
+        if u[HP, j] > 0.0 and can_hit(floats, ints, i, j):
+            length = way_length(cells, hops, u[X, i], u[Y, i], u[X, j], u[Y, j])
+            if length < nearest:
+                best, nearest = j, length
     return best
 
 
@@ -272,13 +310,26 @@ def walk(u, step, floats, i, gx, gy, short):
 
 
 @piece
-def push(u, order, step, line, floats, ints, widest, table):
+def travel(u, step, floats, ints, cells, hops, i, gx, gy, short):
+    """As `walk`, but around walls, for who walks on the ground."""
+    if hops.shape[0] > 0 and ints[PLANE, i] == GROUND:
+        stop = first_stop(cells, hops, u[X, i], u[Y, i], gx, gy)
+        if stop >= 0:
+            gx, gy, short = stop // SIZE + 0.5, stop % SIZE + 0.5, 0.0
+    walk(u, step, floats, i, gx, gy, short)
+
+
+@piece
+def push(u, order, step, line, floats, ints, widest, table, walls):
     """Move, then one pass of pushing over pairs near in x.
 
-    order (U,) stays sorted by x; step (2, U) is 0 for the dead and comes back as 0; line (4, U) is scratch.
+    order (U,) stays sorted by x; step (2, U) is 0 for the dead and comes back as 0; line (6, U) is scratch.
     """
     n = u.shape[1]
+    walled = walls.shape[0] > 0
     for i in range(n):
+        if walled:
+            line[4, i], line[5, i] = u[X, i], u[Y, i]
         u[X, i] += step[0, i]
         u[Y, i] += step[1, i]
         step[0, i] = step[1, i] = 0.0
@@ -325,6 +376,11 @@ def push(u, order, step, line, floats, ints, widest, table):
             step[1, j] += py
     for a in range(living):
         i, r = int(line[3, a]), line[2, a]
-        u[X, i] = min(max(line[0, a] + step[0, i], r), SIZE - r)
-        u[Y, i] = min(max(line[1, a] + step[1, i], table[BAND_LOW] + r), table[BAND_HIGH] - r)
+        x = min(max(line[0, a] + step[0, i], r), SIZE - r)
+        y = min(max(line[1, a] + step[1, i], table[BAND_LOW] + r), table[BAND_HIGH] - r)
         step[0, i] = step[1, i] = 0.0
+        if ints[ATTRIBUTES, i] & STRUCTURE:
+            continue
+        if walled and ints[PLANE, i] == GROUND:
+            x, y = off_walls(walls, x, y, r, line[4, i], line[5, i])
+        u[X, i], u[Y, i] = x, y

@@ -16,17 +16,16 @@ from pathlib import Path
 
 import numpy as np
 
-from envs.compiled import njit
+from envs.compiled import njit, piece
 from envs.smac import combat, units
 from envs.smac.combat import (
     AGGRESSION_MEMORY,
-    ALLY_X,
-    ALLY_Y,
     ARRIVED,
     ATTACK,
     ATTACK_MOVE,
     ATTACKER,
     ATTRIBUTES,
+    BLAST,
     BY_X,
     CD,
     DAMAGE_POINT,
@@ -37,10 +36,15 @@ from envs.smac.combat import (
     ENEMY_Y,
     ENERGY_MAX,
     ENERGY_RATE,
+    EXPLODES,
     FACE_X,
     FIRES_WALKING,
     GOAL_X,
+    GOAL_X1,
+    GOAL_X2,
     GOAL_Y,
+    GOAL_Y1,
+    GOAL_Y2,
     HEAL,
     HEAL_COST,
     HEAL_MINIMUM,
@@ -50,9 +54,14 @@ from envs.smac.combat import (
     HIT_ON,
     HP,
     HPMAX,
+    HUNT,
+    HUNTS,
     HURT_AT,
     JITTER,
+    LIT,
     LOOPS,
+    MELEE_PERIOD,
+    MELEE_POINT,
     MOVE,
     NEVER,
     ORDER,
@@ -62,6 +71,7 @@ from envs.smac.combat import (
     RADIUS,
     RANGE,
     READY_IN,
+    REGENERATION,
     SECOND_HIT,
     SEPARATION,
     SH,
@@ -69,6 +79,7 @@ from envs.smac.combat import (
     SHIELD_RATE,
     SHMAX,
     SLOP,
+    SPENT,
     SPLASH,
     STOP,
     TARGET,
@@ -76,16 +87,19 @@ from envs.smac.combat import (
     X,
     Y,
     can_hit,
+    explode,
     find_nearest,
     find_patient,
+    find_prey,
     find_target,
     fire,
     gap_between,
     hurt,
-    piece,
+    in_melee,
     push,
     stride,
     strike,
+    travel,
     turn,
     uniform,
     walk,
@@ -98,14 +112,27 @@ def pack(battle: SmacMap) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarra
     """A map's numbers for the kernels, in game loops.
 
     Returns floats (len(FLOATS), U) float64 and ints (len(INTS), U) int64 of every unit, bodies (4, U) float64
-    (full health, full shield, starting energy, a number of the type) and table (14,) float64, the rules that
+    (full health, full shield, starting energy, a number of the type) and table (20,) float64, the rules that
     hold for all units.
     """
     kinds = battle.ally_types + battle.enemy_types
     floats = np.array([[float(getattr(kind, name)) for kind in kinds] for name in combat.FLOATS])
-    for row in (combat.ENERGY_RATE, combat.SPEED, combat.MISSILE_SPEED, combat.HEAL_RATE):
+    for row in (
+        combat.ENERGY_RATE,
+        combat.SPEED,
+        combat.MISSILE_SPEED,
+        combat.HEAL_RATE,
+        combat.REGENERATION,
+    ):
         floats[row] /= LOOPS_PER_SECOND
-    for row in (combat.SECOND_HIT, combat.PERIOD, combat.DAMAGE_POINT, combat.HIT_DELAY):
+    for row in (
+        combat.SECOND_HIT,
+        combat.PERIOD,
+        combat.DAMAGE_POINT,
+        combat.HIT_DELAY,
+        combat.MELEE_POINT,
+        combat.MELEE_PERIOD,
+    ):
         floats[row] *= LOOPS_PER_SECOND
     floats[combat.ACCEL] /= LOOPS_PER_SECOND**2
     ints = np.array([[int(getattr(kind, name)) for kind in kinds] for name in combat.INTS], dtype=np.int64)
@@ -116,7 +143,11 @@ def pack(battle: SmacMap) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarra
     )
     points = (*battle.ally_point, *battle.enemy_point)
     rules = (units.ORDER_DELAY, units.MINIMUM_DAMAGE, units.SHIELD_DELAY, units.SHIELD_RATE, units.STEP_LOOPS)
-    table = np.array([*battle.band, *points, START_JITTER, *units.WEAPON_DELAY, *rules], dtype=np.float64)
+    goal = battle.goal or (battle.ally_point, battle.ally_point)
+    orders = (*goal[0], *goal[1], battle.hunt, floats[combat.BLAST].any())
+    table = np.array(
+        [*battle.band, *points, START_JITTER, *units.WEAPON_DELAY, *rules, *orders], dtype=np.float64
+    )
     return floats, ints, bodies, table
 
 
@@ -139,6 +170,8 @@ def _begin_loop(u, k, alive, attacker, A, floats, table, now):
             continue
         if quiet >= table[SHIELD_DELAY] and u[SH, i] < u[SHMAX, i]:
             u[SH, i] = min(u[SHMAX, i], u[SH, i] + table[SHIELD_RATE])
+        if floats[REGENERATION, i] > 0.0:
+            u[HP, i] = min(u[HPMAX, i], u[HP, i] + floats[REGENERATION, i])
         u[CD, i] = max(0.0, u[CD, i] - 1.0)
         if floats[HEAL_RATE, i] > 0.0:
             u[EN, i] = min(floats[ENERGY_MAX, i], u[EN, i] + floats[ENERGY_RATE, i])
@@ -167,12 +200,12 @@ def _land_hits(u, k, alive, attacker, A, floats, ints, table, now):
 
 
 @piece
-def _follow(u, step, floats, i, what):
+def _follow(u, step, floats, ints, cells, hops, i, what):
     """Unit i, which has no target, walks to its goal or stands."""
     if what == MOVE:
         walk(u, step, floats, i, u[GOAL_X, i], u[GOAL_Y, i], 0.0)
     elif what == ATTACK_MOVE:
-        walk(u, step, floats, i, u[GOAL_X, i], u[GOAL_Y, i], ARRIVED)
+        travel(u, step, floats, ints, cells, hops, i, u[GOAL_X, i], u[GOAL_Y, i], ARRIVED)
     else:
         u[PACE, i] = 0.0
 
@@ -184,7 +217,7 @@ def _random_delay(rng, b, table):
 
 
 @piece
-def _fight(u, k, rng, b, step, attacker, alarm, A, floats, ints, table, now, i):
+def _fight(u, k, rng, b, step, attacker, alarm, A, floats, ints, table, cells, hops, now, i):
     """Unit i, armed, acts."""
     n = u.shape[1]
     low, high = (A, n) if i < A else (0, A)
@@ -201,9 +234,14 @@ def _fight(u, k, rng, b, step, attacker, alarm, A, floats, ints, table, now, i):
         if u[HP, target] <= 0.0 or not can_hit(floats, ints, i, target):
             k[ORDER, i] = STOP
             k[TARGET, i] = target = -1
+    elif what == HUNT:
+        target = k[TARGET, i]
+        if target < 0 or u[HP, target] <= 0.0:
+            k[TARGET, i] = target = find_prey(u, floats, ints, cells, hops, i, low, high)
+            u[WINDUP, i] = -1.0
     if target < 0:
         u[WINDUP, i] = -1.0
-        _follow(u, step, floats, i, what)
+        _follow(u, step, floats, ints, cells, hops, i, what)
         return
     dx, dy = u[X, target] - u[X, i], u[Y, target] - u[Y, i]
     distance = math.sqrt(dx * dx + dy * dy)
@@ -212,7 +250,10 @@ def _fight(u, k, rng, b, step, attacker, alarm, A, floats, ints, table, now, i):
         u[WINDUP, i] -= 1.0
     elif gap > floats[RANGE, i]:
         reach = floats[RANGE, i] + floats[RADIUS, i] + floats[RADIUS, target]
-        stride(u, step, floats, i, dx, dy, distance, reach - 1e-6)
+        if hops.shape[0] > 0:
+            travel(u, step, floats, ints, cells, hops, i, u[X, target], u[Y, target], reach - 1e-6)
+        else:
+            stride(u, step, floats, i, dx, dy, distance, reach - 1e-6)
         if ints[FIRES_WALKING, i] and what == ATTACK_MOVE and u[CD, i] <= 0.0:
             target = find_nearest(u, floats, ints, i, low, high)
             if target >= 0:
@@ -221,26 +262,29 @@ def _fight(u, k, rng, b, step, attacker, alarm, A, floats, ints, table, now, i):
         return
     else:
         u[PACE, i] = 0.0
-        scale = 1.0 / max(distance, 1e-9)
-        faces = turn(u, i, dx * scale, dy * scale) or distance <= 1e-9
-        if not faces or u[CD, i] > 0.0:
-            return
-        if u[READY_IN, i] > 0.0:
-            u[READY_IN, i] -= 1.0
-            return
-        u[WINDUP, i] = floats[DAMAGE_POINT, i]
+        if floats[BLAST, i] <= 0.0:  # else it neither turns nor stops
+            scale = 1.0 / max(distance, 1e-9)
+            faces = turn(u, i, dx * scale, dy * scale) or distance <= 1e-9
+            if not faces or u[CD, i] > 0.0:
+                return
+            if u[READY_IN, i] > 0.0:
+                u[READY_IN, i] -= 1.0
+                return
+        u[WINDUP, i] = floats[MELEE_POINT if in_melee(floats, i, gap) else DAMAGE_POINT, i]
     u[PACE, i] = 0.0
     if u[WINDUP, i] <= 0.0:
         u[WINDUP, i] = -1.0
         if gap <= floats[RANGE, i] + floats[SLOP, i]:
             # The period counts from the start of the attack, which is the damage point ago.
-            started = math.ceil(floats[DAMAGE_POINT, i])
-            u[CD, i] = floats[PERIOD, i] + _random_delay(rng, b, table) - started
+            claws = in_melee(floats, i, gap)
+            period = floats[MELEE_PERIOD if claws else PERIOD, i]
+            started = math.ceil(floats[MELEE_POINT if claws else DAMAGE_POINT, i])
+            u[CD, i] = period + _random_delay(rng, b, table) - started
             fire(u, k, attacker, floats, ints, table, now, i, target, low, high)
 
 
 @piece
-def _mend(u, k, step, A, floats, ints, now, i):
+def _mend(u, k, step, A, floats, ints, cells, hops, now, i):
     """Unit i, a healer, acts."""
     what = k[ORDER, i]
     target = -1
@@ -253,7 +297,7 @@ def _mend(u, k, step, A, floats, ints, now, i):
             k[ORDER, i] = STOP
             k[TARGET, i] = target = -1
     if target < 0:
-        _follow(u, step, floats, i, what)
+        _follow(u, step, floats, ints, cells, hops, i, what)
         return
     missing = u[HPMAX, target] - u[HP, target]
     if missing > 0.0 and gap_between(u, floats, i, target) > floats[RANGE, i]:
@@ -271,7 +315,19 @@ def _mend(u, k, step, A, floats, ints, now, i):
 
 
 @piece
-def _loop(u, k, rng, b, alive, step, line, attacker, A, floats, ints, widest, table, now):
+def _explosions(u, k, attacker, A, floats, ints, table, now):
+    """Those that blow up when killed; whom they kill by it follows in the next loop."""
+    for i in range(u.shape[1]):
+        if floats[BLAST, i] > 0.0 and u[HP, i] <= 0.0 and k[ORDER, i] != SPENT:
+            k[ORDER, i] = LIT
+    for i in range(u.shape[1]):
+        if k[ORDER, i] == LIT:
+            low, high = (A, u.shape[1]) if i < A else (0, A)
+            explode(u, k, attacker, floats, ints, table, now, i, low, high)
+
+
+@piece
+def _loop(u, k, rng, b, alive, step, line, attacker, A, floats, ints, widest, table, walls, cells, hops, now):
     """One game loop of environment b."""
     n = u.shape[1]
     alarm_ally, alarm_enemy = _begin_loop(u, k, alive, attacker, A, floats, table, now)
@@ -279,14 +335,16 @@ def _loop(u, k, rng, b, alive, step, line, attacker, A, floats, ints, widest, ta
     for i in range(n):
         if alive[i] and floats[HEAL_RATE, i] <= 0.0:
             alarm = alarm_ally if i < A else alarm_enemy
-            _fight(u, k, rng, b, step, attacker, alarm, A, floats, ints, table, now, i)
+            _fight(u, k, rng, b, step, attacker, alarm, A, floats, ints, table, cells, hops, now, i)
     for i in range(n):
         if alive[i] and floats[HEAL_RATE, i] > 0.0:
-            _mend(u, k, step, A, floats, ints, now, i)
+            _mend(u, k, step, A, floats, ints, cells, hops, now, i)
+    if table[EXPLODES] > 0.0:
+        _explosions(u, k, attacker, A, floats, ints, table, now)
     for i in range(n):
         # Who hit whom is only known from the next loop on: else the side handled last would answer sooner.
         k[ATTACKER, i] = attacker[i]
-    push(u, k[BY_X], step, line, floats, ints, widest, table)
+    push(u, k[BY_X], step, line, floats, ints, widest, table, walls)
 
 
 @piece
@@ -313,7 +371,7 @@ def _command(u, k, i, action, A, healer, table):
 
 def _source_digest() -> int:
     folder = Path(__file__).parent
-    names = ("units.py", "maps.py", "combat.py", "engine.py")
+    names = ("terrain.py", "units.py", "maps.py", "combat.py", "engine.py")
     return zlib.crc32(b"".join((folder / name).read_bytes() for name in names))
 
 
@@ -329,6 +387,11 @@ def _compile(digest: int) -> tuple[Callable[..., None], Callable[..., int], Call
             if not select[b]:
                 continue
             u, k = units[b], links[b]
+            along = 0.0
+            if table[GOAL_X1] != table[GOAL_X2] or table[GOAL_Y1] != table[GOAL_Y2]:
+                along = uniform(rng, b)
+            goal_x = table[GOAL_X1] + along * (table[GOAL_X2] - table[GOAL_X1])
+            goal_y = table[GOAL_Y1] + along * (table[GOAL_Y2] - table[GOAL_Y1])
             u[:] = 0.0
             k[:] = -1
             for i in range(u.shape[1]):
@@ -352,19 +415,21 @@ def _compile(digest: int) -> tuple[Callable[..., None], Callable[..., int], Call
                 k[BY_X, i] = i
                 k[ORDER, i] = STOP
                 if i >= sizes[0]:
-                    k[ORDER, i] = ATTACK_MOVE
-                    u[GOAL_X, i], u[GOAL_Y, i] = table[ALLY_X], table[ALLY_Y]
+                    k[ORDER, i] = HUNT if table[HUNTS] > 0.0 else ATTACK_MOVE
+                    u[GOAL_X, i], u[GOAL_Y, i] = goal_x, goal_y
 
     @njit(nogil=True, error_model="numpy")
     def step_kernel(
-        units, links, rng, actions, mask, scripted, sizes, floats, ints, table, before, won, over, length
-    ):
+        units, links, rng, actions, mask, scripted, sizes, floats, ints, table, walls, cells, hops, before,
+        won, over, length
+    ):  # fmt: skip
         """Play one step in every environment.
 
         actions (B, N) int64 must be available in mask (B, N, A) bool: else nothing happens and the first
         flat index of a bad action is returned (-1 otherwise). scripted: the allies attack-move to the enemy's
-        point instead. Fills before (B, 2, E), the enemies' health and shield of a step ago, won (B,) and
-        over (B,) bool (decided, also without a winner); length (B,) counts steps.
+        point instead. walls, cells, hops: the map's (`SmacMap.walls`, `SmacMap.ways`). Fills before
+        (B, 2, E), the enemies' health and shield of a step ago, won (B,) and over (B,) bool (decided, also
+        without a winner); length (B,) counts steps.
         """
         _ = digest
         B, n = units.shape[0], units.shape[2]
@@ -377,7 +442,7 @@ def _compile(digest: int) -> tuple[Callable[..., None], Callable[..., int], Call
                         return b * A + i
         alive = np.empty(n, np.bool_)
         step = np.zeros((2, n))
-        line = np.empty((4, n))
+        line = np.empty((6, n))
         attacker = np.empty(n, np.int64)
         widest = floats[SEPARATION].max()
         loops = int(table[LOOPS])
@@ -395,7 +460,10 @@ def _compile(digest: int) -> tuple[Callable[..., None], Callable[..., int], Call
                         _command(u, k, i, actions[b, i], A, floats[HEAL_RATE, i] > 0.0, table)
             for loop in range(loops):
                 now = float(length[b] * loops + loop)
-                _loop(u, k, rng, b, alive, step, line, attacker, A, floats, ints, widest, table, now)
+                _loop(
+                    u, k, rng, b, alive, step, line, attacker, A, floats, ints, widest, table, walls, cells,
+                    hops, now,
+                )  # fmt: skip
             length[b] += 1
             ally_fighters = enemy_fighters = 0
             for i in range(n):

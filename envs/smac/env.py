@@ -119,7 +119,7 @@ class SmacVectorEnv(TeamVectorEnv):
         over = np.empty(self.num_envs, dtype=np.bool_)
         bad = engine.step_kernel(
             self._units, self._links, self._rng, actions, self._mask, scripted, self.map.sizes, self._floats,
-            self._ints, self._table, self._before, won, over, self._length,
+            self._ints, self._table, self.map.walls, *self.map.ways, self._before, won, over, self._length,
         )  # fmt: skip
         if bad >= 0:
             raise unavailable(actions, self._mask, *divmod(bad, self.num_agents))
@@ -224,9 +224,7 @@ class SmacVectorEnv(TeamVectorEnv):
         others = links[:, [combat.TARGET, combat.HIT_ON, combat.ATTACKER]]
         sound = {
             "links": ((others >= -1) & (others < U)).all()
-            and (
-                (links[:, combat.ORDER] >= combat.STOP) & (links[:, combat.ORDER] <= combat.ATTACK_MOVE)
-            ).all()
+            and ((links[:, combat.ORDER] >= combat.STOP) & (links[:, combat.ORDER] <= combat.SPENT)).all()
             and (np.sort(links[:, combat.BY_X]) == np.arange(U)).all(),
             "units": np.isfinite(state["units"]).all(),
             "last_action": ((state["last_action"] >= NO_ACTION) & (state["last_action"] < A)).all(),

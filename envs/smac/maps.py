@@ -6,24 +6,30 @@ Unit lists, limits and points are those of SMAC's map files; `SmacMap` computes 
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
+from envs.smac import terrain
+from envs.smac.terrain import PICTURES, SIZE
 from envs.smac.units import (
+    BANELING,
     COLOSSUS_UNIT,
     ENEMY_MEDIVAC,
+    HYDRALISK,
     MARAUDER,
     MARINE,
     MEDIVAC,
+    SPINE_CRAWLER,
     STALKER,
     ZEALOT,
+    ZERGLING,
     UnitType,
 )
 
-SIZE = 32
-"""Every map is 32 by 32 cells."""
+Point = tuple[float, float]
 START_JITTER = 0.1
 """Cells: each unit starts up to this far, in x and in y, from its place: no two battles are the same."""
 REWARD_WIN, REWARD_DEATH, REWARD_SCALE = 200.0, 10.0, 20.0
@@ -43,10 +49,20 @@ class SmacMap:
     """Types in the order of the allies' one-hot; empty where SMAC has no type columns."""
     enemy_bits: tuple[str, ...] = ()
     """The same for enemies: SMAC orders stalkers and zealots the other way round there."""
-    ally_point: tuple[float, float] = (9.0, 16.0)
-    enemy_point: tuple[float, float] = (23.0, 16.0)
-    band: tuple[float, float] = (8.0, 24.0)
+    ally_point: Point = (9.0, 16.0)
+    """Where units start, and where the other side's attack-move goes."""
+    enemy_point: Point = (23.0, 16.0)
+    band: Point = (8.0, 24.0)
     """Walkable y; x is walkable over the whole width."""
+    ally_points: tuple[Point, ...] = ()
+    """Where each entry of `allies` starts, if not all at `ally_point`."""
+    enemy_points: tuple[Point, ...] = ()
+    goal: tuple[Point, Point] | None = None
+    """Where the enemy's attack-move goes instead: a point between these two, drawn for each battle."""
+    hunt: bool = False
+    """The enemy is sent against the allied units themselves, wherever they are, instead of to a point."""
+    ground: str = ""
+    """Picture of the terrain (`envs.smac.terrain`), in place of the band."""
 
     @cached_property
     def ally_types(self) -> tuple[UnitType, ...]:
@@ -104,9 +120,25 @@ class SmacMap:
     @cached_property
     def pathing_grid(self) -> np.ndarray:
         """(32, 32) bool, indexed [x, y]: True where a unit may walk."""
+        if self.ground:
+            return terrain.walkable(self.ground)
         grid = np.zeros((SIZE, SIZE), dtype=np.bool_)
         grid[:, int(self.band[0]) : int(self.band[1])] = True
         return grid
+
+    @cached_property
+    def walls(self) -> np.ndarray:
+        """(32, 32) int8 of `terrain.BLOCKED`, BESIDE and OPEN; (0, 0) where the band is all there is."""
+        if not self.ground:
+            return np.zeros((0, 0), dtype=np.int8)
+        return terrain.near_walls(self.pathing_grid)
+
+    @cached_property
+    def ways(self) -> tuple[np.ndarray, np.ndarray]:
+        """`terrain.ways` over the ground that can be reached."""
+        if not self.ground:
+            return np.zeros((0, 0), dtype=np.int16), np.zeros((0, 0), dtype=np.int16)
+        return terrain.ways(terrain.walkable(self.ground, "."))
 
     @cached_property
     def sizes(self) -> np.ndarray:
@@ -136,27 +168,46 @@ class SmacMap:
     @cached_property
     def starts(self) -> np.ndarray:
         """(2, U) float64: x and y of every unit's place, before `START_JITTER`."""
-        allies = _sorted(_pack(self.ally_types, self.ally_point, self.band), self.ally_types)
-        mirror = (SIZE - self.enemy_point[0], self.enemy_point[1])
-        enemies = _pack(self.enemy_types, mirror, self.band)
+        grid = self.pathing_grid
+        allies = _pack(self.ally_types, _each(self.allies, self.ally_points, self.ally_point), grid)
+        # The enemy's units are packed as in a mirror.
+        points = _each(self.enemies, self.enemy_points, self.enemy_point)
+        enemies = _pack(self.enemy_types, [(SIZE - x, y) for x, y in points], grid[::-1])
         enemies[0] = SIZE - enemies[0]
-        return np.concatenate([allies, enemies], axis=1)
+        return np.concatenate([_sorted(allies, self.ally_types), enemies], axis=1)
 
 
-def _pack(kinds: tuple[UnitType, ...], point: tuple[float, float], band: tuple[float, float]) -> np.ndarray:
-    """Greedy packing: each unit in turn takes the free place nearest to the point. (2, n) float64."""
-    grid = np.arange(-8, 8.01, 0.125)
-    dx, dy = (a.ravel() for a in np.meshgrid(grid, grid, indexing="ij"))
+def _each(
+    groups: tuple[tuple[UnitType, int], ...], points: tuple[Point, ...], together: Point
+) -> list[Point]:
+    """Each unit's point, of those of the groups, if they have their own."""
+    own = points or (together,) * len(groups)
+    return [point for (_, count), point in zip(groups, own, strict=True) for _ in range(count)]
+
+
+def _pack(kinds: tuple[UnitType, ...], points: Sequence[Point], grid: np.ndarray) -> np.ndarray:
+    """Greedy packing: each unit in turn takes the free place nearest to its point. (2, n) float64.
+
+    ValueError where there is none within 8 cells.
+    """
+    offsets = np.arange(-8, 8.01, 0.125)
+    dx, dy = (a.ravel() for a in np.meshgrid(offsets, offsets, indexing="ij"))
     # The angle breaks ties of distance, so that the result does not hang on how a sort treats equals.
     order = np.lexsort((np.arctan2(dy, dx), np.round(np.hypot(dx, dy), 6)))
-    places = np.stack([point[0] + dx[order], point[1] + dy[order]])
     out = np.zeros((2, len(kinds)))
+    at: Point | None = None
     for u, kind in enumerate(kinds):
-        free = (places[1] >= band[0] + kind.separation) & (places[1] <= band[1] - kind.separation)
+        if points[u] != at:
+            at = points[u]
+            places = np.stack([at[0] + dx[order], at[1] + dy[order]])
+            room = terrain.room(grid, *places)
+        free = room >= kind.separation
         for other in range(u):
             if kinds[other].plane == kind.plane:
                 apart = kind.separation + kinds[other].separation
                 free &= np.hypot(places[0] - out[0, other], places[1] - out[1, other]) >= apart
+        if not free.any():
+            raise ValueError(f"more units start around {at} than fit there")
         out[:, u] = places[:, np.argmax(free)]
     return out
 
@@ -199,6 +250,7 @@ def _bio(name: str, enemy_marauders: int, enemy_marines: int, limit: int) -> Sma
     )
 
 
+_FAR_CORNER = ((4.47, 4.3298), (4.47, 4.3298))
 _TECH = ((COLOSSUS_UNIT, 1), (STALKER, 3), (ZEALOT, 5))
 _TECH_BITS = ("colossus", "stalker", "zealot")
 
@@ -221,19 +273,79 @@ MAPS: dict[str, SmacMap] = {
         SmacMap("1c3s5z", 180, _TECH, _TECH, ally_bits=_TECH_BITS, enemy_bits=_TECH_BITS),
         _bio("MMM", 2, 7, 150),
         _bio("MMM2", 3, 8, 180),
+        SmacMap(
+            "2m_vs_1z",
+            150,
+            ((MARINE, 1), (MARINE, 1)),
+            ((ZEALOT, 1),),
+            ally_points=((13.0, 12.0), (19.0, 12.0)),
+            enemy_point=(16.0, 19.0),
+            goal=((13.0, 12.0), (19.0, 12.0)),
+            ground=PICTURES["2m_vs_1z"],
+        ),
+        SmacMap(
+            "2s_vs_1sc",
+            300,
+            ((STALKER, 1), (STALKER, 1)),
+            ((SPINE_CRAWLER, 1),),
+            ally_points=((11.1208, 10.338), (16.976, 10.3662)),
+            enemy_point=(13.92, 20.0397),
+            ground=PICTURES["2s_vs_1sc"],
+        ),
+        SmacMap(
+            "so_many_baneling",
+            100,
+            ((ZEALOT, 7),),
+            ((BANELING, 32),),
+            ally_point=(11.469, 12.0234),
+            enemy_point=(27.91, 28.24),
+            goal=_FAR_CORNER,
+            ground=PICTURES["so_many_baneling"],
+        ),
+        SmacMap(
+            "bane_vs_bane",
+            200,
+            ((BANELING, 4), (ZERGLING, 20)),
+            ((ZERGLING, 20), (BANELING, 4)),
+            ally_bits=("baneling", "zergling"),
+            enemy_bits=("baneling", "zergling"),
+            ally_point=(16.0, 8.0),
+            ally_points=((16.0, 8.0), (16.0, 11.0)),
+            enemy_point=(16.0, 24.0),
+            enemy_points=((16.0, 21.0), (16.0, 24.0)),
+            ground=PICTURES["bane_vs_bane"],
+        ),
+        SmacMap(
+            "6h_vs_8z",
+            150,
+            ((HYDRALISK, 6),),
+            ((ZEALOT, 8),),
+            ally_point=(14.5998, 9.49),
+            enemy_point=(14.41, 16.7597),
+            ground=PICTURES["6h_vs_8z"],
+        ),
+        SmacMap(
+            "corridor",
+            400,
+            ((ZEALOT, 6),),
+            ((ZERGLING, 24),),
+            ally_point=(19.0397, 19.1198),
+            enemy_point=(27.91, 28.24),
+            goal=_FAR_CORNER,
+            ground=PICTURES["corridor"],
+        ),
+        SmacMap(
+            "2c_vs_64zg",
+            400,
+            ((COLOSSUS_UNIT, 2),),
+            ((ZERGLING, 64),),
+            ally_point=(16.0, 16.0),
+            enemy_point=(16.0, 9.0),
+            hunt=True,
+            ground=PICTURES["2c_vs_64zg"],
+        ),
     )
 }
-
-NOT_YET = (
-    "2c_vs_64zg",
-    "2m_vs_1z",
-    "2s_vs_1sc",
-    "6h_vs_8z",
-    "bane_vs_bane",
-    "corridor",
-    "so_many_baneling",
-)
-"""Maps of SMAC that the embedded engine does not offer."""
 
 
 def get_map(name: str) -> SmacMap:
@@ -241,8 +353,6 @@ def get_map(name: str) -> SmacMap:
     if name in MAPS:
         return MAPS[name]
     offered = ", ".join(MAPS)
-    if name in NOT_YET:
-        raise ValueError(f"The embedded engine does not have SMAC's map {name!r} yet; use one of: {offered}.")
     near = difflib.get_close_matches(name, MAPS, n=3, cutoff=0.4)
     hint = f" (did you mean {' or '.join(map(repr, near))}?)" if near else ""
     raise ValueError(f"There is no SMAC map {name!r}{hint}; the embedded engine has: {offered}.")

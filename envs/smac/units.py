@@ -19,7 +19,7 @@ STEP_LOOPS = 8
 GROUND, AIR, COLOSSUS = 0, 1, 2
 """Planes: units collide within a plane; a colossus walks over ground units and anti-air weapons reach it."""
 
-LIGHT, ARMOURED, BIOLOGICAL = 1, 2, 4
+LIGHT, ARMOURED, BIOLOGICAL, STRUCTURE = 1, 2, 4, 8
 """Attribute bits, as weapons' bonus damage and healing ask for them."""
 
 WEAPON_DELAY = (-1.0, 2.0)
@@ -80,6 +80,17 @@ class UnitType:
     """Enemies shoot at it as at armed units, whatever it does (AlwaysThreatens)."""
     splash: float = 0.0
     """Half length of the line across the target that is hit."""
+    blast: float = 0.0
+    """The unit explodes when it attacks or is killed: all enemies on the ground are hit whose bodies are
+    within so many cells of its centre."""
+    structure_bonus: float = 0.0
+    """Damage added against structures."""
+    melee_range: float = 0.0
+    """Targets this near are hit without a missile, with this damage point and period; 0: none."""
+    melee_point: float = 0.0
+    melee_period: float = 0.0
+    regeneration: float = 0.0
+    """Health per second, at all times."""
     heal: float = 0.0
     """Health per second, at `range`; sought within `scan`."""
     heal_cost: float = 0.0
@@ -131,4 +142,29 @@ COLOSSUS_UNIT = UnitType(
     bonus_attributes=LIGHT, hits=2, period=1.5, range=7, scan=7.5, slop=0, damage_point=0.083, splash=1.25,
     hit_delay=0.36,  # 0.25 s, and on average over the two beams 0.11 s until they get there
     fires_walking=True,
+)  # fmt: skip
+ZERGLING = UnitType(
+    name="zergling", health=35, shield=0, armour=0, speed=2.9531, accel=_INSTANT, sight=8, radius=0.375,
+    separation=0.375, plane=GROUND, attributes=LIGHT | BIOLOGICAL, max_cooldown=11, damage=5, period=0.696,
+    range=0.1, damage_point=0.167, regeneration=0.2734,
+)  # fmt: skip
+BANELING = UnitType(
+    name="baneling", health=30, shield=0, armour=0, speed=2.5, accel=_INSTANT, sight=8, radius=0.375,
+    separation=0.375, plane=GROUND, attributes=BIOLOGICAL, max_cooldown=1, damage=20, bonus=15,
+    bonus_attributes=LIGHT, period=0.833, range=0.25, blast=2.2, structure_bonus=60, regeneration=0.2734,
+)  # fmt: skip
+# The agents' copy, in SMAC's maps; the multiplayer game's own has 90 health.
+HYDRALISK = UnitType(
+    name="hydralisk", health=80, shield=0, armour=0, speed=2.25, accel=_INSTANT, sight=9, radius=0.625,
+    separation=0.5, plane=GROUND, attributes=LIGHT | BIOLOGICAL, max_cooldown=10, damage=12, period=0.825,
+    range=5, scan=5.5, damage_point=0.208, hits_air=True, missile_speed=40, melee_range=0.5, melee_point=0.3,
+    melee_period=0.75, regeneration=0.2734,
+)  # fmt: skip
+# Biological, too, but a medivac does not heal structures. The missile stands for its tentacle, which takes a
+# quarter of a second for seven cells. It keeps its health on SMAC's map, where its surroundings are creep.
+SPINE_CRAWLER = UnitType(
+    name="spine_crawler", health=300, shield=0, armour=2, speed=0, accel=_INSTANT, sight=11, radius=0.875,
+    separation=0.875, plane=GROUND, attributes=ARMOURED | STRUCTURE, max_cooldown=15, damage=25, bonus=5,
+    bonus_attributes=ARMOURED, period=1.85, range=7, scan=7, slop=0, damage_point=0.3332, missile_speed=28,
+    regeneration=0.2734,
 )  # fmt: skip

@@ -8,7 +8,7 @@ from gymnasium.vector import AutoresetMode
 
 import envs
 from envs.smac import SmacVectorEnv, combat, units
-from envs.smac.maps import MAPS, NOT_YET, get_map
+from envs.smac.maps import MAPS, get_map
 
 PLAYED = ("2s3z", "MMM", "3s_vs_5z", "1c3s5z", "27m_vs_30m")
 MIRRORED = ("8m", "2s3z", "3s5z", "1c3s5z")
@@ -607,9 +607,6 @@ def test_names_and_options_that_do_not_exist_are_explained():
         envs.make("smac/2s3x", 1, backend="embedded")
     with pytest.raises(ValueError, match=r"nearest ids are .*smac/2s3z"):
         envs.make("smax/2s3z", 1)
-    for name in NOT_YET:
-        with pytest.raises(ValueError, match=r"does not have .* yet.*27m_vs_30m"):
-            envs.make(f"smac/{name}", 1, backend="embedded")
     with pytest.raises(ValueError, match="no option 'rewardfix'; did you mean 'reward_fix'"):
         envs.make("smac/2s3z", 1, backend="embedded", rewardfix=True)
     with pytest.raises(ValueError, match="backend must be"):
