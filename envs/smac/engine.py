@@ -39,6 +39,7 @@ from envs.smac.combat import (
     EXPLODES,
     FACE_X,
     FIRES_WALKING,
+    FIRST_WINDUP,
     GOAL_X,
     GOAL_X1,
     GOAL_X2,
@@ -58,6 +59,7 @@ from envs.smac.combat import (
     HUNTS,
     HURT_AT,
     JITTER,
+    LEAST_WINDUP,
     LIT,
     LOOPS,
     MELEE_PERIOD,
@@ -65,12 +67,10 @@ from envs.smac.combat import (
     MOVE,
     NEVER,
     ORDER,
-    ORDER_DELAY,
     PACE,
     PERIOD,
     RADIUS,
     RANGE,
-    READY_IN,
     REGENERATION,
     SECOND_HIT,
     SEPARATION,
@@ -142,7 +142,13 @@ def pack(battle: SmacMap) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarra
         [[k.health for k in kinds], [k.shield for k in kinds], [k.energy for k in kinds], kind_of], float
     )
     points = (*battle.ally_point, *battle.enemy_point)
-    rules = (units.ORDER_DELAY, units.MINIMUM_DAMAGE, units.SHIELD_DELAY, units.SHIELD_RATE, units.STEP_LOOPS)
+    rules = (
+        units.FIRST_WINDUP,
+        units.MINIMUM_DAMAGE,
+        units.SHIELD_DELAY,
+        units.SHIELD_RATE,
+        units.STEP_LOOPS,
+    )
     goal = battle.goal or (battle.ally_point, battle.ally_point)
     orders = (*goal[0], *goal[1], battle.hunt, floats[combat.BLAST].any())
     table = np.array(
@@ -267,10 +273,9 @@ def _fight(u, k, rng, b, step, attacker, alarm, A, floats, ints, table, cells, h
             faces = turn(u, i, dx * scale, dy * scale) or distance <= 1e-9
             if not faces or u[CD, i] > 0.0:
                 return
-            if u[READY_IN, i] > 0.0:
-                u[READY_IN, i] -= 1.0
-                return
-        u[WINDUP, i] = floats[MELEE_POINT if in_melee(floats, i, gap) else DAMAGE_POINT, i]
+        point = floats[MELEE_POINT if in_melee(floats, i, gap) else DAMAGE_POINT, i]
+        u[WINDUP, i] = max(point, u[LEAST_WINDUP, i])
+        u[LEAST_WINDUP, i] = 0.0
     u[PACE, i] = 0.0
     if u[WINDUP, i] <= 0.0:
         u[WINDUP, i] = -1.0
@@ -365,7 +370,7 @@ def _command(u, k, i, action, A, healer, table):
     if what != before or target != old:
         # Another order cancels an attack that has not gone off yet.
         u[WINDUP, i] = -1.0
-        u[READY_IN, i] = table[ORDER_DELAY]
+        u[LEAST_WINDUP, i] = table[FIRST_WINDUP]
     k[ORDER, i], k[TARGET, i] = what, target
 
 

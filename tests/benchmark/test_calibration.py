@@ -93,7 +93,7 @@ def test_the_published_table_is_of_this_engine_and_near_the_game():
         sample, length = random_play.real(name)
         assert float(row["real_return"]) == pytest.approx(sample.mean, abs=1e-3)
         assert float(row["real_length"]) == pytest.approx(length, abs=0.1)
-        assert abs(float(row["z"])) <= 2.0
+        assert abs(float(row["z"])) <= 2.5
     for name in ("8m", "2s3z", "MMM2"):
         battles = play(name, "random", 512, 64, seed=7)[:, 1]
         error = np.hypot(battles.std() / 512**0.5, float(rows[name]["return_error"]))
