@@ -56,7 +56,8 @@ PLANE, ATTRIBUTES, BONUS_ATTRIBUTES, HITS, HITS_AIR, FIRES_WALKING, ALWAYS_THREA
 (
     BAND_LOW, BAND_HIGH, ALLY_X, ALLY_Y, ENEMY_X, ENEMY_Y, JITTER, DELAY_LOW, DELAY_HIGH, FIRST_WINDUP,
     LEAST_DAMAGE, SHIELD_DELAY, SHIELD_RATE, LOOPS, GOAL_X1, GOAL_Y1, GOAL_X2, GOAL_Y2, HUNTS, EXPLODES,
-) = range(20)  # fmt: skip
+    PASSES,
+) = range(21)  # fmt: skip
 
 BEAM_RADIUS = 0.15
 """Half the width of a splash line, cells."""
@@ -320,8 +321,46 @@ def travel(u, step, floats, ints, cells, hops, i, gx, gy, short):
 
 
 @piece
+def part(living, step, line, ints, widest):
+    """One pass over the pairs that overlap: each unit makes way by half of it.
+
+    The living side by side in line, as `push` has them; step (2, U) is scratch, and 0.
+    """
+    for a in range(living):
+        x, y, r = line[0, a], line[1, a], line[2, a]
+        i = int(line[3, a])
+        for c in range(a + 1, living):
+            dx = line[0, c] - x
+            if dx >= r + widest:
+                break
+            dy = line[1, c] - y
+            apart = r + line[2, c]
+            squared = dx * dx + dy * dy
+            if squared >= apart * apart:
+                continue
+            j = int(line[3, c])
+            if ints[PLANE, i] != ints[PLANE, j]:
+                continue
+            distance = math.sqrt(squared)
+            if distance > 1e-6:
+                half = 0.5 * (apart - distance) / distance
+                px, py = dx * half, dy * half
+            else:
+                px, py = 0.0, 0.5 * apart
+            step[0, i] -= px
+            step[1, i] -= py
+            step[0, j] += px
+            step[1, j] += py
+    for a in range(living):
+        i = int(line[3, a])
+        line[0, a] += step[0, i]
+        line[1, a] += step[1, i]
+        step[0, i] = step[1, i] = 0.0
+
+
+@piece
 def push(u, order, step, line, floats, ints, widest, table, walls):
-    """Move, then one pass of pushing over pairs near in x.
+    """Move, then passes of pushing over pairs near in x.
 
     order (U,) stays sorted by x; step (2, U) is 0 for the dead and comes back as 0; line (6, U) is scratch.
     """
@@ -349,36 +388,12 @@ def push(u, order, step, line, floats, ints, widest, table, walls):
             line[0, living], line[1, living] = u[X, i], u[Y, i]
             line[2, living], line[3, living] = floats[SEPARATION, i], i
             living += 1
-    for a in range(living):
-        x, y, r = line[0, a], line[1, a], line[2, a]
-        i = int(line[3, a])
-        for c in range(a + 1, living):
-            dx = line[0, c] - x
-            if dx >= r + widest:
-                break
-            dy = line[1, c] - y
-            apart = r + line[2, c]
-            squared = dx * dx + dy * dy
-            if squared >= apart * apart:
-                continue
-            j = int(line[3, c])
-            if ints[PLANE, i] != ints[PLANE, j]:
-                continue
-            distance = math.sqrt(squared)
-            if distance > 1e-6:
-                half = 0.5 * (apart - distance) / distance
-                px, py = dx * half, dy * half
-            else:
-                px, py = 0.0, 0.5 * apart
-            step[0, i] -= px
-            step[1, i] -= py
-            step[0, j] += px
-            step[1, j] += py
+    for _ in range(int(table[PASSES])):
+        part(living, step, line, ints, widest)
     for a in range(living):
         i, r = int(line[3, a]), line[2, a]
-        x = min(max(line[0, a] + step[0, i], r), SIZE - r)
-        y = min(max(line[1, a] + step[1, i], table[BAND_LOW] + r), table[BAND_HIGH] - r)
-        step[0, i] = step[1, i] = 0.0
+        x = min(max(line[0, a], r), SIZE - r)
+        y = min(max(line[1, a], table[BAND_LOW] + r), table[BAND_HIGH] - r)
         if ints[ATTRIBUTES, i] & STRUCTURE:
             continue
         if walled and ints[PLANE, i] == GROUND:

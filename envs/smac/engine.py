@@ -112,7 +112,7 @@ def pack(battle: SmacMap) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarra
     """A map's numbers for the kernels, in game loops.
 
     Returns floats (len(FLOATS), U) float64 and ints (len(INTS), U) int64 of every unit, bodies (4, U) float64
-    (full health, full shield, starting energy, a number of the type) and table (20,) float64, the rules that
+    (full health, full shield, starting energy, a number of the type) and table (21,) float64, the rules that
     hold for all units.
     """
     kinds = battle.ally_types + battle.enemy_types
@@ -150,7 +150,7 @@ def pack(battle: SmacMap) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarra
         units.STEP_LOOPS,
     )
     goal = battle.goal or (battle.ally_point, battle.ally_point)
-    orders = (*goal[0], *goal[1], battle.hunt, floats[combat.BLAST].any())
+    orders = (*goal[0], *goal[1], battle.hunt, floats[combat.BLAST].any(), battle.passes)
     table = np.array(
         [*battle.band, *points, START_JITTER, *units.WEAPON_DELAY, *rules, *orders], dtype=np.float64
     )

@@ -226,7 +226,7 @@ class SmacVectorEnv(TeamVectorEnv):
             "links": ((others >= -1) & (others < U)).all()
             and ((links[:, combat.ORDER] >= combat.STOP) & (links[:, combat.ORDER] <= combat.SPENT)).all()
             and (np.sort(links[:, combat.BY_X]) == np.arange(U)).all(),
-            "units": np.isfinite(state["units"]).all(),
+            "units": np.isfinite(state["units"]).all() and self._inside(state),
             "last_action": ((state["last_action"] >= NO_ACTION) & (state["last_action"] < A)).all(),
             "length": ((state["length"] >= 0) & (state["length"] < self.episode_limit)).all(),
             "action_mask": np.asarray(state["action_mask"]).any(-1).all(),
@@ -234,6 +234,14 @@ class SmacVectorEnv(TeamVectorEnv):
         for key, good in sound.items():
             if not good:
                 raise ValueError(f"This state is damaged: {key!r} holds values that no battle has.")
+
+    @staticmethod
+    def _inside(state: dict[str, np.ndarray]) -> bool:
+        """Whether all units, and all goals that they walk to around walls, lie on the map."""
+        units, fights = np.asarray(state["units"]), state["links"][:, combat.ORDER] == combat.ATTACK_MOVE
+        places = units[:, [combat.X, combat.Y]]
+        goals = units[:, [combat.GOAL_X, combat.GOAL_Y]] * fights[:, None]
+        return all(((0 <= at) & (at < SIZE)).all() for at in (places, goals))
 
     def describe(self) -> dict[str, Any]:
         """The engine's version: results of different ones are of different battles."""

@@ -127,6 +127,16 @@ class SmacMap:
         return grid
 
     @cached_property
+    def passes(self) -> int:
+        """Times a loop that bodies which overlap are pushed apart.
+
+        After one pass a crowd of zerglings or banelings stands 0.5 apart instead of 0.75, so that too many
+        of them reach what they surround: corridor lasted 28 steps instead of the game's 35.
+        """
+        swarm = any(kind in (ZERGLING, BANELING) for kind in self.ally_types + self.enemy_types)
+        return 3 if swarm else 1
+
+    @cached_property
     def walls(self) -> np.ndarray:
         """(32, 32) int8 of `terrain.BLOCKED`, BESIDE and OPEN; (0, 0) where the band is all there is."""
         if not self.ground:
