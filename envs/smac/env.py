@@ -54,6 +54,7 @@ class SmacVectorEnv(TeamVectorEnv):
             raise ValueError(f"conic_view is for the maps of SMACv2, as 10gen_terran_5_vs_5, not {map_name}.")
         if conic_view:
             battle = replace(battle, views=VIEWS)
+            self.label += "-conic"
         self.map = battle
         self.env_id = f"smac/{map_name}"
         self.num_envs = num_envs

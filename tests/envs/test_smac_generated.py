@@ -279,6 +279,7 @@ def test_a_conic_view_sees_thirty_degrees_and_turns(race):
     """SMACv2's conic view: 12 more actions, 2 more features, nothing behind one's back."""
     plain, env = (SmacVectorEnv(name_of(race, 5, 5), 1, seed=1, conic_view=conic) for conic in (False, True))
     env.reset()
+    assert envs.env_name(env) == f"{envs.env_name(plain)}-conic"
     assert (env.num_actions, env.obs_dim) == (plain.num_actions + 12, plain.obs_dim + 2)
     assert env.state_dim == plain.state_dim + 5 * 2 + 5 * 12
     distance = 1.9
