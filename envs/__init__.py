@@ -85,7 +85,8 @@ def _make_smac(env_id: str, num_envs: int, seed: int, options: dict[str, Any]) -
     backend = options.pop("backend", "auto")
     if backend not in ("auto", "embedded", "starcraft"):
         raise ValueError(f'backend must be "auto", "embedded" or "starcraft", got {backend!r}.')
-    if backend != "embedded":
+    own_battle = env_id.endswith(".toml")  # which the game cannot play
+    if backend == "starcraft" or (backend == "auto" and not own_battle):
         from envs.smac.starcraft import StarCraftVectorEnv, available
 
         playable, reason = available(env_id.partition("/")[2])
@@ -182,6 +183,7 @@ def make(
     "pettingzoo:module.path" is what the module's parallel_env() makes, for instance
     "pettingzoo:mpe2.simple_spread_v3".
 
+    "smac/my_battle.toml" is a battle of one's own, from a file (docs/envs.md).
     Options of smac: backend ("auto": StarCraft II where it can be played, else the embedded engine;
     "embedded"; "starcraft"), reward_fix, render_mode, last_action (append each agent's own last action,
     one-hot, to its observation), and those of `StarCraftVectorEnv` on the real game.

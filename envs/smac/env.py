@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import gymnasium as gym
@@ -21,8 +22,9 @@ class SmacVectorEnv(TeamVectorEnv):
     E environments, N agents, A actions. Observations (E, N, obs_dim) float32; actions int (E, N); one shared
     reward (E,) float32 per step. Reproducible: environment e depends on the seed and e alone.
 
-    map_name: one of `envs.smac.maps.MAPS`. seed: of the first reset. reward_fix: max(0, .) in place of SMAC's
-    absolute value, which pays for enemy shields that regenerate. render_mode: None or "rgb_array".
+    map_name: one of `envs.smac.maps.MAPS`, or a TOML file (`envs.smac.battles`). seed: of the first reset.
+    reward_fix: max(0, .) in place of SMAC's absolute value, which pays for enemy shields that regenerate.
+    render_mode: None or "rgb_array".
     """
 
     metadata = {"render_modes": ["rgb_array"], "autoreset_mode": AutoresetMode.SAME_STEP, "render_fps": 8}
@@ -45,7 +47,7 @@ class SmacVectorEnv(TeamVectorEnv):
             raise ValueError(f'render_mode must be None or "rgb_array", got {render_mode!r}.')
         battle = get_map(map_name)
         self.map = battle
-        self.env_id = f"smac/{map_name}"
+        self.env_id = f"smac/{battle.name}"
         self.num_envs = num_envs
         self.reward_fix = bool(reward_fix)
         self.render_mode = render_mode
@@ -196,6 +198,7 @@ class SmacVectorEnv(TeamVectorEnv):
             "length": self._length.copy(),
             "return": self._return.copy(),
             "action_mask": self._mask.copy(),
+            "battle": np.array([self.map.digest], dtype=np.uint64),
         }
 
     def set_state(self, state: dict[str, np.ndarray]) -> None:
@@ -206,6 +209,8 @@ class SmacVectorEnv(TeamVectorEnv):
                     f"This state is not one of {self.num_envs} environments of {self.env_id}: {key!r} must "
                     f"have shape {now.shape}."
                 )
+        if not np.array_equal(state["battle"], self.get_state()["battle"]):
+            raise ValueError(f"This state is of another battle: {self.map.name} has changed since.")
         self._check_state(state)
         self._units = np.array(state["units"], dtype=np.float64)
         self._links = np.array(state["links"], dtype=np.int64)
@@ -241,11 +246,14 @@ class SmacVectorEnv(TeamVectorEnv):
         units, fights = np.asarray(state["units"]), state["links"][:, combat.ORDER] == combat.ATTACK_MOVE
         places = units[:, [combat.X, combat.Y]]
         goals = units[:, [combat.GOAL_X, combat.GOAL_Y]] * fights[:, None]
-        return all(((0 <= at) & (at < SIZE)).all() for at in (places, goals))
+        return all(((at >= 0) & (at < SIZE)).all() for at in (places, goals))
 
     def describe(self) -> dict[str, Any]:
-        """The engine's version: results of different ones are of different battles."""
-        return {"engine_version": units.ENGINE_VERSION}
+        """The engine's version, whose results are of battles of its own; and a user's battle, as it was."""
+        about: dict[str, Any] = {"engine_version": units.ENGINE_VERSION}
+        if self.map.source:
+            about |= {"battle": json.loads(self.map.source), "battle_digest": f"{self.map.digest:016x}"}
+        return about
 
     def render(self, i: int = 0) -> np.ndarray:  # type: ignore[override]
         """Picture of environment i, (H, W, 3) uint8. ValueError unless made with render_mode="rgb_array"."""

@@ -6,6 +6,7 @@ Unit lists, limits and points are those of SMAC's map files; `SmacMap` computes 
 from __future__ import annotations
 
 import difflib
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -63,6 +64,8 @@ class SmacMap:
     """The enemy is sent against the allied units themselves, wherever they are, instead of to a point."""
     ground: str = ""
     """Picture of the terrain (`envs.smac.terrain`), in place of the band."""
+    source: str = ""
+    """Of a user's own battle: what its file says, as JSON."""
 
     @cached_property
     def ally_types(self) -> tuple[UnitType, ...]:
@@ -80,9 +83,16 @@ class SmacMap:
     def num_enemies(self) -> int:
         return len(self.enemy_types)
 
-    @property
+    @cached_property
     def num_actions(self) -> int:
-        return 6 + self.num_enemies
+        """Nothing, stop, four moves, and one for each enemy; a medivac heals the ally of that number."""
+        heals = any(kind.heal > 0 for kind in self.ally_types)
+        return 6 + max(self.num_enemies, self.num_agents if heals else 0)
+
+    @cached_property
+    def digest(self) -> int:
+        """Tells a user's battle from what its file said before; 0 of SMAC's own."""
+        return int(hashlib.sha256(self.source.encode()).hexdigest()[:16], 16) if self.source else 0
 
     @property
     def bits(self) -> int:
@@ -217,7 +227,7 @@ def _pack(kinds: tuple[UnitType, ...], points: Sequence[Point], grid: np.ndarray
                 apart = kind.separation + kinds[other].separation
                 free &= np.hypot(places[0] - out[0, other], places[1] - out[1, other]) >= apart
         if not free.any():
-            raise ValueError(f"more units start around {at} than fit there")
+            raise ValueError(f"of {len(kinds)} units of one side only {u} fit around where they start")
         out[:, u] = places[:, np.argmax(free)]
     return out
 
@@ -359,9 +369,13 @@ MAPS: dict[str, SmacMap] = {
 
 
 def get_map(name: str) -> SmacMap:
-    """The map of that name; ValueError naming what there is otherwise."""
+    """The map of that name, or the battle in that TOML file; ValueError naming what there is otherwise."""
     if name in MAPS:
         return MAPS[name]
+    if name.endswith(".toml"):
+        from envs.smac.battles import load
+
+        return load(name)
     offered = ", ".join(MAPS)
     near = difflib.get_close_matches(name, MAPS, n=3, cutoff=0.4)
     hint = f" (did you mean {' or '.join(map(repr, near))}?)" if near else ""
