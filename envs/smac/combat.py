@@ -26,8 +26,8 @@ from envs.smac.units import (
 
 # Rows of u; the first eight are contract.UNIT_COLUMNS.
 X, Y, HP, HPMAX, SH, SHMAX, EN, CD, PACE, GOAL_X, GOAL_Y, HIT_IN, HURT_AT, WINDUP, HEALED_AT = range(15)
-# Where a unit faces, a vector of length 1; loops until a new attack order takes effect.
-FACE_X, FACE_Y, READY_IN = range(15, 18)
+# Where a unit faces, a vector of length 1; the least wind-up of its next shot.
+FACE_X, FACE_Y, LEAST_WINDUP = range(15, 18)
 STATE_ROWS = 18
 NEVER = -1e9
 # Rows of k. HIT_ON: target of a shot under way; ATTACKER: who has hit a unit lately; BY_X: the units by x.
@@ -54,7 +54,7 @@ INTS = (
 )  # fmt: skip
 PLANE, ATTRIBUTES, BONUS_ATTRIBUTES, HITS, HITS_AIR, FIRES_WALKING, ALWAYS_THREATENS = range(7)
 (
-    BAND_LOW, BAND_HIGH, ALLY_X, ALLY_Y, ENEMY_X, ENEMY_Y, JITTER, DELAY_LOW, DELAY_HIGH, ORDER_DELAY,
+    BAND_LOW, BAND_HIGH, ALLY_X, ALLY_Y, ENEMY_X, ENEMY_Y, JITTER, DELAY_LOW, DELAY_HIGH, FIRST_WINDUP,
     LEAST_DAMAGE, SHIELD_DELAY, SHIELD_RATE, LOOPS, GOAL_X1, GOAL_Y1, GOAL_X2, GOAL_Y2, HUNTS, EXPLODES,
     PASSES,
 ) = range(21)  # fmt: skip
@@ -290,19 +290,24 @@ def find_patient(u, k, floats, ints, i, low, high):
 
 
 @piece
-def walk(u, step, floats, i, gx, gy, short):
-    """Set unit i's step of this loop towards a point, to stop `short` of it."""
-    dx, dy = gx - u[X, i], gy - u[Y, i]
-    distance = math.sqrt(dx * dx + dy * dy)
-    go = min(u[PACE, i] + floats[ACCEL, i], floats[SPEED, i])
+def stride(u, step, floats, i, dx, dy, distance, short):
+    """Set unit i's step of this loop along (dx, dy), to stop `short` of that far."""
     if distance - short <= 1e-9:
         u[PACE, i] = 0.0
         return
-    u[PACE, i] = go
-    go = min(go, distance - short)
-    dx, dy = dx / distance, dy / distance
+    pace = min(u[PACE, i] + floats[ACCEL, i], floats[SPEED, i])
+    u[PACE, i] = pace
+    scale = 1.0 / distance
+    go = min(pace, distance - short) * scale
     step[0, i], step[1, i] = dx * go, dy * go
-    turn(u, i, dx, dy)
+    turn(u, i, dx * scale, dy * scale)
+
+
+@piece
+def walk(u, step, floats, i, gx, gy, short):
+    """Set unit i's step of this loop towards a point, to stop `short` of it."""
+    dx, dy = gx - u[X, i], gy - u[Y, i]
+    stride(u, step, floats, i, dx, dy, math.sqrt(dx * dx + dy * dy), short)
 
 
 @piece

@@ -39,6 +39,7 @@ from envs.smac.combat import (
     EXPLODES,
     FACE_X,
     FIRES_WALKING,
+    FIRST_WINDUP,
     GOAL_X,
     GOAL_X1,
     GOAL_X2,
@@ -58,6 +59,7 @@ from envs.smac.combat import (
     HUNTS,
     HURT_AT,
     JITTER,
+    LEAST_WINDUP,
     LIT,
     LOOPS,
     MELEE_PERIOD,
@@ -65,12 +67,10 @@ from envs.smac.combat import (
     MOVE,
     NEVER,
     ORDER,
-    ORDER_DELAY,
     PACE,
     PERIOD,
     RADIUS,
     RANGE,
-    READY_IN,
     REGENERATION,
     SECOND_HIT,
     SEPARATION,
@@ -97,6 +97,7 @@ from envs.smac.combat import (
     hurt,
     in_melee,
     push,
+    stride,
     strike,
     travel,
     turn,
@@ -141,7 +142,13 @@ def pack(battle: SmacMap) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarra
         [[k.health for k in kinds], [k.shield for k in kinds], [k.energy for k in kinds], kind_of], float
     )
     points = (*battle.ally_point, *battle.enemy_point)
-    rules = (units.ORDER_DELAY, units.MINIMUM_DAMAGE, units.SHIELD_DELAY, units.SHIELD_RATE, units.STEP_LOOPS)
+    rules = (
+        units.FIRST_WINDUP,
+        units.MINIMUM_DAMAGE,
+        units.SHIELD_DELAY,
+        units.SHIELD_RATE,
+        units.STEP_LOOPS,
+    )
     goal = battle.goal or (battle.ally_point, battle.ally_point)
     orders = (*goal[0], *goal[1], battle.hunt, floats[combat.BLAST].any(), battle.passes)
     table = np.array(
@@ -249,7 +256,10 @@ def _fight(u, k, rng, b, step, attacker, alarm, A, floats, ints, table, cells, h
         u[WINDUP, i] -= 1.0
     elif gap > floats[RANGE, i]:
         reach = floats[RANGE, i] + floats[RADIUS, i] + floats[RADIUS, target]
-        travel(u, step, floats, ints, cells, hops, i, u[X, target], u[Y, target], reach - 1e-6)
+        if hops.shape[0] > 0:
+            travel(u, step, floats, ints, cells, hops, i, u[X, target], u[Y, target], reach - 1e-6)
+        else:
+            stride(u, step, floats, i, dx, dy, distance, reach - 1e-6)
         if ints[FIRES_WALKING, i] and what == ATTACK_MOVE and u[CD, i] <= 0.0:
             target = find_nearest(u, floats, ints, i, low, high)
             if target >= 0:
@@ -259,13 +269,13 @@ def _fight(u, k, rng, b, step, attacker, alarm, A, floats, ints, table, cells, h
     else:
         u[PACE, i] = 0.0
         if floats[BLAST, i] <= 0.0:  # else it neither turns nor stops
-            faces = distance <= 1e-9 or turn(u, i, dx / distance, dy / distance)
+            scale = 1.0 / max(distance, 1e-9)
+            faces = turn(u, i, dx * scale, dy * scale) or distance <= 1e-9
             if not faces or u[CD, i] > 0.0:
                 return
-            if u[READY_IN, i] > 0.0:
-                u[READY_IN, i] -= 1.0
-                return
-        u[WINDUP, i] = floats[MELEE_POINT if in_melee(floats, i, gap) else DAMAGE_POINT, i]
+        point = floats[MELEE_POINT if in_melee(floats, i, gap) else DAMAGE_POINT, i]
+        u[WINDUP, i] = max(point, u[LEAST_WINDUP, i])
+        u[LEAST_WINDUP, i] = 0.0
     u[PACE, i] = 0.0
     if u[WINDUP, i] <= 0.0:
         u[WINDUP, i] = -1.0
@@ -360,7 +370,7 @@ def _command(u, k, i, action, A, healer, table):
     if what != before or target != old:
         # Another order cancels an attack that has not gone off yet.
         u[WINDUP, i] = -1.0
-        u[READY_IN, i] = table[ORDER_DELAY]
+        u[LEAST_WINDUP, i] = table[FIRST_WINDUP]
     k[ORDER, i], k[TARGET, i] = what, target
 
 

@@ -28,9 +28,9 @@ TURN_RATE = 999.84 / LOOPS_PER_SECOND
 """Degrees a unit, or its turret, turns in a loop."""
 ARC_SLOP = 11.25
 """Degrees between a unit's facing and its target within which its weapon may go off."""
-ORDER_DELAY = 1.0
-"""Loops that an agent's new attack order costs before its weapon is readied. Not in the game's data: an
-assumption that the real game's logs bear out (docs/envs.md, Calibration); 0 switches it off."""
+FIRST_WINDUP = 2.0
+"""Loops that the wind-up of an agent's new attack order takes at least, whatever its damage point. Not in the
+game's data: an assumption that the real game's logs bear out (docs/envs.md, Calibration); 0 is none."""
 CALL_FOR_HELP = (4.0, 2.0)
 """Cells around a unit that is hit within which friends go for the attacker, and seconds for which."""
 MINIMUM_DAMAGE = 0.5

@@ -282,18 +282,20 @@ def test_walking_turns_a_unit(monkeypatch):
     np.testing.assert_allclose(u[[combat.FACE_X, combat.FACE_Y], 0], [-1, 0], atol=1e-9)
 
 
-def test_a_new_attack_order_costs_one_loop_and_the_enemys_targets_none(monkeypatch):
+def test_a_new_attack_orders_wind_up_takes_two_loops_at_least(monkeypatch):
     """The assumption that the logs bear out would be off, or hold for the enemy, which gets no new orders."""
-    scene = {"X": {0: 13.0, 3: 17.0}, "HP": {0: 45.0, 3: 45.0}}
-    fired, answered = [], []
-    for delay in (0.0, 1.0):
-        monkeypatch.setattr(units, "ORDER_DELAY", delay)
-        fired.append(loops_until_hurt(one_loop("3m", monkeypatch, **scene), 3, {0: 6}))
-        answered.append(loops_until_hurt(one_loop("3m", monkeypatch, **scene), 0, {}))
-    # A marine's damage point is 0.8 loops: it fires on the loop after it took aim.
-    assert fired == [2, 3] and answered == [2, 2]
+    marines = {"X": {0: 13.0, 3: 17.0}, "HP": {0: 45.0, 3: 45.0}}
+    fired, answered, late = [], [], []
+    for least in (0.0, 2.0):
+        monkeypatch.setattr(units, "FIRST_WINDUP", least)
+        fired.append(loops_until_hurt(one_loop("3m", monkeypatch, **marines), 3, {0: 6}))
+        answered.append(loops_until_hurt(one_loop("3m", monkeypatch, **marines), 0, {}))
+        env = one_loop("6h_vs_8z", monkeypatch, X={0: 12.0, 6: 16.0}, Y={0: 14.0, 6: 14.0})
+        late.append(loops_until_hurt(env, 6, {0: 6}))
+    # Damage points: a marine's 0.8 loops, a hydralisk's 3.3, which are more than two anyway.
+    assert fired == [2, 3] and answered == [2, 2] and late[0] == late[1]
     monkeypatch.undo()
-    assert units.ORDER_DELAY == 1.0
+    assert units.FIRST_WINDUP == 2.0
 
 
 def test_an_order_that_goes_on_costs_no_loop(monkeypatch):

@@ -285,7 +285,7 @@ def test_zerg_units_regenerate_all_the_time():
 def test_hydralisks_claw_at_what_is_near(monkeypatch):
     """Their missiles' damage point would hold beside a zealot, too."""
     monkeypatch.setattr(units, "STEP_LOOPS", 1)
-    monkeypatch.setattr(units, "ORDER_DELAY", 0.0)
+    monkeypatch.setattr(units, "FIRST_WINDUP", 0.0)
     first = {}
     for gap in (0.4, 3.0):
         places = [(10, 16), (10 + 0.625 + 0.5 + gap, 16)]
