@@ -96,10 +96,9 @@ def _battle(name: str, fields: dict[str, Any]) -> SmacMap:
         ground=picture,
         source=json.dumps(fields, sort_keys=True),
     )
-    grid = terrain.walkable(picture, ".") if picture else battle.pathing_grid
     for what, points in (("allies", ally_points), ("enemies", enemy_points), ("goal", (goal,))):
         for x, y in points:
-            if not grid[int(x), int(y)]:
+            if not battle.reachable[int(x), int(y)]:
                 raise ValueError(f"{what} at [{x:g}, {y:g}] is not on walkable ground")
     return battle
 

@@ -263,11 +263,36 @@ class SmacVectorEnv(TeamVectorEnv):
             raise ValueError('Nothing to render: make the environment with render_mode="rgb_array".')
 
         links = self._links[i]
-        fights = np.isin(links[combat.ORDER], (combat.ATTACK, combat.HEAL, combat.ATTACK_MOVE))
+        fights = np.isin(links[combat.ORDER], (combat.ATTACK, combat.HEAL, combat.ATTACK_MOVE, combat.HUNT))
         kinds = [kind.name for kind in self.map.ally_types + self.map.enemy_types]
         # Who has just fallen is still the target of whoever hit it; the lines should show what comes next.
         living = self._units[i, combat.HP, links[combat.TARGET]] > 0
         targets = np.where(fights & living, links[combat.TARGET], -1)
         title = f"{self.map.name}  step {self._length[i]}"
-        walkable = (0.0, float(SIZE), *self.map.band)
-        return draw(self._units[i, :8].T, kinds, self.num_agents, targets, title=title, walkable=walkable)
+        return draw(
+            self._units[i, :8].T,
+            kinds,
+            self.num_agents,
+            targets,
+            title=title,
+            walkable=self.map.reachable,
+            blasts=self._blasts(i),
+            beams=self._beams(i),
+        )
+
+    def _blasts(self, i: int) -> np.ndarray:
+        """What blew up in the last step of environment i: (n, 3), x, y and radius."""
+        u, begun = self._units[i], (self._length[i] - 1) * units.STEP_LOOPS
+        now = (self._links[i, combat.ORDER] == combat.SPENT) & (u[combat.HURT_AT] >= begun)
+        return np.stack([u[combat.X], u[combat.Y], self._floats[combat.BLAST]], axis=1)[now]
+
+    def _beams(self, i: int) -> np.ndarray:
+        """Lines that colossi swept in the last step of environment i, across their targets: (n, 4)."""
+        u, half, targets = self._units[i], self._floats[combat.SPLASH], self._links[i, combat.TARGET]
+        fired = u[combat.CD] > self._floats[combat.PERIOD] - units.STEP_LOOPS
+        swept = np.flatnonzero((half > 0) & fired & (targets >= 0) & (u[combat.HP] > 0))
+        places = u[[combat.X, combat.Y]]
+        middle = places[:, targets[swept]]
+        dx, dy = middle - places[:, swept]
+        side = np.stack([-dy, dx]) / np.maximum(np.hypot(dx, dy), 1e-9) * half[swept]
+        return np.concatenate([middle - side, middle + side]).T

@@ -137,6 +137,11 @@ class SmacMap:
         return grid
 
     @cached_property
+    def reachable(self) -> np.ndarray:
+        """(32, 32) bool: the part of the pathing grid on which the battle is fought."""
+        return terrain.walkable(self.ground, ".") if self.ground else self.pathing_grid
+
+    @cached_property
     def passes(self) -> int:
         """Times a loop that bodies which overlap are pushed apart.
 
@@ -155,10 +160,10 @@ class SmacMap:
 
     @cached_property
     def ways(self) -> tuple[np.ndarray, np.ndarray]:
-        """`terrain.ways` over the ground that can be reached."""
+        """`terrain.ways` over the ground that can be reached; empty where the band is all there is."""
         if not self.ground:
             return np.zeros((0, 0), dtype=np.int16), np.zeros((0, 0), dtype=np.int16)
-        return terrain.ways(terrain.walkable(self.ground, "."))
+        return terrain.ways(self.reachable)
 
     @cached_property
     def sizes(self) -> np.ndarray:
