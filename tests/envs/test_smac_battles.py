@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -132,6 +135,14 @@ def test_what_is_wrong_in_a_file_is_told_in_a_sentence(tmp_path, text, sentence)
         SmacVectorEnv(path)
     assert str(error.value).startswith(f"The battle {path} ") and str(error.value).endswith(".")
     assert "\n" not in str(error.value)
+
+
+def test_the_documented_battle_can_be_played(tmp_path):
+    """The first thing a reader copies would be refused."""
+    text = (Path(envs.__file__).parents[1] / "docs" / "envs.md").read_text()
+    (example,) = re.findall(r"```toml\n(.*?)```", text, re.DOTALL)
+    env = SmacVectorEnv(written(tmp_path / "mine.toml", example), 2)
+    assert env.map.num_agents == 3 and env.map.num_enemies == 10 and env.map.ways[1].size
 
 
 def test_files_that_cannot_be_read_are_told(tmp_path):
