@@ -36,7 +36,7 @@ GROUND, CLIFF, EDGE, INK, PANEL = (
 SHOOT_RANGE, SIGHT_RANGE = 6.0, 9.0  # SMAC's constants, the same for every unit
 SAMPLES = 2  # drawn this many times larger and averaged down, which smooths edges and slow motion
 CAPTION = 26  # height of the caption in pixels
-ABOVE = ("colossus", "medivac")
+ABOVE = (BODIES["colossus"], BODIES["medivac"])
 CROWD = 40  # so many units, and only the hurt show how they are
 
 Box = tuple[float, float, float, float]
@@ -217,7 +217,7 @@ def draw(
         picture.paste(BLAST, (0, 0), glow)
         pen.ellipse(box, outline=BLAST, width=2 * SAMPLES)
     # From far to near: a unit lower in the picture covers those behind it, one above the others all of them.
-    for i in sorted(np.flatnonzero(alive), key=lambda k: (type_names[k] in ABOVE, centres[k, 1])):
+    for i in sorted(np.flatnonzero(alive), key=lambda k: (bodies[k] in ABOVE, centres[k, 1])):
         letter, radius = bodies[i]
         sprite = _body(letter, max(round(radius * scale), 4 * SAMPLES), bool(i >= num_allies))
         corner = (round(centres[i, 0] - sprite.width / 2), round(centres[i, 1] - sprite.height / 2))
