@@ -92,7 +92,8 @@ def _make_smac(env_id: str, num_envs: int, seed: int, options: dict[str, Any]) -
         raise ValueError(
             f"{env_id} is played on the embedded engine alone; leave out backend, or 'embedded'."
         )
-    if backend != "embedded" and name not in GENERATED:
+    ours_alone = name in GENERATED or name.endswith(".toml")  # which the game cannot play
+    if backend == "starcraft" or (backend == "auto" and not ours_alone):
         from envs.smac.starcraft import StarCraftVectorEnv, available
 
         playable, reason = available(name)
@@ -195,6 +196,7 @@ def make(
     "pettingzoo:module.path" is what the module's parallel_env() makes, for instance
     "pettingzoo:mpe2.simple_spread_v3".
 
+    "smac/my_battle.toml" is a battle of one's own, from a file (docs/envs.md).
     Options of smac: backend ("auto": StarCraft II where it can be played, else the embedded engine;
     "embedded"; "starcraft"), reward_fix, render_mode, last_action (append each agent's own last action,
     one-hot, to its observation), and those of `StarCraftVectorEnv` on the real game.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -24,10 +25,10 @@ class SmacVectorEnv(TeamVectorEnv):
     E environments, N agents, A actions. Observations (E, N, obs_dim) float32; actions int (E, N); one shared
     reward (E,) float32 per step. Reproducible: environment e depends on the seed and e alone.
 
-    map_name: one of `envs.smac.maps.MAPS` or, of SMACv2, `envs.smac.generated.GENERATED`. seed: of the first
-    reset. reward_fix: max(0, .) in place of SMAC's absolute value, which pays for enemy shields that
-    regenerate (SMACv2's own reward, there always). render_mode: None or "rgb_array". conic_view: SMACv2's
-    agents see a cone, which they turn by twelve more actions.
+    map_name: one of `envs.smac.maps.MAPS`, or of SMACv2's in `envs.smac.generated`, or a TOML file
+    (`envs.smac.battles`). seed: of the first reset. reward_fix: max(0, .) in place of SMAC's absolute value,
+    which pays for enemy shields that regenerate (SMACv2's own reward, there always). render_mode: None or
+    "rgb_array". conic_view: SMACv2's agents see a cone, which they turn by twelve more actions.
     """
 
     metadata = {"render_modes": ["rgb_array"], "autoreset_mode": AutoresetMode.SAME_STEP, "render_fps": 8}
@@ -56,7 +57,7 @@ class SmacVectorEnv(TeamVectorEnv):
             battle = replace(battle, views=VIEWS)
             self.label += "-conic"
         self.map = battle
-        self.env_id = f"smac/{map_name}"
+        self.env_id = f"smac/{battle.name}"
         self.num_envs = num_envs
         self.reward_fix = bool(reward_fix) or battle.drawn
         self.render_mode = render_mode
@@ -235,6 +236,7 @@ class SmacVectorEnv(TeamVectorEnv):
             "length": self._length.copy(),
             "return": self._return.copy(),
             "action_mask": self._mask.copy(),
+            "battle": np.array([self.map.digest], dtype=np.uint64),
         }
         if self.map.drawn:
             state |= {"kinds": self._kinds.copy(), "views": self._views.copy()}
@@ -248,6 +250,8 @@ class SmacVectorEnv(TeamVectorEnv):
                     f"This state is not one of {self.num_envs} environments of {self.env_id}: {key!r} must "
                     f"have shape {now.shape}."
                 )
+        if not np.array_equal(state["battle"], self.get_state()["battle"]):
+            raise ValueError(f"This state is of another battle: {self.map.name} has changed since.")
         self._check_state(state)
         self._units = np.array(state["units"], dtype=np.float64)
         self._links = np.array(state["links"], dtype=np.int64)
@@ -298,9 +302,16 @@ class SmacVectorEnv(TeamVectorEnv):
             return self.map.kinds
         return tuple(self.map.race[kind] for kind in self._kinds[i])
 
+    def _numbers(self, i: int) -> np.ndarray:
+        """Of environment i's units: (len(FLOATS), U)."""
+        return self._floats[i if self.map.drawn else 0]
+
     def describe(self) -> dict[str, Any]:
-        """The engine's version: results of different ones are of different battles."""
-        return {"engine_version": units.ENGINE_VERSION}
+        """The engine's version, whose results are of battles of its own; and a user's battle, as it was."""
+        about: dict[str, Any] = {"engine_version": units.ENGINE_VERSION}
+        if self.map.source:
+            about |= {"battle": json.loads(self.map.source), "battle_digest": f"{self.map.digest:016x}"}
+        return about
 
     def render(self, i: int = 0) -> np.ndarray:  # type: ignore[override]
         """Picture of environment i, (H, W, 3) uint8. ValueError unless made with render_mode="rgb_array"."""
@@ -316,5 +327,31 @@ class SmacVectorEnv(TeamVectorEnv):
         living = self._units[i, combat.HP, links[combat.TARGET]] > 0
         targets = np.where(fights & living, links[combat.TARGET], -1)
         title = f"{self.map.name}  step {self._length[i]}"
-        walkable = (0.0, float(SIZE), *self.map.band)
-        return draw(self._units[i, :8].T, kinds, self.num_agents, targets, title=title, walkable=walkable)
+        return draw(
+            self._units[i, :8].T,
+            kinds,
+            self.num_agents,
+            targets,
+            title=title,
+            walkable=self.map.reachable,
+            blasts=self._blasts(i),
+            beams=self._beams(i),
+        )
+
+    def _blasts(self, i: int) -> np.ndarray:
+        """What blew up in the last step of environment i: (n, 3), x, y and radius."""
+        u, begun = self._units[i], (self._length[i] - 1) * units.STEP_LOOPS
+        now = (self._links[i, combat.ORDER] == combat.SPENT) & (u[combat.HURT_AT] >= begun)
+        return np.stack([u[combat.X], u[combat.Y], self._numbers(i)[combat.BLAST]], axis=1)[now]
+
+    def _beams(self, i: int) -> np.ndarray:
+        """Lines that colossi swept in the last step of environment i, across their targets: (n, 4)."""
+        numbers = self._numbers(i)
+        u, half, targets = self._units[i], numbers[combat.SPLASH], self._links[i, combat.TARGET]
+        fired = u[combat.CD] > numbers[combat.PERIOD] - units.STEP_LOOPS
+        swept = np.flatnonzero((half > 0) & fired & (targets >= 0) & (u[combat.HP] > 0))
+        places = u[[combat.X, combat.Y]]
+        middle = places[:, targets[swept]]
+        dx, dy = middle - places[:, swept]
+        side = np.stack([-dy, dx]) / np.maximum(np.hypot(dx, dy), 1e-9) * half[swept]
+        return np.concatenate([middle - side, middle + side]).T

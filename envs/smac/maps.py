@@ -6,6 +6,7 @@ Unit lists, limits and points are those of SMAC's map files; `SmacMap` computes 
 from __future__ import annotations
 
 import difflib
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -71,6 +72,8 @@ class SmacMap:
     """Whether teams and starts are drawn for every episode (`envs.smac.generated`)."""
     ground: str = ""
     """Picture of the terrain (`envs.smac.terrain`), in place of the band."""
+    source: str = ""
+    """Of a user's own battle: what its file says, as JSON."""
 
     @cached_property
     def ally_types(self) -> tuple[UnitType, ...]:
@@ -98,9 +101,16 @@ class SmacMap:
         """Actions before the first attack: nothing, stop, four moves, looks."""
         return 6 + self.views
 
-    @property
+    @cached_property
     def num_actions(self) -> int:
-        return self.no_attack + self.num_enemies
+        """Those, and one for each enemy; a medivac heals the ally of that number."""
+        heals = any(kind.heal > 0 for kind in self.ally_types)
+        return self.no_attack + max(self.num_enemies, self.num_agents if heals else 0)
+
+    @cached_property
+    def digest(self) -> int:
+        """Tells a user's battle from what its file said before; 0 of SMAC's own."""
+        return int(hashlib.sha256(self.source.encode()).hexdigest()[:16], 16) if self.source else 0
 
     @property
     def bits(self) -> int:
@@ -145,6 +155,11 @@ class SmacMap:
         return grid
 
     @cached_property
+    def reachable(self) -> np.ndarray:
+        """(32, 32) bool: the part of the pathing grid on which the battle is fought."""
+        return terrain.walkable(self.ground, ".") if self.ground else self.pathing_grid
+
+    @cached_property
     def passes(self) -> int:
         """Times a loop that bodies which overlap are pushed apart.
 
@@ -163,10 +178,10 @@ class SmacMap:
 
     @cached_property
     def ways(self) -> tuple[np.ndarray, np.ndarray]:
-        """`terrain.ways` over the ground that can be reached."""
+        """`terrain.ways` over the ground that can be reached; empty where the band is all there is."""
         if not self.ground:
             return np.zeros((0, 0), dtype=np.int16), np.zeros((0, 0), dtype=np.int16)
-        return terrain.ways(terrain.walkable(self.ground, "."))
+        return terrain.ways(self.reachable)
 
     @cached_property
     def sizes(self) -> np.ndarray:
@@ -247,7 +262,7 @@ def _pack(kinds: tuple[UnitType, ...], points: Sequence[Point], grid: np.ndarray
                 apart = kind.separation + kinds[other].separation
                 free &= np.hypot(places[0] - out[0, other], places[1] - out[1, other]) >= apart
         if not free.any():
-            raise ValueError(f"more units start around {at} than fit there")
+            raise ValueError(f"of {len(kinds)} units of one side only {u} fit around where they start")
         out[:, u] = places[:, np.argmax(free)]
     return out
 
@@ -389,12 +404,16 @@ MAPS: dict[str, SmacMap] = {
 
 
 def get_map(name: str) -> SmacMap:
-    """The map of that name; ValueError naming what there is otherwise."""
+    """The map of that name, or the battle in that TOML file; ValueError naming what there is otherwise."""
     from envs.smac.generated import GENERATED  # which is made of this module's parts
 
     known = MAPS | GENERATED
     if name in known:
         return known[name]
+    if name.endswith(".toml"):
+        from envs.smac.battles import load
+
+        return load(name)
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
     hint = f" (did you mean {' or '.join(map(repr, near))}?)" if near else ""
     raise ValueError(

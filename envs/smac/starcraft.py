@@ -83,6 +83,8 @@ class StarCraftVectorEnv(TeamVectorEnv):
                 "The real game is not drawn: call save_replay() and watch it in StarCraft II, "
                 'or render with backend="embedded".'
             )
+        if map_name.endswith(".toml"):
+            raise ValueError(f'The battle {map_name} is for the embedded engine: use backend="embedded".')
         if map_name not in MAPS:
             near = difflib.get_close_matches(map_name, MAPS, n=3, cutoff=0.4) or MAPS
             raise ValueError(f"Unknown SMAC map {map_name!r}; the nearest names are {', '.join(near)}.")

@@ -133,6 +133,66 @@ def test_pictures_that_are_none_are_refused():
         terrain.walkable("####\n....")
 
 
+# What agents see, by SMAC's description, unit by unit.
+
+COOLDOWNS = {"marine": 15, "stalker": 35, "zealot": 22, "colossus": 24, "hydralisk": 10, "zergling": 11}
+SHIELDED = {"stalker": 80, "zealot": 50, "colossus": 150}
+COLUMNS = {"bane_vs_bane": ("baneling", "zergling")}
+
+
+def fractions(u: np.ndarray, kind: str, shields: bool, name: str) -> list[float]:
+    """Health, shield and type of a unit (8,), as every block of observation and state ends."""
+    bits = [float(kind == column) for column in COLUMNS.get(name, ())]
+    return [u[2] / u[3], *([u[4] / SHIELDED.get(kind, 1)] if shields else []), *bits]
+
+
+def by_description(name: str, u: np.ndarray, last: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Observations (N, obs_dim) and state (state_dim,) of units (U, 8), written out again."""
+    m = get_map(name)
+    A, kinds = m.num_agents, [kind.name for kind in m.ally_types + m.enemy_types]
+    sides = [any(kind in SHIELDED for kind in side) for side in (kinds[:A], kinds[A:])]
+    blank = [len(fractions(u[0], kinds[0], side, name)) for side in sides]
+    obs, state = [], []
+    for i in range(A):
+        own: list[float] = []
+        x, y = u[i, :2]
+        for dx, dy in ((0, 1), (0, -1), (1, 0), (-1, 0)):
+            a, b = int(x + dx), int(y + dy)
+            own.append(float(0 <= a < 32 and 0 <= b < 32 and GRIDS[f"{name}/walkable"][a, b]))
+        for j in [*range(A, len(u)), *(j for j in range(A) if j != i)]:
+            enemy, (dx, dy) = j >= A, u[j, :2] - u[i, :2]
+            distance = np.hypot(dx, dy)
+            if u[j, 2] <= 0 or distance >= 9:
+                own += [0.0] * (4 + blank[enemy])
+                continue
+            first = float(distance <= 6) if enemy else 1.0
+            own += [first, distance / 9, dx / 9, dy / 9, *fractions(u[j], kinds[j], sides[enemy], name)]
+        own += fractions(u[i], kinds[i], sides[0], name)
+        obs.append(own if u[i, 2] > 0 else [0.0] * len(own))
+    for j in range(len(u)):
+        enemy = j >= A
+        health, *rest = fractions(u[j], kinds[j], sides[enemy], name)
+        cooldown = [] if enemy else [u[j, 7] / {"baneling": 1}.get(kinds[j], COOLDOWNS.get(kinds[j], 1))]
+        block = [health, *cooldown, (u[j, 0] - 16) / 32, (u[j, 1] - 16) / 32, *rest]
+        state += block if u[j, 2] > 0 else [0.0] * len(block)
+    return np.array(obs), np.array([*state, *np.eye(m.num_actions)[last].ravel()])
+
+
+@pytest.mark.parametrize("name", WALLED)
+def test_observation_and_state_are_as_smac_describes_them(name):
+    """Agents would see other numbers than in SMAC: other dividers, other types, another order."""
+    env = SmacVectorEnv(name, num_envs=4, seed=2)
+    env.reset()
+    for step in range(24):
+        actions = env.sample_actions()
+        obs, _, terminated, truncated, _ = env.step(actions)
+        if step % 4 == 3:
+            for e in np.flatnonzero(~(terminated | truncated)):
+                wanted, state = by_description(name, env.get_state()["units"][e, :8].T, actions[e])
+                np.testing.assert_allclose(obs[e], wanted, atol=1e-6)
+                np.testing.assert_allclose(env.state()[e], state, atol=1e-6)
+
+
 # What the enemy is told.
 
 
