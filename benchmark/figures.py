@@ -33,6 +33,7 @@ from benchmark.lib.claims import (
     Varies,
 )
 from benchmark.lib.runs import KL, RETURN
+from envs.smac.units import ENGINE_VERSION
 
 SCALES = ("smoke", "small", "paper")
 """smoke: seconds a run, tiny settings, to see that everything works. small: an hour or two a figure on four
@@ -117,6 +118,12 @@ class Run:
     def arguments(self) -> list[str]:
         """Script and flags, without what depends on where it runs."""
         return [self.script, *self.flags, "--seed", str(self.seed)]
+
+    def on_first_engine(self) -> Run:
+        """The run as it was planned before engines of SMAC had versions: the same, under another key."""
+        settings = json.loads(self.settings)
+        settings.pop("engine_version", None)
+        return replace(self, settings=json.dumps(settings, sort_keys=True))
 
     @property
     def key(self) -> str:
@@ -457,7 +464,10 @@ def make_run(task: Task, method: Method, seed: int, scale: str, exact: bool = Fa
         settings = {"env_id": task.env_id} | settings
         if options:
             settings["env_options"] = tuple(f"{name}={value}" for name, value in options.items())
-    resolved = json.dumps(resolve(script, settings | {"seed": seed}), sort_keys=True)
+    told = resolve(script, settings | {"seed": seed})
+    if family == "smac":
+        told["engine_version"] = ENGINE_VERSION
+    resolved = json.dumps(told, sort_keys=True)
     return Run(script, as_flags(settings), seed, task.name, label_of(method.settings), steps, resolved)
 
 

@@ -94,10 +94,18 @@ def _make_smac(env_id: str, num_envs: int, seed: int, options: dict[str, Any]) -
     backend = options.pop("backend", "auto")
     if backend not in ("auto", "embedded", "starcraft"):
         raise ValueError(f'backend must be "auto", "embedded" or "starcraft", got {backend!r}.')
-    if backend != "embedded":
+    from envs.smac.generated import GENERATED
+
+    name = env_id.partition("/")[2]
+    if name in GENERATED and backend == "starcraft":
+        raise ValueError(
+            f"{env_id} is played on the embedded engine alone; leave out backend, or 'embedded'."
+        )
+    ours_alone = name in GENERATED or name.endswith(".toml")  # which the game cannot play
+    if backend == "starcraft" or (backend == "auto" and not ours_alone):
         from envs.smac.starcraft import StarCraftVectorEnv, available
 
-        playable, reason = available(env_id.partition("/")[2])
+        playable, reason = available(name)
         if playable or backend == "starcraft":
             return _build(env_id, StarCraftVectorEnv, num_envs, seed, options)
         _say_embedded(reason)
@@ -159,10 +167,16 @@ def env_ids() -> list[str]:
     from envs.mamujoco import ROBOTS
     from envs.matrix import PAYOFFS
     from envs.mpe import TASKS
+    from envs.smac.generated import GENERATED
     from envs.smac.maps import MAPS
 
     robots = [f"{robot}-{name}" for robot in ROBOTS for name in ROBOTS[robot].partitions]
-    families = {"smac": MAPS, "matrix": ("stochastic", *PAYOFFS), "mpe": TASKS, "mamujoco": robots}
+    families = {
+        "smac": (*MAPS, *GENERATED),
+        "matrix": ("stochastic", *PAYOFFS),
+        "mpe": TASKS,
+        "mamujoco": robots,
+    }
     return [f"{family}/{name}" for family, names in families.items() for name in names]
 
 
@@ -191,6 +205,7 @@ def make(
     "pettingzoo:module.path" is what the module's parallel_env() makes, for instance
     "pettingzoo:mpe2.simple_spread_v3".
 
+    "smac/my_battle.toml" is a battle of one's own, from a file (docs/envs.md).
     Options of smac: backend ("auto": StarCraft II where it can be played, else the embedded engine;
     "embedded"; "starcraft"), reward_fix, render_mode, last_action (append each agent's own last action,
     one-hot, to its observation), and those of `StarCraftVectorEnv` on the real game.

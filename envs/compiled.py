@@ -15,6 +15,11 @@ from numba.core.caching import FunctionCache, IndexDataCacheFile
 
 CHECK_BYTES = 4
 
+# A piece is part of the kernel that calls it. Counting references to its array arguments, as numba does at
+# every call, takes five times as long as the battle; a piece creates no arrays, so that none need counting.
+_PIECE: dict[str, Any] = {"nogil": True, "error_model": "numpy", "forceinline": True, "_nrt": False}
+piece = numba.njit(**_PIECE)
+
 
 class _CheckedFile(IndexDataCacheFile):
     """Cache files that end in a checksum: a flipped bit of machine code would crash, or compute wrongly."""

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from benchmark.figures import FIGURES, panel_runs
+from benchmark.figures import FIGURES, Figure, Method, Panel, Task, panel_runs
+from benchmark.figures import Run as Planned
 from benchmark.lib.cells import Cell
 from benchmark.lib.groups import Group, check_alike
 from benchmark.lib.runs import RETURN, WIN_RATE, ResultsError, Run
@@ -26,6 +27,22 @@ class Gaps:
     unfinished: set[str]
 
 
+def planned_runs(
+    figure: Figure, scale: str, seeds: Sequence[int], store: Store
+) -> list[tuple[Panel, Task, Method, Planned]]:
+    """All runs of a figure with what they are of, as `panel_runs`.
+
+    A task of a panel of which nothing was run on SMAC's engine of today is planned on the first version, of
+    which results are published: what is drawn together was always played on one version.
+    """
+    runs = list(panel_runs(figure, scale, seeds))
+    today = {(panel.title, task.name) for panel, task, _, run in runs if run.key in store.runs}
+    return [
+        (panel, task, method, run if (panel.title, task.name) in today else run.on_first_engine())
+        for panel, task, method, run in runs
+    ]
+
+
 def figure_cells(name: str, scale: str, seeds: Sequence[int], store: Store) -> tuple[list[Cell], Gaps]:
     """What a store has of a figure.
 
@@ -35,7 +52,7 @@ def figure_cells(name: str, scale: str, seeds: Sequence[int], store: Store) -> t
     figure, missing, unfinished = FIGURES[name], set[str](), set[str]()
     cells: dict[tuple[str, str], Cell] = {}
     groups: dict[tuple[str, str, str], Group] = {}
-    for panel, task, method, planned in panel_runs(figure, scale, seeds):
+    for panel, task, method, planned in planned_runs(figure, scale, seeds, store):
         if planned.key not in store.runs:
             missing.add(planned.key)
             continue

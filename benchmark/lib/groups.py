@@ -83,7 +83,8 @@ def million(steps: float) -> str:
 def engine(run: Run) -> str:
     """What simulated the run."""
     if run.backend == "embedded" and run.env.startswith("smac"):
-        return "embedded engine, not StarCraft II"
+        version = run.settings.get("engine_version", "")  # the first version's runs hold none
+        return f"embedded engine {version}".rstrip() + ", not StarCraft II"
     if run.env.startswith("matrix"):
         return "tabular game"
     if run.backend == "starcraft":

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from benchmark.figures import FIGURES, Figure, panel_runs
+from benchmark.figures import FIGURES, Figure
 from benchmark.lib.basins import basins_table, draw_basins
 from benchmark.lib.cells import Cell, aggregate_table, comparison_table
 from benchmark.lib.claims import judge
@@ -15,7 +15,7 @@ from benchmark.lib.diagnostics import draw_diagnostics
 from benchmark.lib.documents import fill, put_between
 from benchmark.lib.drawing import draw_cells
 from benchmark.lib.exact import draw_exact, exact_table
-from benchmark.lib.gather import NoRunError, figure_cells, recorded_cells, study_cells
+from benchmark.lib.gather import NoRunError, figure_cells, planned_runs, recorded_cells, study_cells
 from benchmark.lib.groups import Group
 from benchmark.lib.runs import ResultsError
 from benchmark.lib.store import PUBLISHED, Store
@@ -83,7 +83,7 @@ def claim_rows(name: str, scale: str, seeds: Sequence[int], store: Store) -> lis
     """A row per claim of a figure: verdict and evidence in the paper's settings, and in the best known."""
     figure = FIGURES[name]
     cells, gaps = figure_cells(name, scale, seeds, store)
-    runs = list(panel_runs(figure, scale, seeds))
+    runs = planned_runs(figure, scale, seeds, store)
     short = scale != "paper" and not figure.exact
     rows = []
     for claim in figure.claims:
@@ -260,7 +260,7 @@ Of each figure's runs at scale paper, with the paper's five seeds:
 
 def still_to_run(name: str, figure: Figure, store: Store) -> list[list[str]]:
     """The row of a figure of whose runs at scale paper some are missing or not finished."""
-    runs = {run.key: run for *_, run in panel_runs(figure, "paper", range(1, 6))}
+    runs = {run.key: run for *_, run in planned_runs(figure, "paper", range(1, 6), store)}
     lacking = [run for key, run in runs.items() if key not in store.runs or not store.runs[key].finished]
     tasks = ", ".join(dict.fromkeys(run.task for run in lacking))
     return [[name.removeprefix("fig"), str(len(lacking)), str(len(runs)), tasks]] if lacking else []

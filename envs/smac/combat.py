@@ -8,49 +8,64 @@ fixes. Units are numbered allies first, times are game loops, `now` is the loop 
 from __future__ import annotations
 
 import math
-from typing import Any
 
-import numba
 import numpy as np
 
-from envs.smac.maps import SIZE
-from envs.smac.units import AIR, BIOLOGICAL
-
-# A piece is part of the kernel that calls it. Counting references to its array arguments, as numba does at
-# every call, takes five times as long as the battle; a piece creates no arrays, so that none need counting.
-_PIECE: dict[str, Any] = {"nogil": True, "error_model": "numpy", "forceinline": True, "_nrt": False}
-piece = numba.njit(**_PIECE)
+from envs.compiled import piece
+from envs.smac.terrain import SIZE, first_stop, off_walls, way_length
+from envs.smac.units import (
+    AIR,
+    ARC_SLOP,
+    BIOLOGICAL,
+    CALL_FOR_HELP,
+    GROUND,
+    LOOPS_PER_SECOND,
+    STRUCTURE,
+    TURN_RATE,
+)
 
 # Rows of u; the first eight are contract.UNIT_COLUMNS.
 X, Y, HP, HPMAX, SH, SHMAX, EN, CD, PACE, GOAL_X, GOAL_Y, HIT_IN, HURT_AT, WINDUP, HEALED_AT = range(15)
-STATE_ROWS = 15
+# Where a unit faces, a vector of length 1; the least wind-up of its next shot.
+FACE_X, FACE_Y, LEAST_WINDUP = range(15, 18)
+STATE_ROWS = 18
 NEVER = -1e9
 # Rows of k. HIT_ON: target of a shot under way; ATTACKER: who has hit a unit lately; BY_X: the units by x.
 ORDER, TARGET, HIT_ON, ATTACKER, BY_X = range(5)
 LINK_ROWS = 5
-STOP, MOVE, ATTACK, HEAL, ATTACK_MOVE = range(5)
+STOP, MOVE, ATTACK, HEAL, ATTACK_MOVE, HUNT = range(6)
+# Of the dead that explode: about to, and done.
+LIT, SPENT = 6, 7
 
 FLOATS = (
     "energy_max", "energy_rate", "armour", "speed", "accel", "sight", "radius", "separation", "damage",
     "bonus", "second_hit", "period", "range", "scan", "damage_point", "missile_speed", "splash", "heal",
-    "heal_cost", "heal_minimum",
+    "heal_cost", "heal_minimum", "slop", "hit_delay", "blast", "structure_bonus", "melee_range",
+    "melee_point", "melee_period", "regeneration",
 )  # fmt: skip
 (
     ENERGY_MAX, ENERGY_RATE, ARMOUR, SPEED, ACCEL, SIGHT, RADIUS, SEPARATION, DAMAGE,
     BONUS, SECOND_HIT, PERIOD, RANGE, SCAN, DAMAGE_POINT, MISSILE_SPEED, SPLASH, HEAL_RATE,
-    HEAL_COST, HEAL_MINIMUM,
-) = range(20)  # fmt: skip
-INTS = ("plane", "attributes", "bonus_attributes", "hits", "hits_air")
-PLANE, ATTRIBUTES, BONUS_ATTRIBUTES, HITS, HITS_AIR = range(5)
+    HEAL_COST, HEAL_MINIMUM, SLOP, HIT_DELAY, BLAST, STRUCTURE_BONUS, MELEE_RANGE,
+    MELEE_POINT, MELEE_PERIOD, REGENERATION,
+) = range(28)  # fmt: skip
+INTS = (
+    "plane", "attributes", "bonus_attributes", "hits", "hits_air", "fires_walking", "always_threatens",
+)  # fmt: skip
+PLANE, ATTRIBUTES, BONUS_ATTRIBUTES, HITS, HITS_AIR, FIRES_WALKING, ALWAYS_THREATENS = range(7)
 (
-    BAND_LOW, BAND_HIGH, ALLY_X, ALLY_Y, ENEMY_X, ENEMY_Y, JITTER, DELAY_LOW, DELAY_HIGH, SLOP,
-    LEAST_DAMAGE, SHIELD_DELAY, SHIELD_RATE, LOOPS,
-) = range(14)  # fmt: skip
+    BAND_LOW, BAND_HIGH, ALLY_X, ALLY_Y, ENEMY_X, ENEMY_Y, JITTER, DELAY_LOW, DELAY_HIGH, FIRST_WINDUP,
+    LEAST_DAMAGE, SHIELD_DELAY, SHIELD_RATE, LOOPS, GOAL_X1, GOAL_Y1, GOAL_X2, GOAL_Y2, HUNTS, EXPLODES,
+    PASSES,
+) = range(21)  # fmt: skip
 
 BEAM_RADIUS = 0.15
 """Half the width of a splash line, cells."""
-AGGRESSION_MEMORY = 40.0
+CALL_RADIUS = CALL_FOR_HELP[0]
+AGGRESSION_MEMORY = CALL_FOR_HELP[1] * LOOPS_PER_SECOND
 """Loops for which a unit hit from outside its scan range, and its friends near by, go for the attacker."""
+TURN_COS, TURN_SIN = math.cos(math.radians(TURN_RATE)), math.sin(math.radians(TURN_RATE))
+ARC_COS = math.cos(math.radians(ARC_SLOP))
 HEALER_THREAT = 16.0
 """Loops for which a medivac that has healed counts as a threat."""
 ARRIVED = 1.0
@@ -83,7 +98,9 @@ def can_hit(floats, ints, i, j):
 
 @piece
 def threatens(u, floats, ints, now, i, j):
-    """Whether unit j is a threat to unit i: it can hit it, or has just healed."""
+    """Whether unit j is a threat to unit i: it can hit it, has just healed, or counts as one at all times."""
+    if ints[ALWAYS_THREATENS, j]:
+        return True
     if floats[HEAL_RATE, j] > 0.0:
         return now - u[HEALED_AT, j] < HEALER_THREAT
     return can_hit(floats, ints, j, i)
@@ -95,6 +112,8 @@ def hurt(u, attacker, floats, ints, table, now, i, j):
     damage = floats[DAMAGE, i]
     if ints[BONUS_ATTRIBUTES, i] & ints[ATTRIBUTES, j]:
         damage += floats[BONUS, i]
+    if ints[ATTRIBUTES, j] & STRUCTURE:
+        damage += floats[STRUCTURE_BONUS, i]
     absorbed = min(u[SH, j], damage)
     u[SH, j] -= absorbed
     if damage > absorbed:
@@ -104,13 +123,29 @@ def hurt(u, attacker, floats, ints, table, now, i, j):
 
 
 @piece
-def fire(u, k, attacker, floats, ints, table, now, i, j, low, high):
-    """Unit i's weapon goes off on unit j; low to high are the units of j's side."""
-    if floats[MISSILE_SPEED, i] > 0.0:
-        dx, dy = u[X, j] - u[X, i], u[Y, j] - u[Y, i]
-        u[HIT_IN, i] = math.sqrt(dx * dx + dy * dy) / floats[MISSILE_SPEED, i]
-        k[HIT_ON, i] = j
-    elif floats[SPLASH, i] > 0.0:
+def explode(u, k, attacker, floats, ints, table, now, i, low, high):
+    """Unit i blows itself up among low to high, the units of the other side; its own are spared."""
+    for t in range(low, high):
+        if u[HP, t] > 0.0 and can_hit(floats, ints, i, t):
+            dx, dy = u[X, t] - u[X, i], u[Y, t] - u[Y, i]
+            reach = floats[BLAST, i] + floats[RADIUS, t]
+            if dx * dx + dy * dy <= reach * reach:
+                hurt(u, attacker, floats, ints, table, now, i, t)
+    u[HP, i] = 0.0
+    u[HURT_AT, i] = now
+    k[ORDER, i] = SPENT
+
+
+@piece
+def in_melee(floats, i, gap):
+    """Whether a target at that gap is one for unit i's claws instead of its missile."""
+    return floats[MELEE_RANGE, i] > 0.0 and gap <= floats[MELEE_RANGE, i]
+
+
+@piece
+def strike(u, attacker, floats, ints, table, now, i, j, low, high):
+    """Unit i's weapon takes effect on unit j; low to high are the units of j's side."""
+    if floats[SPLASH, i] > 0.0:
         dx, dy = u[X, j] - u[X, i], u[Y, j] - u[Y, i]
         length = max(math.sqrt(dx * dx + dy * dy), 1e-9)
         dx, dy = dx / length, dy / length
@@ -122,13 +157,43 @@ def fire(u, k, attacker, floats, ints, table, now, i, j, low, high):
                 if math.sqrt(along * along + across * across) <= floats[RADIUS, t] + BEAM_RADIUS:
                     for _ in range(ints[HITS, i]):
                         hurt(u, attacker, floats, ints, table, now, i, t)
+    else:
+        for _ in range(ints[HITS, i]):
+            hurt(u, attacker, floats, ints, table, now, i, j)
+
+
+@piece
+def fire(u, k, attacker, floats, ints, table, now, i, j, low, high):
+    """Unit i's weapon goes off on unit j; low to high are the units of j's side."""
+    if floats[BLAST, i] > 0.0:
+        explode(u, k, attacker, floats, ints, table, now, i, low, high)
+    elif floats[MISSILE_SPEED, i] > 0.0 and not in_melee(floats, i, gap_between(u, floats, i, j)):
+        dx, dy = u[X, j] - u[X, i], u[Y, j] - u[Y, i]
+        u[HIT_IN, i] = math.sqrt(dx * dx + dy * dy) / floats[MISSILE_SPEED, i]
+        k[HIT_ON, i] = j
+    elif floats[HIT_DELAY, i] > 0.0:
+        u[HIT_IN, i] = floats[HIT_DELAY, i]
+        k[HIT_ON, i] = j
     elif floats[SECOND_HIT, i] > 0.0:
         hurt(u, attacker, floats, ints, table, now, i, j)
         u[HIT_IN, i] = floats[SECOND_HIT, i]
         k[HIT_ON, i] = j
     else:
-        for _ in range(ints[HITS, i]):
-            hurt(u, attacker, floats, ints, table, now, i, j)
+        strike(u, attacker, floats, ints, table, now, i, j, low, high)
+
+
+@piece
+def turn(u, i, dx, dy):
+    """Turn unit i towards a direction of length 1; whether it had faced it well enough to fire."""
+    ahead = u[FACE_X, i] * dx + u[FACE_Y, i] * dy
+    if ahead >= TURN_COS:
+        u[FACE_X, i], u[FACE_Y, i] = dx, dy
+        return ahead >= ARC_COS
+    fx, fy = u[FACE_X, i], u[FACE_Y, i]
+    side = TURN_SIN if fx * dy - fy * dx >= 0.0 else -TURN_SIN
+    u[FACE_X, i] = fx * TURN_COS - fy * side
+    u[FACE_Y, i] = fx * side + fy * TURN_COS
+    return False
 
 
 @piece
@@ -152,6 +217,8 @@ def find_target(u, k, alarm, floats, ints, now, i, own_low, own_high, low, high)
         squared = dx * dx + dy * dy
         reach = scan + floats[RADIUS, j]
         if squared <= reach * reach and u[HP, j] > 0.0 and can_hit(floats, ints, i, j):
+            if floats[BLAST, i] > 0.0 and ints[ATTRIBUTES, j] & STRUCTURE:
+                continue  # not worth it
             gap = math.sqrt(squared) - floats[RADIUS, j]
             threat = threatens(u, floats, ints, now, i, j)
             if (threat and not best_threat) or (threat == best_threat and gap < best_gap):
@@ -166,13 +233,40 @@ def find_target(u, k, alarm, floats, ints, now, i, own_low, own_high, low, high)
         j = k[ATTACKER, friend]
         if j < 0 or u[HP, j] <= 0.0 or not can_hit(floats, ints, i, j):
             continue
-        if friend != i and gap_between(u, floats, i, friend) > floats[SCAN, i]:
+        if friend != i and gap_between(u, floats, i, friend) > CALL_RADIUS:
             continue
         dx, dy = u[X, j] - x, u[Y, j] - y
         squared = dx * dx + dy * dy
         gap = math.sqrt(squared) - floats[RADIUS, j]
         if squared <= floats[SIGHT, i] ** 2 and gap < best_gap:
             best, best_gap = j, gap
+    return best
+
+
+@piece
+def find_prey(u, floats, ints, cells, hops, i, low, high):
+    """Whom a unit on a hunt goes for: of units low to high the nearest by way that it can hit; -1 is none.
+
+    A healer follows the nearest, whoever that is.
+    """
+    best, nearest = -1, math.inf
+    for j in range(low, high):
+        if u[HP, j] > 0.0 and (can_hit(floats, ints, i, j) or floats[HEAL_RATE, i] > 0.0):
+            length = way_length(cells, hops, u[X, i], u[Y, i], u[X, j], u[Y, j])
+            if length < nearest:
+                best, nearest = j, length
+    return best
+
+
+@piece
+def find_nearest(u, floats, ints, i, low, high):
+    """The nearest of units low to high that unit i's weapon reaches from where it stands; -1 is none."""
+    best, best_gap = -1, floats[RANGE, i]
+    for j in range(low, high):
+        if u[HP, j] > 0.0 and can_hit(floats, ints, i, j):
+            gap = gap_between(u, floats, i, j)
+            if gap <= best_gap:
+                best, best_gap = j, gap
     return best
 
 
@@ -199,46 +293,42 @@ def find_patient(u, k, floats, ints, i, low, high):
 
 
 @piece
-def walk(u, step, floats, i, gx, gy, short):
-    """Set unit i's step of this loop towards a point, to stop `short` of it."""
-    dx, dy = gx - u[X, i], gy - u[Y, i]
-    distance = math.sqrt(dx * dx + dy * dy)
-    go = min(u[PACE, i] + floats[ACCEL, i], floats[SPEED, i])
+def stride(u, step, floats, i, dx, dy, distance, short):
+    """Set unit i's step of this loop along (dx, dy), to stop `short` of that far."""
     if distance - short <= 1e-9:
         u[PACE, i] = 0.0
         return
-    u[PACE, i] = go
-    go = min(go, distance - short)
-    step[0, i], step[1, i] = dx / distance * go, dy / distance * go
+    pace = min(u[PACE, i] + floats[ACCEL, i], floats[SPEED, i])
+    u[PACE, i] = pace
+    scale = 1.0 / distance
+    go = min(pace, distance - short) * scale
+    step[0, i], step[1, i] = dx * go, dy * go
+    turn(u, i, dx * scale, dy * scale)
 
 
 @piece
-def push(u, order, step, line, floats, ints, widest, table):
-    """Move, then one pass of pushing over pairs near in x.
+def walk(u, step, floats, i, gx, gy, short):
+    """Set unit i's step of this loop towards a point, to stop `short` of it."""
+    dx, dy = gx - u[X, i], gy - u[Y, i]
+    stride(u, step, floats, i, dx, dy, math.sqrt(dx * dx + dy * dy), short)
 
-    order (U,) stays sorted by x; step (2, U) is 0 for the dead and comes back as 0; line (4, U) is scratch.
+
+@piece
+def travel(u, step, floats, ints, cells, hops, i, gx, gy, short):
+    """As `walk`, but around walls, for who walks on the ground."""
+    if hops.shape[0] > 0 and ints[PLANE, i] == GROUND:
+        stop = first_stop(cells, hops, u[X, i], u[Y, i], gx, gy)
+        if stop >= 0:
+            gx, gy, short = stop // SIZE + 0.5, stop % SIZE + 0.5, 0.0
+    walk(u, step, floats, i, gx, gy, short)
+
+
+@piece
+def part(living, step, line, ints, widest):
+    """One pass over the pairs that overlap: each unit makes way by half of it.
+
+    The living side by side in line, as `push` has them; step (2, U) is scratch, and 0.
     """
-    n = u.shape[1]
-    for i in range(n):
-        u[X, i] += step[0, i]
-        u[Y, i] += step[1, i]
-        step[0, i] = step[1, i] = 0.0
-    for a in range(1, n):
-        i = order[a]
-        x = u[X, i]
-        c = a - 1
-        while c >= 0 and u[X, order[c]] > x:
-            order[c + 1] = order[c]
-            c -= 1
-        order[c + 1] = i
-    # The living side by side in memory, in the order of x.
-    living = 0
-    for a in range(n):
-        i = order[a]
-        if u[HP, i] > 0.0:
-            line[0, living], line[1, living] = u[X, i], u[Y, i]
-            line[2, living], line[3, living] = floats[SEPARATION, i], i
-            living += 1
     for a in range(living):
         x, y, r = line[0, a], line[1, a], line[2, a]
         i = int(line[3, a])
@@ -265,7 +355,50 @@ def push(u, order, step, line, floats, ints, widest, table):
             step[0, j] += px
             step[1, j] += py
     for a in range(living):
-        i, r = int(line[3, a]), line[2, a]
-        u[X, i] = min(max(line[0, a] + step[0, i], r), SIZE - r)
-        u[Y, i] = min(max(line[1, a] + step[1, i], table[BAND_LOW] + r), table[BAND_HIGH] - r)
+        i = int(line[3, a])
+        line[0, a] += step[0, i]
+        line[1, a] += step[1, i]
         step[0, i] = step[1, i] = 0.0
+
+
+@piece
+def push(u, order, step, line, floats, ints, widest, table, walls):
+    """Move, then passes of pushing over pairs near in x.
+
+    order (U,) stays sorted by x; step (2, U) is 0 for the dead and comes back as 0; line (6, U) is scratch.
+    """
+    n = u.shape[1]
+    walled = walls.shape[0] > 0
+    for i in range(n):
+        if walled:
+            line[4, i], line[5, i] = u[X, i], u[Y, i]
+        u[X, i] += step[0, i]
+        u[Y, i] += step[1, i]
+        step[0, i] = step[1, i] = 0.0
+    for a in range(1, n):
+        i = order[a]
+        x = u[X, i]
+        c = a - 1
+        while c >= 0 and u[X, order[c]] > x:
+            order[c + 1] = order[c]
+            c -= 1
+        order[c + 1] = i
+    # The living side by side in memory, in the order of x.
+    living = 0
+    for a in range(n):
+        i = order[a]
+        if u[HP, i] > 0.0:
+            line[0, living], line[1, living] = u[X, i], u[Y, i]
+            line[2, living], line[3, living] = floats[SEPARATION, i], i
+            living += 1
+    for _ in range(int(table[PASSES])):
+        part(living, step, line, ints, widest)
+    for a in range(living):
+        i, r = int(line[3, a]), line[2, a]
+        x = min(max(line[0, a], r), SIZE - r)
+        y = min(max(line[1, a], table[BAND_LOW] + r), table[BAND_HIGH] - r)
+        if ints[ATTRIBUTES, i] & STRUCTURE:
+            continue
+        if walled and ints[PLANE, i] == GROUND:
+            x, y = off_walls(walls, x, y, r, line[4, i], line[5, i])
+        u[X, i], u[Y, i] = x, y

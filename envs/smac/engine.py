@@ -11,22 +11,21 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from envs.compiled import njit
+from envs.compiled import njit, piece
 from envs.smac import combat, units
 from envs.smac.combat import (
     AGGRESSION_MEMORY,
-    ALLY_X,
-    ALLY_Y,
     ARRIVED,
     ATTACK,
     ATTACK_MOVE,
     ATTACKER,
     ATTRIBUTES,
+    BLAST,
     BY_X,
     CD,
     DAMAGE_POINT,
@@ -37,8 +36,16 @@ from envs.smac.combat import (
     ENEMY_Y,
     ENERGY_MAX,
     ENERGY_RATE,
+    EXPLODES,
+    FACE_X,
+    FIRES_WALKING,
+    FIRST_WINDUP,
     GOAL_X,
+    GOAL_X1,
+    GOAL_X2,
     GOAL_Y,
+    GOAL_Y1,
+    GOAL_Y2,
     HEAL,
     HEAL_COST,
     HEAL_MINIMUM,
@@ -48,10 +55,15 @@ from envs.smac.combat import (
     HIT_ON,
     HP,
     HPMAX,
+    HUNT,
+    HUNTS,
     HURT_AT,
     JITTER,
+    LEAST_WINDUP,
+    LIT,
     LOOPS,
-    MISSILE_SPEED,
+    MELEE_PERIOD,
+    MELEE_POINT,
     MOVE,
     NEVER,
     ORDER,
@@ -59,53 +71,95 @@ from envs.smac.combat import (
     PERIOD,
     RADIUS,
     RANGE,
+    REGENERATION,
+    SECOND_HIT,
     SEPARATION,
     SH,
     SHIELD_DELAY,
     SHIELD_RATE,
     SHMAX,
     SLOP,
+    SPENT,
+    SPLASH,
     STOP,
     TARGET,
     WINDUP,
     X,
     Y,
     can_hit,
+    explode,
+    find_nearest,
     find_patient,
+    find_prey,
     find_target,
     fire,
     gap_between,
     hurt,
-    piece,
+    in_melee,
     push,
+    stride,
+    strike,
+    travel,
+    turn,
     uniform,
     walk,
 )
 from envs.smac.maps import START_JITTER, SmacMap
-from envs.smac.units import BIOLOGICAL, LOOPS_PER_SECOND
+from envs.smac.units import BIOLOGICAL, LOOPS_PER_SECOND, UnitType
 
 
-def pack(battle: SmacMap) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """A map's numbers for the kernels, in game loops.
+def columns(kinds: Sequence[UnitType]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Numbers of unit types for the kernels, in game loops.
 
-    Returns floats (len(FLOATS), U) float64 and ints (len(INTS), U) int64 of every unit, bodies (3, U) float64
-    (full health, full shield, starting energy) and table (14,) float64, the rules that hold for all units.
+    Returns floats (len(FLOATS), n) float64, ints (len(INTS), n) int64 and bodies (4, n) float64: full health,
+    full shield, starting energy, a number of the type.
     """
-    kinds = battle.ally_types + battle.enemy_types
     floats = np.array([[float(getattr(kind, name)) for kind in kinds] for name in combat.FLOATS])
-    for row in (combat.ENERGY_RATE, combat.SPEED, combat.MISSILE_SPEED, combat.HEAL_RATE):
+    for row in (
+        combat.ENERGY_RATE,
+        combat.SPEED,
+        combat.MISSILE_SPEED,
+        combat.HEAL_RATE,
+        combat.REGENERATION,
+    ):
         floats[row] /= LOOPS_PER_SECOND
-    for row in (combat.SECOND_HIT, combat.PERIOD, combat.DAMAGE_POINT):
+    for row in (
+        combat.SECOND_HIT,
+        combat.PERIOD,
+        combat.DAMAGE_POINT,
+        combat.HIT_DELAY,
+        combat.MELEE_POINT,
+        combat.MELEE_PERIOD,
+    ):
         floats[row] *= LOOPS_PER_SECOND
     floats[combat.ACCEL] /= LOOPS_PER_SECOND**2
     ints = np.array([[int(getattr(kind, name)) for kind in kinds] for name in combat.INTS], dtype=np.int64)
+    names = [kind.name for kind in kinds]
+    kind_of = [float(names.index(name)) for name in names]
     bodies = np.array(
-        [[k.health for k in kinds], [k.shield for k in kinds], [k.energy for k in kinds]], float
+        [[k.health for k in kinds], [k.shield for k in kinds], [k.energy for k in kinds], kind_of], float
     )
+    return floats, ints, bodies
+
+
+def rules_of(battle: SmacMap) -> np.ndarray:
+    """(21,) float64: the rules that hold for all units of a map."""
     points = (*battle.ally_point, *battle.enemy_point)
-    rules = (units.RANGE_SLOP, units.MINIMUM_DAMAGE, units.SHIELD_DELAY, units.SHIELD_RATE, units.STEP_LOOPS)
-    table = np.array([*battle.band, *points, START_JITTER, *units.WEAPON_DELAY, *rules], dtype=np.float64)
-    return floats, ints, bodies, table
+    explodes = any(kind.blast > 0 for kind in battle.kinds)
+    rules = (
+        units.FIRST_WINDUP,
+        units.MINIMUM_DAMAGE,
+        units.SHIELD_DELAY,
+        units.SHIELD_RATE,
+        units.STEP_LOOPS,
+    )
+    goal = battle.goal or (battle.ally_point, battle.ally_point)
+    orders = (*goal[0], *goal[1], battle.hunt + battle.drawn, explodes, battle.passes)
+    table = np.array(
+        [*battle.band, *points, 0.0 if battle.drawn else START_JITTER, *units.WEAPON_DELAY, *rules, *orders],
+        dtype=np.float64,
+    )
+    return table
 
 
 @piece
@@ -127,6 +181,8 @@ def _begin_loop(u, k, alive, attacker, A, floats, table, now):
             continue
         if quiet >= table[SHIELD_DELAY] and u[SH, i] < u[SHMAX, i]:
             u[SH, i] = min(u[SHMAX, i], u[SH, i] + table[SHIELD_RATE])
+        if floats[REGENERATION, i] > 0.0:
+            u[HP, i] = min(u[HPMAX, i], u[HP, i] + floats[REGENERATION, i])
         u[CD, i] = max(0.0, u[CD, i] - 1.0)
         if floats[HEAL_RATE, i] > 0.0:
             u[EN, i] = min(floats[ENERGY_MAX, i], u[EN, i] + floats[ENERGY_RATE, i])
@@ -134,8 +190,8 @@ def _begin_loop(u, k, alive, attacker, A, floats, table, now):
 
 
 @piece
-def _land_hits(u, k, alive, attacker, floats, ints, table, now):
-    """Missiles that arrive and second hits."""
+def _land_hits(u, k, alive, attacker, A, floats, ints, table, now):
+    """Missiles and beams that arrive, and second hits."""
     for i in range(u.shape[1]):
         j = k[HIT_ON, i]
         if j < 0:
@@ -145,25 +201,34 @@ def _land_hits(u, k, alive, attacker, floats, ints, table, now):
             continue
         k[HIT_ON, i] = -1
         lands = u[HP, j] > 0.0
-        if lands and floats[MISSILE_SPEED, i] <= 0.0:
-            lands = alive[i] and gap_between(u, floats, i, j) <= floats[RANGE, i] + table[SLOP]
-        if lands:
-            hurt(u, attacker, floats, ints, table, now, i, j)
+        if floats[SECOND_HIT, i] > 0.0:
+            lands = lands and alive[i] and gap_between(u, floats, i, j) <= floats[RANGE, i] + floats[SLOP, i]
+            if lands:
+                hurt(u, attacker, floats, ints, table, now, i, j)
+        elif lands or floats[SPLASH, i] > 0.0:
+            low, high = (A, u.shape[1]) if i < A else (0, A)
+            strike(u, attacker, floats, ints, table, now, i, j, low, high)
 
 
 @piece
-def _follow(u, step, floats, i, what):
+def _follow(u, step, floats, ints, cells, hops, i, what):
     """Unit i, which has no target, walks to its goal or stands."""
     if what == MOVE:
         walk(u, step, floats, i, u[GOAL_X, i], u[GOAL_Y, i], 0.0)
     elif what == ATTACK_MOVE:
-        walk(u, step, floats, i, u[GOAL_X, i], u[GOAL_Y, i], ARRIVED)
+        travel(u, step, floats, ints, cells, hops, i, u[GOAL_X, i], u[GOAL_Y, i], ARRIVED)
     else:
         u[PACE, i] = 0.0
 
 
 @piece
-def _fight(u, k, rng, b, step, attacker, alarm, A, floats, ints, table, now, i):
+def _random_delay(rng, b, table):
+    """What StarCraft II adds to a weapon's period, loops."""
+    return table[DELAY_LOW] + (table[DELAY_HIGH] - table[DELAY_LOW]) * uniform(rng, b)
+
+
+@piece
+def _fight(u, k, rng, b, step, attacker, alarm, A, floats, ints, table, cells, hops, now, i):
     """Unit i, armed, acts."""
     n = u.shape[1]
     low, high = (A, n) if i < A else (0, A)
@@ -180,47 +245,76 @@ def _fight(u, k, rng, b, step, attacker, alarm, A, floats, ints, table, now, i):
         if u[HP, target] <= 0.0 or not can_hit(floats, ints, i, target):
             k[ORDER, i] = STOP
             k[TARGET, i] = target = -1
+    elif what == HUNT:
+        target = k[TARGET, i]
+        if target < 0 or u[HP, target] <= 0.0:
+            k[TARGET, i] = target = find_prey(u, floats, ints, cells, hops, i, low, high)
+            u[WINDUP, i] = -1.0
     if target < 0:
         u[WINDUP, i] = -1.0
-        _follow(u, step, floats, i, what)
+        _follow(u, step, floats, ints, cells, hops, i, what)
         return
-    gap = gap_between(u, floats, i, target)
+    dx, dy = u[X, target] - u[X, i], u[Y, target] - u[Y, i]
+    distance = math.sqrt(dx * dx + dy * dy)
+    gap = distance - floats[RADIUS, i] - floats[RADIUS, target]
     if u[WINDUP, i] >= 0.0:
         u[WINDUP, i] -= 1.0
     elif gap > floats[RANGE, i]:
         reach = floats[RANGE, i] + floats[RADIUS, i] + floats[RADIUS, target]
-        walk(u, step, floats, i, u[X, target], u[Y, target], reach - 1e-6)
+        if hops.shape[0] > 0:
+            travel(u, step, floats, ints, cells, hops, i, u[X, target], u[Y, target], reach - 1e-6)
+        else:
+            stride(u, step, floats, i, dx, dy, distance, reach - 1e-6)
+        if ints[FIRES_WALKING, i] and what >= ATTACK_MOVE and u[CD, i] <= 0.0:
+            target = find_nearest(u, floats, ints, i, low, high)
+            if target >= 0:
+                u[CD, i] = floats[PERIOD, i] + _random_delay(rng, b, table)
+                fire(u, k, attacker, floats, ints, table, now, i, target, low, high)
         return
-    elif u[CD, i] <= 0.0:
-        u[WINDUP, i] = floats[DAMAGE_POINT, i]
     else:
         u[PACE, i] = 0.0
-        return
+        if floats[BLAST, i] <= 0.0:  # else it neither turns nor stops
+            scale = 1.0 / max(distance, 1e-9)
+            faces = turn(u, i, dx * scale, dy * scale) or distance <= 1e-9
+            if not faces or u[CD, i] > 0.0:
+                return
+        point = floats[MELEE_POINT if in_melee(floats, i, gap) else DAMAGE_POINT, i]
+        u[WINDUP, i] = max(point, u[LEAST_WINDUP, i])
+        u[LEAST_WINDUP, i] = 0.0
     u[PACE, i] = 0.0
     if u[WINDUP, i] <= 0.0:
         u[WINDUP, i] = -1.0
-        if gap <= floats[RANGE, i] + table[SLOP]:
-            delay = table[DELAY_LOW] + (table[DELAY_HIGH] - table[DELAY_LOW]) * uniform(rng, b)
+        if gap <= floats[RANGE, i] + floats[SLOP, i]:
             # The period counts from the start of the attack, which is the damage point ago.
-            u[CD, i] = floats[PERIOD, i] + delay - math.ceil(floats[DAMAGE_POINT, i])
+            claws = in_melee(floats, i, gap)
+            period = floats[MELEE_PERIOD if claws else PERIOD, i]
+            started = math.ceil(floats[MELEE_POINT if claws else DAMAGE_POINT, i])
+            u[CD, i] = period + _random_delay(rng, b, table) - started
             fire(u, k, attacker, floats, ints, table, now, i, target, low, high)
 
 
 @piece
-def _mend(u, k, step, A, floats, ints, now, i):
+def _mend(u, k, step, A, floats, ints, cells, hops, now, i):
     """Unit i, a healer, acts."""
     what = k[ORDER, i]
     target = -1
-    if what == ATTACK_MOVE:
+    if what in (ATTACK_MOVE, HUNT):
         own_low, own_high = (0, A) if i < A else (A, u.shape[1])
         k[TARGET, i] = target = find_patient(u, k, floats, ints, i, own_low, own_high)
+        if target < 0 and what == HUNT:
+            # It comes along, as near to the other side as it would heal.
+            low, high = (A, u.shape[1]) if i < A else (0, A)
+            prey = find_prey(u, floats, ints, cells, hops, i, low, high)
+            if prey >= 0:
+                walk(u, step, floats, i, u[X, prey], u[Y, prey], floats[RANGE, i])
+            return
     elif what == HEAL:
         target = k[TARGET, i]
         if u[HP, target] <= 0.0 or not ints[ATTRIBUTES, target] & BIOLOGICAL:
             k[ORDER, i] = STOP
             k[TARGET, i] = target = -1
     if target < 0:
-        _follow(u, step, floats, i, what)
+        _follow(u, step, floats, ints, cells, hops, i, what)
         return
     missing = u[HPMAX, target] - u[HP, target]
     if missing > 0.0 and gap_between(u, floats, i, target) > floats[RANGE, i]:
@@ -238,27 +332,47 @@ def _mend(u, k, step, A, floats, ints, now, i):
 
 
 @piece
-def _loop(u, k, rng, b, alive, step, line, attacker, A, floats, ints, widest, table, now):
-    """One game loop of environment b."""
-    n = u.shape[1]
-    alarm_ally, alarm_enemy = _begin_loop(u, k, alive, attacker, A, floats, table, now)
-    _land_hits(u, k, alive, attacker, floats, ints, table, now)
-    for i in range(n):
-        if alive[i] and floats[HEAL_RATE, i] <= 0.0:
-            alarm = alarm_ally if i < A else alarm_enemy
-            _fight(u, k, rng, b, step, attacker, alarm, A, floats, ints, table, now, i)
-    for i in range(n):
-        if alive[i] and floats[HEAL_RATE, i] > 0.0:
-            _mend(u, k, step, A, floats, ints, now, i)
-    for i in range(n):
-        # Who hit whom is only known from the next loop on: else the side handled last would answer sooner.
-        k[ATTACKER, i] = attacker[i]
-    push(u, k[BY_X], step, line, floats, ints, widest, table)
+def _explosions(u, k, attacker, A, floats, ints, table, now):
+    """Those that blow up when killed; whom they kill by it follows in the next loop."""
+    for i in range(u.shape[1]):
+        if floats[BLAST, i] > 0.0 and u[HP, i] <= 0.0 and k[ORDER, i] != SPENT:
+            k[ORDER, i] = LIT
+    for i in range(u.shape[1]):
+        if k[ORDER, i] == LIT:
+            low, high = (A, u.shape[1]) if i < A else (0, A)
+            explode(u, k, attacker, floats, ints, table, now, i, low, high)
 
 
 @piece
-def _command(u, k, i, action, A, healer):
-    """Give agent i its order for this step: SMAC's action as a StarCraft II order."""
+def _loop(u, k, rng, b, alive, step, line, attacker, A, floats, ints, widest, table, walls, cells, hops, now):
+    """One game loop of environment b."""
+    n = u.shape[1]
+    alarm_ally, alarm_enemy = _begin_loop(u, k, alive, attacker, A, floats, table, now)
+    _land_hits(u, k, alive, attacker, A, floats, ints, table, now)
+    for i in range(n):
+        if alive[i] and floats[HEAL_RATE, i] <= 0.0:
+            alarm = alarm_ally if i < A else alarm_enemy
+            _fight(u, k, rng, b, step, attacker, alarm, A, floats, ints, table, cells, hops, now, i)
+    for i in range(n):
+        if alive[i] and floats[HEAL_RATE, i] > 0.0:
+            _mend(u, k, step, A, floats, ints, cells, hops, now, i)
+    if table[EXPLODES] > 0.0:
+        _explosions(u, k, attacker, A, floats, ints, table, now)
+    for i in range(n):
+        # Who hit whom is only known from the next loop on: else the side handled last would answer sooner.
+        k[ATTACKER, i] = attacker[i]
+    push(u, k[BY_X], step, line, floats, ints, widest, table, walls)
+
+
+@piece
+def _command(u, k, views, i, action, A, no_attack, healer, table):
+    """Give agent i its order for this step: SMAC's action as a StarCraft II order.
+
+    A look around is none: views (N,) turns, and the order that it has goes on.
+    """
+    if 6 <= action < no_attack:
+        views[i] = action - 6
+        return
     before, old = k[ORDER, i], k[TARGET, i]
     target = -1
     if action <= 1:
@@ -268,18 +382,19 @@ def _command(u, k, i, action, A, healer):
         u[GOAL_X, i] = u[X, i] + (2.0 if action == 4 else -2.0 if action == 5 else 0.0)
         u[GOAL_Y, i] = u[Y, i] + (2.0 if action == 2 else -2.0 if action == 3 else 0.0)
     elif healer:
-        what, target = HEAL, action - 6
+        what, target = HEAL, action - no_attack
     else:
-        what, target = ATTACK, A + action - 6
+        what, target = ATTACK, A + action - no_attack
     if what != before or target != old:
         # Another order cancels an attack that has not gone off yet.
         u[WINDUP, i] = -1.0
+        u[LEAST_WINDUP, i] = table[FIRST_WINDUP]
     k[ORDER, i], k[TARGET, i] = what, target
 
 
 def _source_digest() -> int:
     folder = Path(__file__).parent
-    names = ("units.py", "maps.py", "combat.py", "engine.py")
+    names = ("terrain.py", "units.py", "maps.py", "combat.py", "engine.py")
     return zlib.crc32(b"".join((folder / name).read_bytes() for name in names))
 
 
@@ -289,42 +404,66 @@ def _compile(digest: int) -> tuple[Callable[..., None], Callable[..., int], Call
 
     @njit(nogil=True, error_model="numpy")
     def reset_kernel(units, links, rng, select, sizes, bodies, starts, table):
-        """Put the units of the selected (B,) environments at their places, the enemy ordered to attack."""
+        """Put the units of the selected (B,) environments at their places, the enemy ordered to attack.
+
+        bodies (1 or B, 4, U), starts (1 or B, 2, U): the same for all environments, or each one's own.
+        """
         _ = digest
         for b in range(units.shape[0]):
             if not select[b]:
                 continue
             u, k = units[b], links[b]
+            row = b if starts.shape[0] > 1 else 0
+            body, start = bodies[row], starts[row]
+            along = 0.0
+            if table[GOAL_X1] != table[GOAL_X2] or table[GOAL_Y1] != table[GOAL_Y2]:
+                along = uniform(rng, b)
+            goal_x = table[GOAL_X1] + along * (table[GOAL_X2] - table[GOAL_X1])
+            goal_y = table[GOAL_Y1] + along * (table[GOAL_Y2] - table[GOAL_Y1])
             u[:] = 0.0
             k[:] = -1
             for i in range(u.shape[1]):
-                u[X, i] = starts[0, i] + table[JITTER] * (2.0 * uniform(rng, b) - 1.0)
-                u[Y, i] = starts[1, i] + table[JITTER] * (2.0 * uniform(rng, b) - 1.0)
-                u[HP, i] = u[HPMAX, i] = bodies[0, i]
-                u[SH, i] = u[SHMAX, i] = bodies[1, i]
-                u[EN, i] = bodies[2, i]
+                u[X, i] = start[0, i] + table[JITTER] * (2.0 * uniform(rng, b) - 1.0)
+                u[Y, i] = start[1, i] + table[JITTER] * (2.0 * uniform(rng, b) - 1.0)
+                u[HP, i] = u[HPMAX, i] = body[0, i]
+                u[SH, i] = u[SHMAX, i] = body[1, i]
+                u[EN, i] = body[2, i]
+                # Agents are numbered by where they stand at last: by type, then x, then y.
+                j = i
+                while 0 < j < sizes[0] and body[3, j - 1] == body[3, i]:
+                    x, y = u[X, j - 1], u[Y, j - 1]
+                    if x < u[X, j] or (x == u[X, j] and y <= u[Y, j]):
+                        break
+                    u[X, j - 1], u[Y, j - 1] = u[X, j], u[Y, j]
+                    u[X, j], u[Y, j] = x, y
+                    j -= 1
+                u[FACE_X, i] = 1.0 if i < sizes[0] else -1.0
                 u[HURT_AT, i] = u[HEALED_AT, i] = NEVER
                 u[WINDUP, i] = -1.0
                 k[BY_X, i] = i
                 k[ORDER, i] = STOP
                 if i >= sizes[0]:
-                    k[ORDER, i] = ATTACK_MOVE
-                    u[GOAL_X, i], u[GOAL_Y, i] = table[ALLY_X], table[ALLY_Y]
+                    k[ORDER, i] = HUNT if table[HUNTS] > 0.0 else ATTACK_MOVE
+                    u[GOAL_X, i], u[GOAL_Y, i] = goal_x, goal_y
 
     @njit(nogil=True, error_model="numpy")
     def step_kernel(
-        units, links, rng, actions, mask, scripted, sizes, floats, ints, table, before, won, over, length
-    ):
+        units, links, views, rng, actions, mask, scripted, sizes, all_floats, all_ints, table, walls, cells,
+        hops, before, won, over, length
+    ):  # fmt: skip
         """Play one step in every environment.
 
         actions (B, N) int64 must be available in mask (B, N, A) bool: else nothing happens and the first
         flat index of a bad action is returned (-1 otherwise). scripted: the allies attack-move to the enemy's
-        point instead. Fills before (B, 2, E), the enemies' health and shield of a step ago, won (B,) and
-        over (B,) bool (decided, also without a winner); length (B,) counts steps.
+        point instead, or hunt as the enemy does. all_floats (1 or B, len(FLOATS), U), all_ints (1 or B,
+        len(INTS), U): the same for all environments, or each one's own. walls, cells, hops: the map's
+        (`SmacMap.walls`, `SmacMap.ways`). Fills before (B, 2, E), the enemies' health and shield of a step
+        ago, won (B,) and over (B,) bool (decided, also without a winner); length (B,) counts steps.
         """
         _ = digest
         B, n = units.shape[0], units.shape[2]
-        A, E = sizes[0], sizes[1]
+        A, E, no_attack = sizes[0], sizes[1], sizes[6]
+        floats, ints = all_floats[0], all_ints[0]
         if not scripted:
             for b in range(B):
                 for i in range(A):
@@ -333,25 +472,32 @@ def _compile(digest: int) -> tuple[Callable[..., None], Callable[..., int], Call
                         return b * A + i
         alive = np.empty(n, np.bool_)
         step = np.zeros((2, n))
-        line = np.empty((4, n))
+        line = np.empty((6, n))
         attacker = np.empty(n, np.int64)
         widest = floats[SEPARATION].max()
         loops = int(table[LOOPS])
         for b in range(B):
             u, k = units[b], links[b]
+            if b > 0 and all_floats.shape[0] > 1:
+                floats, ints = all_floats[b], all_ints[b]
+                widest = floats[SEPARATION].max()
             for j in range(E):
                 before[b, 0, j] = u[HP, A + j]
                 before[b, 1, j] = u[SH, A + j]
             for i in range(A):
                 if u[HP, i] > 0.0:
                     if scripted:
-                        k[ORDER, i] = ATTACK_MOVE
+                        k[ORDER, i] = HUNT if table[HUNTS] > 1.0 else ATTACK_MOVE
                         u[GOAL_X, i], u[GOAL_Y, i] = table[ENEMY_X], table[ENEMY_Y]
                     else:
-                        _command(u, k, i, actions[b, i], A, floats[HEAL_RATE, i] > 0.0)
+                        healer = floats[HEAL_RATE, i] > 0.0
+                        _command(u, k, views[b], i, actions[b, i], A, no_attack, healer, table)
             for loop in range(loops):
                 now = float(length[b] * loops + loop)
-                _loop(u, k, rng, b, alive, step, line, attacker, A, floats, ints, widest, table, now)
+                _loop(
+                    u, k, rng, b, alive, step, line, attacker, A, floats, ints, widest, table, walls, cells,
+                    hops, now,
+                )  # fmt: skip
             length[b] += 1
             ally_fighters = enemy_fighters = 0
             for i in range(n):

@@ -24,7 +24,7 @@ BODIES: dict[str, tuple[str, float]] = {
     "zergling": ("L", 0.375),
 }
 
-ALLY, ENEMY, HEAL = (0, 114, 178), (213, 94, 0), (0, 158, 115)
+ALLY, ENEMY, HEAL, BLAST = (0, 114, 178), (213, 94, 0), (0, 158, 115), (230, 159, 0)
 HEALTH, SHIELD, ENERGY, EMPTY = (0, 158, 115), (86, 180, 233), (204, 121, 167), (70, 70, 74)
 GROUND, CLIFF, EDGE, INK, PANEL = (
     (243, 240, 232),
@@ -36,6 +36,8 @@ GROUND, CLIFF, EDGE, INK, PANEL = (
 SHOOT_RANGE, SIGHT_RANGE = 6.0, 9.0  # SMAC's constants, the same for every unit
 SAMPLES = 2  # drawn this many times larger and averaged down, which smooths edges and slow motion
 CAPTION = 26  # height of the caption in pixels
+ABOVE = (BODIES["colossus"], BODIES["medivac"])
+CROWD = 40  # so many units, and only the hurt show how they are
 
 Box = tuple[float, float, float, float]
 
@@ -61,15 +63,23 @@ def _body(letter: str, radius: int, enemy: bool) -> Image.Image:
 
 
 @lru_cache(maxsize=8)
-def _ground(size: tuple[int, int], view: Box, walkable: Box, scale: float) -> Image.Image:
+def _ground(size: tuple[int, int], view: Box, cells: bytes, columns: int, scale: float) -> Image.Image:
+    """The walkable cells, `columns` of them in x, and a line where they end."""
     picture = Image.new("RGB", size, CLIFF)
     pen = ImageDraw.Draw(picture)
-    left, right, bottom, top = walkable
-    corners = (
-        ((left - view[0]) * scale, (view[3] - top) * scale),
-        ((right - view[0]) * scale, (view[3] - bottom) * scale),
-    )
-    pen.rectangle(corners, fill=GROUND, outline=EDGE, width=2)
+    walkable = np.pad(np.frombuffer(cells, dtype=np.bool_).reshape(columns, -1), 1)
+    free = np.argwhere(walkable)
+
+    def corner(x: float, y: float) -> tuple[float, float]:
+        return (x - view[0]) * scale, (view[3] - y) * scale
+
+    for x, y in free - 1:
+        pen.rectangle((*corner(x, y + 1), *corner(x + 1, y)), fill=GROUND)
+    for x, y in free - 1:
+        sides = {(-1, 0): (0, 0, 0, 1), (1, 0): (1, 0, 1, 1), (0, -1): (0, 0, 1, 0), (0, 1): (0, 1, 1, 1)}
+        for (dx, dy), (x0, y0, x1, y1) in sides.items():
+            if not walkable[x + dx + 1, y + dy + 1]:
+                pen.line((*corner(x + x0, y + y0), *corner(x + x1, y + y1)), fill=EDGE, width=2)
     return picture
 
 
@@ -126,9 +136,10 @@ def draw(
     num_allies: int,
     targets: np.ndarray,
     title: str = "",
-    bounds: Box = (0.0, 32.0, 0.0, 32.0),
-    walkable: Box | None = None,
+    walkable: np.ndarray | None = None,
     width: int = 640,
+    blasts: np.ndarray | None = None,
+    beams: np.ndarray | None = None,
 ) -> np.ndarray:
     """Draws one moment of a battle.
 
@@ -141,9 +152,11 @@ def draw(
         targets: (U,) int, index of the unit each one attacks or heals, -1 for none. A line is bold while the
             weapon cools down (it has fired) and thin while the unit still walks into range.
         title: caption, e.g. map and step; the counts of the living stand beside it.
-        bounds: (x_min, x_max, y_min, y_max) of the map.
-        walkable: the same for the part units can reach (None: all of it); the picture is cropped to it.
+        walkable: (columns, rows) bool, indexed [x, y], the cells units can reach (None: all of 32 by 32);
+            the picture is cropped to them.
         width: pixels.
+        blasts: (n, 3), x, y and radius of what has just exploded.
+        beams: (n, 4), x and y of both ends of what a beam has just swept.
 
     Returns:
         (H, W, 3) uint8, H as the map has it; both are rounded up to multiples of 16, for video codecs.
@@ -158,10 +171,11 @@ def draw(
             f"For {count} type names draw() needs units of shape ({count}, 8), targets of shape ({count},) "
             f"and 0 to {count} allies; got {units.shape}, {targets.shape} and {num_allies}."
         )
-    reach = bounds if walkable is None else walkable
+    cells = np.ones((32, 32), dtype=np.bool_) if walkable is None else np.asarray(walkable, dtype=np.bool_)
+    (left, bottom), (right, top) = np.argwhere(cells).min(0), np.argwhere(cells).max(0) + 1
     view = (
-        max(reach[0] - 0.5, bounds[0]), min(reach[1] + 0.5, bounds[1]),
-        max(reach[2] - 1.0, bounds[2]), min(reach[3] + 1.5, bounds[3]),
+        max(left - 0.5, 0.0), min(right + 0.5, float(cells.shape[0])),
+        max(bottom - 1.0, 0.0), min(top + 1.5, float(cells.shape[1])),
     )  # fmt: skip
     width = -(-width // 16) * 16
     scale = SAMPLES * width / (view[1] - view[0])  # drawn pixels per map unit
@@ -173,7 +187,7 @@ def draw(
     alive = (units[:, 2] > 0) & drawable
     bodies = [BODIES.get(name, (name[:1].upper(), 0.5)) for name in type_names]
 
-    picture = _ground(size, view, reach, scale).copy()
+    picture = _ground(size, view, cells.tobytes(), cells.shape[0], scale).copy()
     friends = centres[:num_allies][alive[:num_allies]]
     tint = ImageChops.add(
         _union_of_discs(size, friends, SIGHT_RANGE * scale, 18),
@@ -195,14 +209,29 @@ def draw(
         fired = units[i, 7] > 0
         pale = colour if fired else tuple((c + g) // 2 for c, g in zip(colour, GROUND, strict=True))
         pen.line((*centres[i], *centres[j]), fill=pale, width=(2 if fired else 1) * SAMPLES)
-    # From far to near: a unit lower in the picture covers those behind it.
-    for i in sorted(np.flatnonzero(alive), key=lambda k: centres[k, 1]):
+    for x, y, reach in () if blasts is None else blasts:
+        middle, radius = ((x - view[0]) * scale, (view[3] - y) * scale), reach * scale
+        box = (middle[0] - radius, middle[1] - radius, middle[0] + radius, middle[1] + radius)
+        glow = Image.new("L", size, 0)
+        ImageDraw.Draw(glow).ellipse(box, fill=90)
+        picture.paste(BLAST, (0, 0), glow)
+        pen.ellipse(box, outline=BLAST, width=2 * SAMPLES)
+    # From far to near: a unit lower in the picture covers those behind it, one above the others all of them.
+    for i in sorted(np.flatnonzero(alive), key=lambda k: (bodies[k] in ABOVE, centres[k, 1])):
         letter, radius = bodies[i]
         sprite = _body(letter, max(round(radius * scale), 4 * SAMPLES), bool(i >= num_allies))
         corner = (round(centres[i, 0] - sprite.width / 2), round(centres[i, 1] - sprite.height / 2))
         picture.paste(sprite, corner, sprite)
+    for x0, y0, x1, y1 in () if beams is None else beams:
+        ends = (
+            (x0 - view[0]) * scale,
+            (view[3] - y0) * scale,
+            (x1 - view[0]) * scale,
+            (view[3] - y1) * scale,
+        )
+        pen.line(ends, fill=BLAST, width=4 * SAMPLES)
     for k, name in enumerate(type_names):
-        if alive[k]:
+        if alive[k] and (count <= CROWD or units[k, 2] + units[k, 4] < units[k, 3] + units[k, 5]):
             x, y = centres[k]
             _bars(pen, x, y, bodies[k][1] * scale, units[k], healer=name == "medivac")
 

@@ -23,10 +23,9 @@ from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 
 from envs.base import Step, TeamVectorEnv, playable
-from envs.smac.maps import MAPS, NOT_YET
+from envs.smac.maps import MAPS
 from envs.smac.starcraft_process import (
     INSTALL,
-    MAX_REWARD,
     Lost,
     StarCraftError,
     Worker,
@@ -84,8 +83,10 @@ class StarCraftVectorEnv(TeamVectorEnv):
                 "The real game is not drawn: call save_replay() and watch it in StarCraft II, "
                 'or render with backend="embedded".'
             )
-        if map_name not in (names := [*MAPS, *NOT_YET]):
-            near = difflib.get_close_matches(map_name, names, n=3, cutoff=0.4) or names
+        if map_name.endswith(".toml"):
+            raise ValueError(f'The battle {map_name} is for the embedded engine: use backend="embedded".')
+        if map_name not in MAPS:
+            near = difflib.get_close_matches(map_name, MAPS, n=3, cutoff=0.4) or MAPS
             raise ValueError(f"Unknown SMAC map {map_name!r}; the nearest names are {', '.join(near)}.")
         if num_envs < 1 or max_restarts < 0 or relaunch_every < 0 or min(step_timeout, reset_timeout) <= 0:
             raise ValueError(
@@ -123,11 +124,11 @@ class StarCraftVectorEnv(TeamVectorEnv):
         self.num_agents, self.num_actions = int(sizes["n_agents"]), int(sizes["n_actions"])
         self.obs_dim, self.state_dim = int(sizes["obs_shape"]), int(sizes["state_shape"])
         self.episode_limit = int(sizes["episode_limit"])
-        ours, N = MAPS.get(map_name), self.num_agents
-        self.max_reward = ours.max_reward if ours else MAX_REWARD[map_name]
+        ours, N = MAPS[map_name], self.num_agents
+        self.max_reward = ours.max_reward
         """The sum of SMAC's rewards before scaling; an episode's return is in units of a twentieth of it."""
         got = (N, self.num_actions, self.obs_dim, self.state_dim, self.episode_limit)
-        if ours and got != (want := (N, ours.num_actions, ours.obs_dim, ours.state_dim, ours.limit)):
+        if got != (want := (N, ours.num_actions, ours.obs_dim, ours.state_dim, ours.limit)):
             self._give_up(
                 f"The installed SMAC is a fork: agents, actions, observation, state and limit of {map_name} "
                 f"are {got} instead of {want}. Install the original: {INSTALL}"

@@ -26,16 +26,6 @@ import numpy as np
 BUILDS = {"4.10": 75689, "4.6.2": 69232}
 """Base build numbers (folder Versions/Base<build>) of the versions that SMAC results are published for."""
 _NAMES = {build: version for version, build in BUILDS.items()}
-MAX_REWARD = {
-    "2c_vs_64zg": 3080.0,
-    "2m_vs_1z": 360.0,
-    "2s_vs_1sc": 510.0,
-    "6h_vs_8z": 1480.0,
-    "bane_vs_bane": 1260.0,
-    "corridor": 1280.0,
-    "so_many_baneling": 1480.0,
-}
-"""SMAC's sum of rewards before scaling, of the maps that the embedded engine has no entry for."""
 INSTALL = "pip install git+https://github.com/oxwhirl/smac"
 # Run with -c, so that a worker imports neither the training script nor any of `envs`; sys.path becomes the
 # parent's.

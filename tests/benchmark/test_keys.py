@@ -12,6 +12,7 @@ import pytest
 from benchmark import figures
 from benchmark.figures import FIGURES, NOT_OF_A_RUN, SCALES, make_run, manifest, panel_runs
 from benchmark.lib.store import PUBLISHED, Store
+from envs.smac.units import ENGINE_VERSION
 
 RUNS = {  # one of each
     "dpo_matrix": (figures.GAME, figures.DPO),
@@ -166,7 +167,8 @@ def test_all_other_settings_and_the_seed_are_in_the_key():
     """Two results under one key would be one."""
     for entry in planned():
         script = entry.script.removesuffix(".py")
-        assert json.loads(entry.settings).keys() == fields(script).keys() - NOT_OF_A_RUN
+        own = {"engine_version"} if entry.task.startswith("smac") else set()
+        assert json.loads(entry.settings).keys() == fields(script).keys() - NOT_OF_A_RUN | own
     runs = [entry for scale in SCALES for entry in manifest(list(FIGURES), scale, [1, 2])]
     by_key = {}
     for entry in runs:
@@ -185,6 +187,8 @@ def test_resolved_settings_are_what_the_script_parses():
                 script = entry.script.removesuffix(".py")
                 args, _ = MODULES[script].parse_args(entry.arguments[1:])
                 told = {name: x for name, x in dataclasses.asdict(args).items() if name not in NOT_OF_A_RUN}
+                if entry.task.startswith("smac"):
+                    told["engine_version"] = ENGINE_VERSION
                 assert entry.settings == json.dumps(told, sort_keys=True), entry.key
     assert {script for script, _ in seen} == {f"{script}.py" for script in RUNS}
 
@@ -203,8 +207,24 @@ def test_published_keys_are_hashes_of_their_own_settings():
             | run.settings
             | {"seed": run.seed, "total_timesteps": int(run.total_timesteps)}
         )
-        own = {name: told[name] for name in fields(run.script).keys() - NOT_OF_A_RUN if name in told}
+        own_names = fields(run.script).keys() - NOT_OF_A_RUN | {"engine_version"}
+        own = {name: told[name] for name in own_names if name in told}
         digest = hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()[:8]
         parts = [key.partition("__")[0], run.script, run.label, str(run.seed), digest]
         assert key == "__".join(filter(None, parts))
         assert key not in plans or json.loads(plans[key].settings) == own
+
+
+def test_an_engine_of_smac_has_results_of_its_own(monkeypatch):
+    """Else battles that go otherwise would be drawn in one curve, or be taken for run already."""
+    others = make_run(figures.SPREAD, figures.DPO, 1, "paper")
+    now = make_run(figures.EIGHT, figures.DPO, 1, "paper")
+    monkeypatch.setattr(figures, "ENGINE_VERSION", ENGINE_VERSION + 1)
+    later = make_run(figures.EIGHT, figures.DPO, 1, "paper")
+    first = now.on_first_engine()
+    assert len({now.key, later.key, first.key}) == 3 and later.on_first_engine().key == first.key
+    assert make_run(figures.SPREAD, figures.DPO, 1, "paper").key == others.key
+    # What is published was played on the first version, where no settings tell another.
+    published = {key for key in Store(PUBLISHED).runs if key.startswith("smac-8m__")}
+    versions = {Store(PUBLISHED).runs[key].settings.get("engine_version") for key in published}
+    assert published and versions <= {None, *range(2, ENGINE_VERSION + 1)}

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from benchmark import plot
-from benchmark.figures import FIGURES, panel_runs
+from benchmark.figures import FIGURES
 from benchmark.lib import published
 from benchmark.lib.claims import Comparison
 from benchmark.lib.documents import BEGIN, CITED, END, blocks, fill, parse, put_between
-from benchmark.lib.gather import NoRunError, chosen
+from benchmark.lib.gather import NoRunError, chosen, planned_runs
 from benchmark.lib.store import PUBLISHED, Store
 from benchmark.lib.studies import STUDIES
 
@@ -59,7 +59,7 @@ def test_published_pictures_are_drawn_again_byte_for_byte(name, store):
 
 def folder_has_runs(store, name):
     """Whether a figure has any run: others have no picture yet."""
-    runs = [run for *_, run in panel_runs(FIGURES[name], *published.plan(name))]
+    runs = [run for *_, run in planned_runs(FIGURES[name], *published.plan(name), store)]
     return any(run.key in store.runs for run in runs)
 
 
@@ -77,7 +77,12 @@ def test_nothing_else_is_published(store, texts):
             "diagnostics.png": study.diagnostics,
         }
         made |= {Path("studies") / name / file for file, drawn in pictures.items() if drawn}
-    made |= {Path("runs.csv"), Path("references.csv"), Path("studies/speed/speed.json")}
+    made |= {
+        Path("runs.csv"),
+        Path("references.csv"),
+        Path("random_play.csv"),
+        Path("studies/speed/speed.json"),
+    }
     made |= {Path("curves") / f"{run.env}.csv" for run in store.runs.values()}
     there = {path.relative_to(PUBLISHED) for path in PUBLISHED.rglob("*") if path.is_file()}
     assert there == made
@@ -122,7 +127,7 @@ def test_the_verdict_page_has_every_claim_as_its_figure_has_it(store):
         assert parse(blocks(table)[0]) == [published.CLAIMS_HEAD, *own]
     lacking = {row[0]: row[1:] for row in parse(second)[1:]}
     for i, figure in enumerate(FIGURES.values(), start=1):
-        runs = {x.key: x.task for *_, x in panel_runs(figure, "paper", range(1, 6))}
+        runs = {x.key: x.task for *_, x in planned_runs(figure, "paper", range(1, 6), store)}
         there = {key for key in runs if key in store.runs and store.runs[key].finished}
         tasks = dict.fromkeys(runs[key] for key in runs if key not in there)
         expected = [str(len(runs) - len(there)), str(len(runs)), ", ".join(tasks)]
@@ -133,7 +138,7 @@ def judged(store):
     """Of every claim by panel: itself, verdict, evidence, the scale, whether all of its runs are there."""
     for name, figure in FIGURES.items():
         scale, seeds = published.plan(name)
-        planned = list(panel_runs(figure, scale, seeds))
+        planned = planned_runs(figure, scale, seeds, store)
         try:
             rows = published.claim_rows(name, scale, seeds, store)
         except NoRunError:

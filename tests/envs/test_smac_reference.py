@@ -31,11 +31,51 @@ SIZES = {
     "3s_vs_4z": (3, 4, 10, 42, 61, 200, 840),
     "3s_vs_5z": (3, 5, 11, 48, 68, 250, 1000),
     "1c3s5z": (9, 9, 15, 162, 270, 180, 1870),
+    "2m_vs_1z": (2, 1, 7, 16, 26, 150, 360),
+    "2s_vs_1sc": (2, 1, 7, 17, 27, 300, 510),
+    "so_many_baneling": (7, 32, 38, 202, 397, 100, 1480),
+    "bane_vs_bane": (24, 24, 30, 336, 984, 200, 1260),
+    "6h_vs_8z": (6, 8, 14, 78, 140, 150, 1480),
+    "corridor": (6, 24, 30, 156, 282, 400, 1280),
+    "2c_vs_64zg": (2, 64, 70, 332, 342, 400, 3080),
 }
 
 
 def battle(name: str, *keys: str) -> list[np.ndarray]:
-    return [REFERENCE[f"{name}/{key}"] for key in keys]
+    return [recorded(name, key) for key in keys]
+
+
+def recorded(name: str, key: str) -> np.ndarray:
+    """What was recorded, its enemies in the order in which the map's script makes them.
+
+    SMAC takes enemies in the game's order, and the recording of MMM and MMM2 put marauders before marines.
+    """
+    array = REFERENCE[f"{name}/{key}"]
+    if not name.startswith("MMM"):
+        return array
+    types = REFERENCE[f"{name}/enemy_types"]
+    order = np.array(
+        [*np.flatnonzero(types == "marine"), *np.flatnonzero(types == "marauder"), len(types) - 1]
+    )
+    healer = get_map(name).num_agents - 1  # whose columns "attackable" are of allies
+    array = array.copy()
+    if key in ("enemy", "prev_enemy"):
+        return array[:, order]
+    if key == "enemy_types":
+        return array[order]
+    if key == "avail":
+        array[:, :healer, 6:] = array[:, :healer, 6 + order]
+    if key == "obs":
+        blocks = array[..., 4 : 4 + 8 * len(order)].reshape(*array.shape[:2], len(order), 8)
+        moved = blocks[:, :, order]
+        seen = moved[:, healer, :, 1] > 0
+        moved[:, healer, :, 0] = seen * REFERENCE[f"{name}/avail"][:, healer, 6:]
+        array[..., 4 : 4 + 8 * len(order)] = moved.reshape(*array.shape[:2], -1)
+    if key == "state":
+        low = 7 * get_map(name).num_agents
+        enemies = array[:, low : low + 6 * len(order)].reshape(len(array), -1, 6)
+        array[:, low : low + 6 * len(order)] = enemies[:, order].reshape(len(array), -1)
+    return array
 
 
 def test_reference_covers_the_maps_it_should():
@@ -49,9 +89,9 @@ def test_observation_state_and_mask_are_smacs(name):
     units = battle(name, "ally", "enemy", "last_action", "pathing_grid")
     obs, state, mask = observe(name, *units)
     assert obs.dtype == state.dtype == np.float32
-    np.testing.assert_allclose(obs, REFERENCE[f"{name}/obs"], atol=1e-5)
-    np.testing.assert_allclose(state, REFERENCE[f"{name}/state"], atol=1e-5)
-    np.testing.assert_array_equal(mask, REFERENCE[f"{name}/avail"].astype(bool))
+    np.testing.assert_allclose(obs, recorded(name, "obs"), atol=1e-5)
+    np.testing.assert_allclose(state, recorded(name, "state"), atol=1e-5)
+    np.testing.assert_array_equal(mask, recorded(name, "avail").astype(bool))
 
 
 @pytest.mark.parametrize("name", RECORDED)

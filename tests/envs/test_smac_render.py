@@ -15,7 +15,10 @@ def battle(name, steps):
     return env
 
 
-@pytest.mark.parametrize("name", ["3m", "2s3z", "27m_vs_30m", "MMM2", "1c3s5z"])
+NAMES = ["3m", "2s3z", "27m_vs_30m", "MMM2", "1c3s5z", "2s_vs_1sc", "bane_vs_bane", "2c_vs_64zg"]
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_battles_are_drawn_as_they_go_on(name):
     """Else --capture-video writes a still, or frames no codec takes."""
     env = battle(name, 8)
@@ -59,3 +62,39 @@ def test_draw_refuses_shapes_that_do_not_fit():
     """Else a wrong array becomes a wrong picture."""
     with pytest.raises(ValueError, match=r"\(3, 8\)"):
         draw(np.zeros((2, 8)), ["marine"] * 3, 1, np.zeros(3, dtype=int))
+
+
+ORANGE = (230, 159, 0)
+
+
+def test_walls_blasts_and_beams_are_visible():
+    """Else nobody sees why units go round, or what killed six at once."""
+    units = np.zeros((2, 8))
+    units[:, 0], units[:, 1], units[:, 2:4] = (10, 20), 16, 45
+    names, targets = ["colossus", "baneling"], np.array([-1, -1])
+    ground = np.ones((32, 32), dtype=bool)
+    plain = draw(units, names, 1, targets, walkable=ground)
+    ground[14:16, 10:20] = False
+    walled = draw(units, names, 1, targets, walkable=ground)
+    differs = (plain != walled).any(-1)
+    # 20 pixels a cell, below the caption, y upwards.
+    assert differs[26 + 12 * 20 : 26 + 22 * 20, 280:320].all() and differs.mean() < 0.1
+    blast = draw(units, names, 1, targets, walkable=ground, blasts=np.array([[5.0, 5.0, 2.2]]))
+    beam = draw(units, names, 1, targets, walkable=ground, beams=np.array([[5.0, 5.0, 7.5, 5.0]]))
+    for picture in (blast, beam):
+        assert (picture == ORANGE).all(-1).any() and not (walled == ORANGE).all(-1).any()
+    assert (blast != walled).any(-1).sum() > (beam != walled).any(-1).sum()
+
+
+def test_what_blew_up_or_swept_is_shown_in_its_step_alone():
+    """Else pictures fill with rings of the past, or show none."""
+    for name, what in (("bane_vs_bane", "_blasts"), ("2c_vs_64zg", "_beams")):
+        env, shown = battle(name, 0), []
+        for _ in range(40):
+            over = env.step_scripted()[2]
+            if over[0]:
+                break
+            found = getattr(env, what)(0)
+            assert np.isfinite(found).all()
+            shown.append(len(found))
+        assert max(shown) > 0 and min(shown) == 0

@@ -244,7 +244,7 @@ def test_an_environment_can_be_made_with_tensors():
     assert isinstance(env, AgentsFirst) and isinstance(plain, LastAction)
     assert same(env.reset(seed=4)[0].transpose(0, 1), plain.reset(seed=4)[0])
     assert env.device == torch.device("cpu")
-    assert envs.env_name(env) == envs.env_name(plain) == "smac-3m-embedded"
+    assert envs.env_name(env) == envs.env_name(plain) == "smac-3m-embedded2"
     assert envs.describe(env) == envs.describe(plain)
     for name in ("num_envs", "obs_dim", "num_actions", "episode_limit", "wins", "backend", "metadata"):
         assert getattr(env, name) == getattr(plain, name)

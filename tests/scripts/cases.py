@@ -72,7 +72,7 @@ GAME_NAME = "matrix-stochastic-6x3x4"
 MARINES = "--env-id=smac/3m --env-options backend=embedded"
 CASES = {
     "dpo_smac": on_policy(
-        "dpo_smac", "smac-3m-embedded", "--map=3m --backend=embedded", "--map=8m", num_envs=4, num_steps=16
+        "dpo_smac", "smac-3m-embedded2", "--map=3m --backend=embedded", "--map=8m", num_envs=4, num_steps=16
     ),
     "dpo_mpe": on_policy(
         "dpo_mpe",
@@ -99,7 +99,9 @@ CASES = {
         num_steps=6,
     ),
     "ippo": on_policy("ippo", GAME_NAME, GAME, "--env-id=smac/3m", num_envs=5, num_steps=6),
-    "ippo-smac": on_policy("ippo", "smac-3m-embedded", MARINES, "--env-id=smac/8m", num_envs=4, num_steps=16),
+    "ippo-smac": on_policy(
+        "ippo", "smac-3m-embedded2", MARINES, "--env-id=smac/8m", num_envs=4, num_steps=16
+    ),
     "ippo-mamujoco": on_policy(
         "ippo",
         "mamujoco-Hopper-3x1",

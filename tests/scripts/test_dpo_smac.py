@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import json
 from pathlib import Path
 
 import imageio
@@ -29,6 +30,8 @@ from tests.scripts.running import (
     same,
     undisturbed,
 )
+
+OWN_SIDES = (("allies", "marine", 12), ("enemies", "zergling", 18))
 
 # Evaluated.
 
@@ -136,7 +139,7 @@ def test_options_of_the_environment_win_over_flags(tmp_path):
     options = ["--backend=starcraft", "--env-options", "backend=embedded", "last_action=true"]
     printed = finished("dpo_smac", *tiny, *options, EVAL_EPISODES=2).out
     assert (
-        only(tmp_path).name.startswith("smac-3m-embedded__") and "3 agents, 39 inputs, 9 actions" in printed
+        only(tmp_path).name.startswith("smac-3m-embedded2__") and "3 agents, 39 inputs, 9 actions" in printed
     )
 
 
@@ -193,3 +196,22 @@ def test_pettingzoo_is_learned_too(tmp_path):
     *_, last, evaluation = rows(only(tmp_path))
     assert evaluation["eval/episodic_return"]
     assert all(np.isfinite(float(x)) for name, x in last.items() if name.startswith(("losses/", "dpo/")))
+
+
+def test_a_battle_of_ones_own_is_trained_resumed_and_its_changes_noticed(tmp_path):
+    """Its runs would have no name of their own, or go on in another battle than they began in."""
+    battle, runs = tmp_path / "my_battle.toml", tmp_path / "runs"
+    sides = [f'[[{side}]]\nunit = "{u}"\ncount = 2\nat = [{x}, 16]' for side, u, x in OWN_SIDES]
+    battle.write_text("\n".join(["limit = 20", *sides]))
+    flags = [f"--map={battle}", "--num-envs=4", "--num-steps=16", "--update-epochs=1", f"--runs-dir={runs}"]
+    finished("dpo_smac", *flags, "--total-timesteps=64", EVAL_EPISODES=2)
+    assert only(runs).name.startswith("smac-my_battle.toml-embedded")
+    about = json.loads((only(runs) / "args.json").read_text())
+    assert about["battle"]["limit"] == 20 and about["battle_digest"]
+    resume = [f"--resume={only(runs)}", "--total-timesteps=128"]
+    finished("dpo_smac", *resume, EVAL_EPISODES=2)
+    battle.write_text(battle.read_text().replace("limit = 20", "limit = 21"))
+    told = refused("dpo_smac", f"--resume={only(runs)}", "--total-timesteps=192", EVAL_EPISODES=2)
+    assert "my_battle.toml has changed since" in told
+    battle.write_text(battle.read_text().replace("zergling", "zerglign"))
+    assert "no unit 'zerglign', did you mean 'zergling'" in refused("dpo_smac", *flags)
