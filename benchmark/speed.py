@@ -41,7 +41,7 @@ sys.path.insert(0, str(ROOT))
 from benchmark.lib.letters import in_utf8  # noqa: E402
 from benchmark.lib.tables import markdown  # noqa: E402
 from benchmark.lib.timing import sgemm_gflops, sgemm_gflops_cuda, steps_per_second, take_turns  # noqa: E402
-from envs import env_ids, usable_cores  # noqa: E402
+from envs import env_ids, make, usable_cores  # noqa: E402
 
 RELEASED = {"matrix": (39, 142), "mpe": (25, 188)}
 """Environment steps per second, from and to, of the authors' released code, measured earlier on one thread of
@@ -57,17 +57,27 @@ DEFAULTS = {
 """What learner and e2e time if no names are given."""
 
 E2E = {
-    "smac": (["dpo_smac.py", "--backend", "embedded"], "map", 32 * 128, 0),
-    "mpe": (["dpo_mpe.py"], "task", 128 * 25, 25),
-    "mamujoco": (["dpo_mamujoco.py"], "task", 16 * 64, 0),
-    "matrix": (["dpo_matrix.py"], "game", 32 * 100, 100),
+    "smac": (["dpo_smac.py", "--backend", "embedded"], "map", 32 * 128),
+    "mpe": (["dpo_mpe.py"], "task", 128 * 25),
+    "mamujoco": (["dpo_mamujoco.py"], "task", 16 * 64),
+    "matrix": (["dpo_matrix.py"], "game", 32 * 100),
 }
-"""Script, flag of the task, environment steps of an update, and steps of an episode where the released code's
-batches of one episode are timed as well (0: are not)."""
+"""Script, flag of the task, and environment steps of an update."""
+
+BASELINES = {
+    "ippo.py --env-id smac/2s3z": 10 * 32 * 128,
+    "ippo.py --env-id matrix/stochastic": 10 * 32 * 100,
+    "iql.py --env-id smac/8m": 12_000,
+    "iql.py --env-id mpe/simple_spread": 12_000,
+    "iql.py --env-id matrix/stochastic": 12_000,
+    "iddpg.py --env-id mamujoco/HalfCheetah-3x2 --warmup-steps 2000": 10_000,
+    "iddpg.py --env-id mamujoco/Humanoid-17x1 --warmup-steps 2000": 10_000,
+}
+"""Environment steps of each; off-policy scripts write a row, the first of which are left out, every 2,048."""
 
 
 What = Literal["all", "env", "learner", "e2e"]
-Family = Literal["smac", "mpe", "mamujoco", "matrix"]
+Family = Literal["smac", "mpe", "mamujoco", "matrix", "baselines"]
 
 
 @dataclass
@@ -242,13 +252,13 @@ def time_learner(args: Args) -> dict[str, Any]:
 def time_e2e(args: Args) -> dict[str, Any]:
     """The DPO script of a family with its defaults: medians of its own log over updates 4 to 10.
 
-    Where the released code was timed, also with that code's batches, one episode of one environment.
+    Also with the batches of the paper's Algorithm 1, one episode of one environment.
     """
     from benchmark.lib.learners import script_rates
 
     result: dict[str, Any] = {}
     rows = []
-    script, flag, batch, episode = E2E[args.family]
+    script, flag, batch = E2E[args.family]
     for name in args.names or DEFAULTS[args.family]:
         task, _, num_agents = name.partition("/")
         command = [*script, f"--{flag}", task, "--device", args.device]
@@ -257,9 +267,10 @@ def time_e2e(args: Args) -> dict[str, Any]:
             f"{n} threads": ["--torch-threads", str(n), "--total-timesteps", str(10 * batch)]
             for n in args.threads or sorted({1, usable_cores()})
         }
-        if args.family in RELEASED and not num_agents:  # it was timed with 5
-            few = ["--num-envs", "1", "--torch-threads", "1", "--total-timesteps", str(40 * episode)]
-            plans["1 thread, batches of one episode"] = few
+        episode = int(make(f"{args.family}/{task}", 1).episode_limit or 1)  # all families here have one
+        few = ["--num-envs", "1", "--torch-threads", "1", "--total-timesteps", str(12 * episode)]
+        few += [] if args.family == "matrix" else ["--num-steps", str(episode)]
+        plans["1 thread, batches of one episode"] = few
         if args.compile and args.family != "matrix":  # whose script has nothing to compile
             plans |= {f"{label}, compiled": [*flags, "--compile"] for label, flags in plans.items()}
         for label, flags in plans.items():
@@ -267,13 +278,32 @@ def time_e2e(args: Args) -> dict[str, Any]:
             steps = rates["charts/SPS"]
             shares = (rates[f"time/{part}"] for part in ("env", "act", "update"))
             cells = [name, label, f"{steps:,.0f}", *(f"{share:.1%}" for share in shares)]
-            low, high = RELEASED.get(args.family, (0, 0))
+            low, high = (0, 0) if num_agents else RELEASED.get(args.family, (0, 0))  # it was timed with 5
             theirs = f"{low} to {high}: {steps / high:,.0f} to {steps / low:,.0f} times" if high else ""
             rows.append([*cells, theirs if "episode" in label else ""])
             result[f"{name}, {label}"] = rates
     header = [script[0], "", "environment steps/s", "env", "act", "update", "released code, measured earlier"]
     print("\n" + markdown(header, rows), flush=True)
     return result | (beside_benchmarl(args) if args.family == "mpe" else {})
+
+
+def time_baselines(args: Args) -> dict[str, Any]:
+    """The other scripts with their defaults on one thread and on all cores: medians of their own logs."""
+    from benchmark.lib.learners import script_rates
+
+    result: dict[str, Any] = {}
+    rows = []
+    for name, steps in BASELINES.items():
+        command = [*name.split(), "--total-timesteps", str(steps), "--eval-every", "1000000000"]
+        for threads in args.threads or sorted({1, usable_cores()}):
+            rates = script_rates([*command, "--torch-threads", str(threads)])
+            shares = (rates[f"time/{part}"] for part in ("env", "act", "update"))
+            rows.append(
+                [name, str(threads), f"{rates['charts/SPS']:,.0f}", *(f"{share:.1%}" for share in shares)]
+            )
+            result[f"{name}, {threads} threads"] = rates
+    print("\n" + markdown(["", "threads", "environment steps/s", "env", "act", "update"], rows), flush=True)
+    return result
 
 
 def beside_benchmarl(args: Args) -> dict[str, Any]:
@@ -350,6 +380,7 @@ TIMERS: dict[tuple[What, Family], Callable[[Args], dict[str, Any]]] = {
     ("e2e", "mpe"): time_e2e,
     ("e2e", "mamujoco"): time_e2e,
     ("e2e", "matrix"): time_e2e,
+    ("e2e", "baselines"): time_baselines,
 }
 
 
