@@ -85,11 +85,19 @@ def _make_smac(env_id: str, num_envs: int, seed: int, options: dict[str, Any]) -
     backend = options.pop("backend", "auto")
     if backend not in ("auto", "embedded", "starcraft"):
         raise ValueError(f'backend must be "auto", "embedded" or "starcraft", got {backend!r}.')
-    own_battle = env_id.endswith(".toml")  # which the game cannot play
-    if backend == "starcraft" or (backend == "auto" and not own_battle):
+    from envs.smac.generated import GENERATED
+
+    name = env_id.partition("/")[2]
+    if name in GENERATED and backend == "starcraft":
+        raise ValueError(
+            f"{env_id} is played on the embedded engine alone; leave out backend, or 'embedded'."
+        )
+    own_battle = name.endswith(".toml")  # which the game cannot play either
+    alone = name in GENERATED or (own_battle and backend == "auto")
+    if backend != "embedded" and not alone:
         from envs.smac.starcraft import StarCraftVectorEnv, available
 
-        playable, reason = available(env_id.partition("/")[2])
+        playable, reason = available(name)
         if playable or backend == "starcraft":
             return _build(env_id, StarCraftVectorEnv, num_envs, seed, options)
         _say_embedded(reason)
@@ -151,10 +159,16 @@ def env_ids() -> list[str]:
     from envs.mamujoco import ROBOTS
     from envs.matrix import PAYOFFS
     from envs.mpe import TASKS
+    from envs.smac.generated import GENERATED
     from envs.smac.maps import MAPS
 
     robots = [f"{robot}-{name}" for robot in ROBOTS for name in ROBOTS[robot].partitions]
-    families = {"smac": MAPS, "matrix": ("stochastic", *PAYOFFS), "mpe": TASKS, "mamujoco": robots}
+    families = {
+        "smac": (*MAPS, *GENERATED),
+        "matrix": ("stochastic", *PAYOFFS),
+        "mpe": TASKS,
+        "mamujoco": robots,
+    }
     return [f"{family}/{name}" for family, names in families.items() for name in names]
 
 

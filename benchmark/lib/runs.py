@@ -190,9 +190,11 @@ def count_agents(env: str, args: dict[str, Any]) -> int | None:
     if isinstance(args.get("num_agents"), int):
         return args["num_agents"]
     if env.startswith("smac-"):
+        from envs.smac.generated import GENERATED
         from envs.smac.maps import MAPS
 
-        return MAPS[args["map"]].num_agents if str(args.get("map")) in MAPS else None
+        battle = (MAPS | GENERATED).get(str(args.get("map")))
+        return battle.num_agents if battle else None
     return None
 
 

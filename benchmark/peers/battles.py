@@ -36,7 +36,7 @@ def smac_steps(name: str, num_envs: int) -> tuple[Callable[[], int], int]:
         battle.step(battle.sample_actions())
         return num_envs
 
-    return play, (array_bytes(battle.get_state()) + array_bytes(outputs)) // num_envs
+    return play, (array_bytes(vars(battle)) + array_bytes(outputs)) // num_envs
 
 
 def smaclite_steps(name: str) -> Callable[[], int]:

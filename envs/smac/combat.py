@@ -245,10 +245,13 @@ def find_target(u, k, alarm, floats, ints, now, i, own_low, own_high, low, high)
 
 @piece
 def find_prey(u, floats, ints, cells, hops, i, low, high):
-    """Whom a unit on a hunt goes for: of units low to high the nearest by way that it can hit; -1 is none."""
+    """Whom a unit on a hunt goes for: of units low to high the nearest by way that it can hit; -1 is none.
+
+    A healer follows the nearest, whoever that is.
+    """
     best, nearest = -1, math.inf
     for j in range(low, high):
-        if u[HP, j] > 0.0 and can_hit(floats, ints, i, j):
+        if u[HP, j] > 0.0 and (can_hit(floats, ints, i, j) or floats[HEAL_RATE, i] > 0.0):
             length = way_length(cells, hops, u[X, i], u[Y, i], u[X, j], u[Y, j])
             if length < nearest:
                 best, nearest = j, length

@@ -15,29 +15,36 @@ import math
 import numpy as np
 
 from envs.compiled import njit
-from envs.smac.maps import REWARD_DEATH, REWARD_SCALE, REWARD_WIN, SIZE, get_map
+from envs.smac.maps import REWARD_DEATH, REWARD_SCALE, REWARD_WIN, SIZE, SmacMap, get_map
 
 UNIT_COLUMNS = ("x", "y", "health", "health_max", "shield", "shield_max", "energy", "weapon_cooldown")
-SIGHT = 9.0
-"""Cells, centre to centre, of every agent in SMAC, whatever its type."""
-SHOOT = 6.0
-"""Cells, centre to centre, at which attacking becomes available in SMAC, whatever the weapon."""
+HALF_CONE = math.cos(math.radians(15.0))
+"""Cosine of half the angle that an agent with a conic view sees."""
 NO_ACTION = -1
 """`last_action` of an agent that has not acted yet in this episode."""
 _X, _Y, _HP, _HPMAX, _SH, _SHMAX, _EN, _CD = range(8)
 
 
 @njit(nogil=True, error_model="numpy")
-def observe_kernel(units, sizes, looks, grid, select, obs, mask, alive):
-    """Write obs (B, N, obs_dim) float32, mask (B, N, A) and alive (B, N) bool where select (B,) is True."""
+def observe_kernel(units, views, sizes, all_looks, grid, select, obs, mask, alive):
+    """Write obs (B, N, obs_dim) float32, mask (B, N, A) and alive (B, N) bool where select (B,) is True.
+
+    views (B, N) int64: where agents look, of sizes[8] directions. all_looks (1 or B, 5, U): `SmacMap.looks`,
+    the same for all environments or each one's own.
+    """
     A, E, n_act = sizes[0], sizes[1], sizes[2]
     sh_a, sh_e, bits = sizes[3], sizes[4], sizes[5]
+    no_attack, own_position, cones = sizes[6], sizes[7], sizes[8]
+    looks = all_looks[0]
+    view_x, view_y = 1.0, 0.0
     health = np.zeros(A + E)
     shield = np.zeros(A + E)
     for b in range(units.shape[0]):
         if not select[b]:
             continue
         u = units[b]
+        if all_looks.shape[0] > 1:
+            looks = all_looks[b]
         for t in range(A + E):
             health[t] = u[_HP, t] / u[_HPMAX, t]
             shield[t] = u[_SH, t] / u[_SHMAX, t] if u[_SHMAX, t] > 0.0 else 0.0
@@ -60,24 +67,37 @@ def observe_kernel(units, sizes, looks, grid, select, obs, mask, alive):
                 if 0 <= cx < SIZE and 0 <= cy < SIZE and grid[cx, cy]:
                     mask[b, i, 2 + k] = True
                     obs[b, i, k] = 1.0
+            sight, shoot = looks[3, i], looks[4, i]
+            scale = 1.0 / sight
+            if cones > 0:
+                angle = 2.0 * math.pi * views[b, i] / cones
+                view_x, view_y = math.cos(angle), math.sin(angle)
+                for k in range(cones):
+                    mask[b, i, 6 + k] = True
             healer = looks[2, i] > 0.0
             if healer:
                 for j in range(A):
                     if looks[2, j] <= 0.0 and health[j] > 0.0:
-                        squared = (u[_X, j] - x) ** 2 + (u[_Y, j] - y) ** 2
-                        mask[b, i, 6 + j] = squared <= SHOOT * SHOOT
+                        dx, dy = u[_X, j] - x, u[_Y, j] - y
+                        squared = dx * dx + dy * dy
+                        if cones == 0 or dx * view_x + dy * view_y > HALF_CONE * math.sqrt(squared):
+                            mask[b, i, no_attack + j] = squared <= shoot * shoot
             k = 4
             for t in range(A, A + E):
                 dx, dy = u[_X, t] - x, u[_Y, t] - y
                 squared = dx * dx + dy * dy
-                if squared < SIGHT * SIGHT and health[t] > 0.0:
-                    if not healer and squared <= SHOOT * SHOOT:
-                        mask[b, i, 6 + t - A] = True
+                if squared < sight * sight and health[t] > 0.0:
+                    distance = math.sqrt(squared)
+                    if cones > 0 and dx * view_x + dy * view_y <= HALF_CONE * distance:
+                        k += 5 + sh_e + bits
+                        continue
+                    if not healer and squared <= shoot * shoot:
+                        mask[b, i, no_attack + t - A] = True
                     # A healer sees here whether it can heal the ally of this index: SMAC does so too.
-                    obs[b, i, k] = 1.0 if mask[b, i, 6 + t - A] else 0.0
-                    obs[b, i, k + 1] = math.sqrt(squared) * (1.0 / SIGHT)
-                    obs[b, i, k + 2] = dx * (1.0 / SIGHT)
-                    obs[b, i, k + 3] = dy * (1.0 / SIGHT)
+                    obs[b, i, k] = 1.0 if mask[b, i, no_attack + t - A] else 0.0
+                    obs[b, i, k + 1] = distance * scale
+                    obs[b, i, k + 2] = dx * scale
+                    obs[b, i, k + 3] = dy * scale
                     obs[b, i, k + 4] = health[t]
                     if sh_e:
                         obs[b, i, k + 5] = shield[t]
@@ -89,11 +109,15 @@ def observe_kernel(units, sizes, looks, grid, select, obs, mask, alive):
                     continue
                 dx, dy = u[_X, t] - x, u[_Y, t] - y
                 squared = dx * dx + dy * dy
-                if squared < SIGHT * SIGHT and health[t] > 0.0:
+                if squared < sight * sight and health[t] > 0.0:
+                    distance = math.sqrt(squared)
+                    if cones > 0 and dx * view_x + dy * view_y <= HALF_CONE * distance:
+                        k += 5 + sh_a + bits
+                        continue
                     obs[b, i, k] = 1.0
-                    obs[b, i, k + 1] = math.sqrt(squared) * (1.0 / SIGHT)
-                    obs[b, i, k + 2] = dx * (1.0 / SIGHT)
-                    obs[b, i, k + 3] = dy * (1.0 / SIGHT)
+                    obs[b, i, k + 1] = distance * scale
+                    obs[b, i, k + 2] = dx * scale
+                    obs[b, i, k + 3] = dy * scale
                     obs[b, i, k + 4] = health[t]
                     if sh_a:
                         obs[b, i, k + 5] = shield[t]
@@ -101,26 +125,38 @@ def observe_kernel(units, sizes, looks, grid, select, obs, mask, alive):
                         obs[b, i, k + 5 + sh_a + int(looks[0, t])] = 1.0
                 k += 5 + sh_a + bits
             obs[b, i, k] = health[i]
+            k += 1
             if sh_a:
-                obs[b, i, k + 1] = shield[i]
+                obs[b, i, k] = shield[i]
+                k += 1
+            if own_position:
+                obs[b, i, k], obs[b, i, k + 1] = x / SIZE, y / SIZE
+                k += 2
+            if cones > 0:
+                obs[b, i, k], obs[b, i, k + 1] = view_x, view_y
+                k += 2
             if bits:
-                obs[b, i, k + 1 + sh_a + int(looks[0, i])] = 1.0
+                obs[b, i, k + int(looks[0, i])] = 1.0
 
 
 @njit(nogil=True, error_model="numpy")
-def state_kernel(units, last_action, sizes, looks, state):
+def state_kernel(units, views, last_action, sizes, all_looks, state):
     """Write SMAC's state (B, state_dim) float32; last_action (B, N) int64, NO_ACTION before the first."""
     A, E, n_act = sizes[0], sizes[1], sizes[2]
     sh_a, sh_e, bits = sizes[3], sizes[4], sizes[5]
+    cones = sizes[8]
+    looks = all_looks[0]
     for b in range(units.shape[0]):
         u = units[b]
         s = state[b]
+        if all_looks.shape[0] > 1:
+            looks = all_looks[b]
         s[:] = 0.0
         k = 0
         for t in range(A + E):
             enemy = t >= A
             shields = sh_e if enemy else sh_a
-            width = (3 if enemy else 4) + shields + bits
+            width = (3 if enemy else 4 + 2 * (cones > 0)) + shields + bits
             if u[_HP, t] > 0.0:
                 c = k
                 s[c] = u[_HP, t] / u[_HPMAX, t]
@@ -132,6 +168,9 @@ def state_kernel(units, last_action, sizes, looks, state):
                 s[c + 2] = (u[_Y, t] - SIZE / 2) / SIZE
                 if shields and u[_SHMAX, t] > 0.0:
                     s[c + 3] = u[_SH, t] / u[_SHMAX, t]
+                if cones > 0 and not enemy:
+                    angle = 2.0 * math.pi * views[b, t] / cones
+                    s[c + 3 + shields], s[c + 4 + shields] = math.cos(angle), math.sin(angle)
                 if bits:
                     s[k + width - bits + int(looks[0, t])] = 1.0
             k += width
@@ -142,10 +181,11 @@ def state_kernel(units, last_action, sizes, looks, state):
 
 
 @njit(nogil=True, error_model="numpy")
-def reward_kernel(before, units, sizes, divisor, fix, won, out):
+def reward_kernel(before, units, sizes, divisors, fix, won, out):
     """Write the scaled team reward (B,) float32.
 
-    before (B, 2, E): the enemies' health and shield a step ago; won (B,) adds the bonus for a win.
+    before (B, 2, E): the enemies' health and shield a step ago; divisors (1 or B,): max_reward / 20; won (B,)
+    adds the bonus for a win.
     """
     A, E = sizes[0], sizes[1]
     for b in range(units.shape[0]):
@@ -160,7 +200,7 @@ def reward_kernel(before, units, sizes, divisor, fix, won, out):
         total = max(0.0, total) if fix else abs(total)
         if won[b]:
             total += REWARD_WIN
-        out[b] = total / divisor
+        out[b] = total / divisors[b if len(divisors) > 1 else 0]
 
 
 def _columns_first(side: np.ndarray, count: int, what: str, map_name: str) -> np.ndarray:
@@ -171,6 +211,15 @@ def _columns_first(side: np.ndarray, count: int, what: str, map_name: str) -> np
             f"{', '.join(UNIT_COLUMNS)}; got {side.shape}."
         )
     return side.reshape(-1, count, 8).transpose(0, 2, 1)
+
+
+def _known_teams(map_name: str) -> SmacMap:
+    battle = get_map(map_name)
+    if battle.drawn:
+        raise ValueError(
+            f"The teams of {map_name} are drawn for every episode; play it to see what agents see."
+        )
+    return battle
 
 
 def observe(
@@ -188,7 +237,7 @@ def observe(
     Returns obs (..., N, obs_dim) float32, state (..., state_dim) float32, action_mask (..., N, A) bool.
     ValueError on an unknown map or a wrong shape.
     """
-    battle = get_map(map_name)
+    battle = _known_teams(map_name)
     A, E = battle.num_agents, battle.num_enemies
     lead = np.shape(ally)[:-2]
     allies = _columns_first(ally, A, "ally", map_name)
@@ -214,8 +263,9 @@ def observe(
     state = np.empty((B, battle.state_dim), dtype=np.float32)
     everyone = np.ones(B, dtype=np.bool_)
     alive = np.empty((B, A), dtype=np.bool_)
-    observe_kernel(units, battle.sizes, battle.looks, grid, everyone, obs, mask, alive)
-    state_kernel(units, last.reshape(B, A), battle.sizes, battle.looks, state)
+    views = np.zeros((B, A), dtype=np.int64)
+    observe_kernel(units, views, battle.sizes, battle.looks, grid, everyone, obs, mask, alive)
+    state_kernel(units, views, last.reshape(B, A), battle.sizes, battle.looks, state)
     return obs.reshape(*lead, A, -1), state.reshape(*lead, -1), mask.reshape(*lead, A, -1)
 
 
@@ -234,7 +284,7 @@ def reward(
     well; reward_fix=True takes max(0, .) instead. The allies' units do not enter SMAC's default reward; they
     are arguments so that a call holds the whole step.
     """
-    battle = get_map(map_name)
+    battle = _known_teams(map_name)
     A, E = battle.num_agents, battle.num_enemies
     lead = np.shape(ally)[:-2]
     for side in (prev_ally, ally):
@@ -244,5 +294,6 @@ def reward(
     units = np.ascontiguousarray(np.concatenate([_columns_first(ally, A, "ally", map_name), after], axis=2))
     out = np.empty(units.shape[0], dtype=np.float32)
     lost = np.zeros(units.shape[0], dtype=np.bool_)
-    reward_kernel(before, units, battle.sizes, battle.max_reward / REWARD_SCALE, reward_fix, lost, out)
+    divisors = np.array([battle.max_reward / REWARD_SCALE])
+    reward_kernel(before, units, battle.sizes, divisors, reward_fix, lost, out)
     return out.reshape(lead)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -105,17 +105,15 @@ from envs.smac.combat import (
     walk,
 )
 from envs.smac.maps import START_JITTER, SmacMap
-from envs.smac.units import BIOLOGICAL, LOOPS_PER_SECOND
+from envs.smac.units import BIOLOGICAL, LOOPS_PER_SECOND, UnitType
 
 
-def pack(battle: SmacMap) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """A map's numbers for the kernels, in game loops.
+def columns(kinds: Sequence[UnitType]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Numbers of unit types for the kernels, in game loops.
 
-    Returns floats (len(FLOATS), U) float64 and ints (len(INTS), U) int64 of every unit, bodies (4, U) float64
-    (full health, full shield, starting energy, a number of the type) and table (21,) float64, the rules that
-    hold for all units.
+    Returns floats (len(FLOATS), n) float64, ints (len(INTS), n) int64 and bodies (4, n) float64: full health,
+    full shield, starting energy, a number of the type.
     """
-    kinds = battle.ally_types + battle.enemy_types
     floats = np.array([[float(getattr(kind, name)) for kind in kinds] for name in combat.FLOATS])
     for row in (
         combat.ENERGY_RATE,
@@ -141,7 +139,13 @@ def pack(battle: SmacMap) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarra
     bodies = np.array(
         [[k.health for k in kinds], [k.shield for k in kinds], [k.energy for k in kinds], kind_of], float
     )
+    return floats, ints, bodies
+
+
+def rules_of(battle: SmacMap) -> np.ndarray:
+    """(21,) float64: the rules that hold for all units of a map."""
     points = (*battle.ally_point, *battle.enemy_point)
+    explodes = any(kind.blast > 0 for kind in battle.kinds)
     rules = (
         units.FIRST_WINDUP,
         units.MINIMUM_DAMAGE,
@@ -150,11 +154,12 @@ def pack(battle: SmacMap) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarra
         units.STEP_LOOPS,
     )
     goal = battle.goal or (battle.ally_point, battle.ally_point)
-    orders = (*goal[0], *goal[1], battle.hunt, floats[combat.BLAST].any(), battle.passes)
+    orders = (*goal[0], *goal[1], battle.hunt + battle.drawn, explodes, battle.passes)
     table = np.array(
-        [*battle.band, *points, START_JITTER, *units.WEAPON_DELAY, *rules, *orders], dtype=np.float64
+        [*battle.band, *points, 0.0 if battle.drawn else START_JITTER, *units.WEAPON_DELAY, *rules, *orders],
+        dtype=np.float64,
     )
-    return floats, ints, bodies, table
+    return table
 
 
 @piece
@@ -260,7 +265,7 @@ def _fight(u, k, rng, b, step, attacker, alarm, A, floats, ints, table, cells, h
             travel(u, step, floats, ints, cells, hops, i, u[X, target], u[Y, target], reach - 1e-6)
         else:
             stride(u, step, floats, i, dx, dy, distance, reach - 1e-6)
-        if ints[FIRES_WALKING, i] and what == ATTACK_MOVE and u[CD, i] <= 0.0:
+        if ints[FIRES_WALKING, i] and what >= ATTACK_MOVE and u[CD, i] <= 0.0:
             target = find_nearest(u, floats, ints, i, low, high)
             if target >= 0:
                 u[CD, i] = floats[PERIOD, i] + _random_delay(rng, b, table)
@@ -293,9 +298,16 @@ def _mend(u, k, step, A, floats, ints, cells, hops, now, i):
     """Unit i, a healer, acts."""
     what = k[ORDER, i]
     target = -1
-    if what == ATTACK_MOVE:
+    if what in (ATTACK_MOVE, HUNT):
         own_low, own_high = (0, A) if i < A else (A, u.shape[1])
         k[TARGET, i] = target = find_patient(u, k, floats, ints, i, own_low, own_high)
+        if target < 0 and what == HUNT:
+            # It comes along, as near to the other side as it would heal.
+            low, high = (A, u.shape[1]) if i < A else (0, A)
+            prey = find_prey(u, floats, ints, cells, hops, i, low, high)
+            if prey >= 0:
+                walk(u, step, floats, i, u[X, prey], u[Y, prey], floats[RANGE, i])
+            return
     elif what == HEAL:
         target = k[TARGET, i]
         if u[HP, target] <= 0.0 or not ints[ATTRIBUTES, target] & BIOLOGICAL:
@@ -353,8 +365,14 @@ def _loop(u, k, rng, b, alive, step, line, attacker, A, floats, ints, widest, ta
 
 
 @piece
-def _command(u, k, i, action, A, healer, table):
-    """Give agent i its order for this step: SMAC's action as a StarCraft II order."""
+def _command(u, k, views, i, action, A, no_attack, healer, table):
+    """Give agent i its order for this step: SMAC's action as a StarCraft II order.
+
+    A look around is none: views (N,) turns, and the order that it has goes on.
+    """
+    if 6 <= action < no_attack:
+        views[i] = action - 6
+        return
     before, old = k[ORDER, i], k[TARGET, i]
     target = -1
     if action <= 1:
@@ -364,9 +382,9 @@ def _command(u, k, i, action, A, healer, table):
         u[GOAL_X, i] = u[X, i] + (2.0 if action == 4 else -2.0 if action == 5 else 0.0)
         u[GOAL_Y, i] = u[Y, i] + (2.0 if action == 2 else -2.0 if action == 3 else 0.0)
     elif healer:
-        what, target = HEAL, action - 6
+        what, target = HEAL, action - no_attack
     else:
-        what, target = ATTACK, A + action - 6
+        what, target = ATTACK, A + action - no_attack
     if what != before or target != old:
         # Another order cancels an attack that has not gone off yet.
         u[WINDUP, i] = -1.0
@@ -386,12 +404,17 @@ def _compile(digest: int) -> tuple[Callable[..., None], Callable[..., int], Call
 
     @njit(nogil=True, error_model="numpy")
     def reset_kernel(units, links, rng, select, sizes, bodies, starts, table):
-        """Put the units of the selected (B,) environments at their places, the enemy ordered to attack."""
+        """Put the units of the selected (B,) environments at their places, the enemy ordered to attack.
+
+        bodies (1 or B, 4, U), starts (1 or B, 2, U): the same for all environments, or each one's own.
+        """
         _ = digest
         for b in range(units.shape[0]):
             if not select[b]:
                 continue
             u, k = units[b], links[b]
+            row = b if starts.shape[0] > 1 else 0
+            body, start = bodies[row], starts[row]
             along = 0.0
             if table[GOAL_X1] != table[GOAL_X2] or table[GOAL_Y1] != table[GOAL_Y2]:
                 along = uniform(rng, b)
@@ -400,14 +423,14 @@ def _compile(digest: int) -> tuple[Callable[..., None], Callable[..., int], Call
             u[:] = 0.0
             k[:] = -1
             for i in range(u.shape[1]):
-                u[X, i] = starts[0, i] + table[JITTER] * (2.0 * uniform(rng, b) - 1.0)
-                u[Y, i] = starts[1, i] + table[JITTER] * (2.0 * uniform(rng, b) - 1.0)
-                u[HP, i] = u[HPMAX, i] = bodies[0, i]
-                u[SH, i] = u[SHMAX, i] = bodies[1, i]
-                u[EN, i] = bodies[2, i]
+                u[X, i] = start[0, i] + table[JITTER] * (2.0 * uniform(rng, b) - 1.0)
+                u[Y, i] = start[1, i] + table[JITTER] * (2.0 * uniform(rng, b) - 1.0)
+                u[HP, i] = u[HPMAX, i] = body[0, i]
+                u[SH, i] = u[SHMAX, i] = body[1, i]
+                u[EN, i] = body[2, i]
                 # Agents are numbered by where they stand at last: by type, then x, then y.
                 j = i
-                while 0 < j < sizes[0] and bodies[3, j - 1] == bodies[3, i]:
+                while 0 < j < sizes[0] and body[3, j - 1] == body[3, i]:
                     x, y = u[X, j - 1], u[Y, j - 1]
                     if x < u[X, j] or (x == u[X, j] and y <= u[Y, j]):
                         break
@@ -425,20 +448,22 @@ def _compile(digest: int) -> tuple[Callable[..., None], Callable[..., int], Call
 
     @njit(nogil=True, error_model="numpy")
     def step_kernel(
-        units, links, rng, actions, mask, scripted, sizes, floats, ints, table, walls, cells, hops, before,
-        won, over, length
+        units, links, views, rng, actions, mask, scripted, sizes, all_floats, all_ints, table, walls, cells,
+        hops, before, won, over, length
     ):  # fmt: skip
         """Play one step in every environment.
 
         actions (B, N) int64 must be available in mask (B, N, A) bool: else nothing happens and the first
         flat index of a bad action is returned (-1 otherwise). scripted: the allies attack-move to the enemy's
-        point instead. walls, cells, hops: the map's (`SmacMap.walls`, `SmacMap.ways`). Fills before
-        (B, 2, E), the enemies' health and shield of a step ago, won (B,) and over (B,) bool (decided, also
-        without a winner); length (B,) counts steps.
+        point instead, or hunt as the enemy does. all_floats (1 or B, len(FLOATS), U), all_ints (1 or B,
+        len(INTS), U): the same for all environments, or each one's own. walls, cells, hops: the map's
+        (`SmacMap.walls`, `SmacMap.ways`). Fills before (B, 2, E), the enemies' health and shield of a step
+        ago, won (B,) and over (B,) bool (decided, also without a winner); length (B,) counts steps.
         """
         _ = digest
         B, n = units.shape[0], units.shape[2]
-        A, E = sizes[0], sizes[1]
+        A, E, no_attack = sizes[0], sizes[1], sizes[6]
+        floats, ints = all_floats[0], all_ints[0]
         if not scripted:
             for b in range(B):
                 for i in range(A):
@@ -453,16 +478,20 @@ def _compile(digest: int) -> tuple[Callable[..., None], Callable[..., int], Call
         loops = int(table[LOOPS])
         for b in range(B):
             u, k = units[b], links[b]
+            if b > 0 and all_floats.shape[0] > 1:
+                floats, ints = all_floats[b], all_ints[b]
+                widest = floats[SEPARATION].max()
             for j in range(E):
                 before[b, 0, j] = u[HP, A + j]
                 before[b, 1, j] = u[SH, A + j]
             for i in range(A):
                 if u[HP, i] > 0.0:
                     if scripted:
-                        k[ORDER, i] = ATTACK_MOVE
+                        k[ORDER, i] = HUNT if table[HUNTS] > 1.0 else ATTACK_MOVE
                         u[GOAL_X, i], u[GOAL_Y, i] = table[ENEMY_X], table[ENEMY_Y]
                     else:
-                        _command(u, k, i, actions[b, i], A, floats[HEAL_RATE, i] > 0.0, table)
+                        healer = floats[HEAL_RATE, i] > 0.0
+                        _command(u, k, views[b], i, actions[b, i], A, no_attack, healer, table)
             for loop in range(loops):
                 now = float(length[b] * loops + loop)
                 _loop(

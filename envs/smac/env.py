@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import gymnasium as gym
@@ -13,7 +14,9 @@ from gymnasium.vector.utils import batch_space
 from envs.base import Step, TeamVectorEnv, integers, unavailable
 from envs.smac import combat, engine, units
 from envs.smac.contract import NO_ACTION, observe_kernel, reward_kernel, state_kernel
+from envs.smac.generated import SPIRAL, VIEWS, GeneratedMap, cast_kernel, draft_kernel
 from envs.smac.maps import REWARD_SCALE, SIZE, get_map
+from envs.smac.units import UnitType
 
 
 class SmacVectorEnv(TeamVectorEnv):
@@ -22,9 +25,10 @@ class SmacVectorEnv(TeamVectorEnv):
     E environments, N agents, A actions. Observations (E, N, obs_dim) float32; actions int (E, N); one shared
     reward (E,) float32 per step. Reproducible: environment e depends on the seed and e alone.
 
-    map_name: one of `envs.smac.maps.MAPS`, or a TOML file (`envs.smac.battles`). seed: of the first reset.
-    reward_fix: max(0, .) in place of SMAC's absolute value, which pays for enemy shields that regenerate.
-    render_mode: None or "rgb_array".
+    map_name: one of `envs.smac.maps.MAPS` or, of SMACv2, `envs.smac.generated.GENERATED`, or a TOML file
+    (`envs.smac.battles`). seed: of the first reset. reward_fix: max(0, .) in place of SMAC's absolute value,
+    which pays for enemy shields that regenerate (SMACv2's own reward, there always). render_mode: None or
+    "rgb_array". conic_view: SMACv2's agents see a cone, which they turn by twelve more actions.
     """
 
     metadata = {"render_modes": ["rgb_array"], "autoreset_mode": AutoresetMode.SAME_STEP, "render_fps": 8}
@@ -40,16 +44,22 @@ class SmacVectorEnv(TeamVectorEnv):
         seed: int = 0,
         reward_fix: bool = False,
         render_mode: str | None = None,
+        conic_view: bool = False,
     ) -> None:
         if num_envs < 1:
             raise ValueError(f"num_envs must be at least 1, got {num_envs}.")
         if render_mode not in (None, "rgb_array"):
             raise ValueError(f'render_mode must be None or "rgb_array", got {render_mode!r}.')
         battle = get_map(map_name)
+        if conic_view and not battle.drawn:
+            raise ValueError(f"conic_view is for the maps of SMACv2, as 10gen_terran_5_vs_5, not {map_name}.")
+        if conic_view:
+            battle = replace(battle, views=VIEWS)
+            self.label += "-conic"
         self.map = battle
         self.env_id = f"smac/{battle.name}"
         self.num_envs = num_envs
-        self.reward_fix = bool(reward_fix)
+        self.reward_fix = bool(reward_fix) or battle.drawn
         self.render_mode = render_mode
         self.num_agents, self.num_actions = battle.num_agents, battle.num_actions
         self.obs_dim, self.state_dim = battle.obs_dim, battle.state_dim
@@ -62,8 +72,22 @@ class SmacVectorEnv(TeamVectorEnv):
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
 
-        self._floats, self._ints, self._bodies, self._table = engine.pack(battle)
         U = battle.num_agents + battle.num_enemies
+        self._table = engine.rules_of(battle)
+        self._columns = engine.columns(battle.kinds)
+        if isinstance(battle, GeneratedMap):
+            # Each environment's own, filled at the start of each episode.
+            self._floats, self._ints, self._bodies, self._looks = (
+                np.zeros((num_envs, len(rows), U), dtype=rows.dtype)
+                for rows in (*self._columns, battle.cast_looks)
+            )
+            self._starts, self._divisors = np.zeros((num_envs, 2, U)), np.ones(num_envs)
+        else:
+            self._floats, self._ints, self._bodies = (rows[None] for rows in self._columns)
+            self._looks, self._starts = battle.looks, battle.starts[None]
+            self._divisors = np.array([battle.max_reward / REWARD_SCALE])
+        self._kinds = np.zeros((num_envs, U), dtype=np.int64)
+        self._views = np.zeros((num_envs, self.num_agents), dtype=np.int64)
         self._units = np.zeros((num_envs, combat.STATE_ROWS, U))
         self._links = np.zeros((num_envs, combat.LINK_ROWS, U), dtype=np.int64)
         self._last_action = np.full((num_envs, self.num_agents), NO_ACTION, dtype=np.int64)
@@ -120,16 +144,16 @@ class SmacVectorEnv(TeamVectorEnv):
         won = np.empty(self.num_envs, dtype=np.bool_)
         over = np.empty(self.num_envs, dtype=np.bool_)
         bad = engine.step_kernel(
-            self._units, self._links, self._rng, actions, self._mask, scripted, self.map.sizes, self._floats,
-            self._ints, self._table, self.map.walls, *self.map.ways, self._before, won, over, self._length,
+            self._units, self._links, self._views, self._rng, actions, self._mask, scripted, self.map.sizes,
+            self._floats, self._ints, self._table, self.map.walls, *self.map.ways, self._before, won, over,
+            self._length,
         )  # fmt: skip
         if bad >= 0:
             raise unavailable(actions, self._mask, *divmod(bad, self.num_agents))
         if not scripted:
             self._last_action = actions.copy()
         reward = np.empty(self.num_envs, dtype=np.float32)
-        scale = self.map.max_reward / REWARD_SCALE
-        reward_kernel(self._before, self._units, self.map.sizes, scale, self.reward_fix, won, reward)
+        reward_kernel(self._before, self._units, self.map.sizes, self._divisors, self.reward_fix, won, reward)
         self._return += reward
         truncated = (self._length >= self.episode_limit) & ~over
         done = over | truncated
@@ -150,13 +174,27 @@ class SmacVectorEnv(TeamVectorEnv):
         return obs, reward, over, truncated, infos
 
     def _start(self, select: np.ndarray) -> None:
+        if isinstance(self.map, GeneratedMap):
+            draft_kernel(
+                self._rng, select, self.map.sizes, self.map.draft_rules, *self._columns[:2], SPIRAL,
+                self._kinds, self._starts,
+            )  # fmt: skip
+            self._cast(self.map, select)
+            self._views[select] = 0
         engine.reset_kernel(
-            self._units, self._links, self._rng, select, self.map.sizes, self._bodies, self.map.starts,
+            self._units, self._links, self._rng, select, self.map.sizes, self._bodies, self._starts,
             self._table,
         )  # fmt: skip
         self._last_action[select] = NO_ACTION
         self._length[select] = 0
         self._return[select] = 0.0
+
+    def _cast(self, battle: GeneratedMap, select: np.ndarray) -> None:
+        """Give the units of the selected (E,) environments the numbers of their kinds."""
+        cast_kernel(
+            select, self._kinds, battle.sizes, *self._columns, battle.cast_looks, self._floats, self._ints,
+            self._bodies, self._looks, self._divisors,
+        )  # fmt: skip
 
     def _observe(self) -> tuple[np.ndarray, dict[str, Any]]:
         """Observation of every environment, and the infos of a step on which no episode ended."""
@@ -177,19 +215,19 @@ class SmacVectorEnv(TeamVectorEnv):
 
     def _look(self, select: np.ndarray, obs: np.ndarray, infos: dict[str, Any]) -> None:
         observe_kernel(
-            self._units, self.map.sizes, self.map.looks, self.map.pathing_grid, select, obs,
+            self._units, self._views, self.map.sizes, self._looks, self.map.pathing_grid, select, obs,
             infos["action_mask"], infos["alive"],
         )  # fmt: skip
 
     def state(self) -> np.ndarray:
         """SMAC's global state of every battle, (E, state_dim) float32."""
         state = np.empty((self.num_envs, self.state_dim), dtype=np.float32)
-        state_kernel(self._units, self._last_action, self.map.sizes, self.map.looks, state)
+        state_kernel(self._units, self._views, self._last_action, self.map.sizes, self._looks, state)
         return state
 
     def get_state(self) -> dict[str, np.ndarray]:
         """Everything that decides what follows, as copies; `set_state` continues exactly from it."""
-        return {
+        state = {
             "units": self._units.copy(),
             "links": self._links.copy(),
             "rng": self._rng.copy(),
@@ -200,6 +238,9 @@ class SmacVectorEnv(TeamVectorEnv):
             "action_mask": self._mask.copy(),
             "battle": np.array([self.map.digest], dtype=np.uint64),
         }
+        if self.map.drawn:
+            state |= {"kinds": self._kinds.copy(), "views": self._views.copy()}
+        return state
 
     def set_state(self, state: dict[str, np.ndarray]) -> None:
         """Continue from a `get_state()` of the same map and num_envs; ValueError if it is of another."""
@@ -220,6 +261,10 @@ class SmacVectorEnv(TeamVectorEnv):
         self._length = np.array(state["length"], dtype=np.int64)
         self._return = np.array(state["return"], dtype=np.float64)
         self._mask = np.array(state["action_mask"], dtype=np.bool_)
+        if isinstance(self.map, GeneratedMap):
+            self._kinds = np.array(state["kinds"], dtype=np.int64)
+            self._views = np.array(state["views"], dtype=np.int64)
+            self._cast(self.map, self._everyone)
         self._started = True
 
     def _check_state(self, state: dict[str, np.ndarray]) -> None:
@@ -236,6 +281,9 @@ class SmacVectorEnv(TeamVectorEnv):
             "length": ((state["length"] >= 0) & (state["length"] < self.episode_limit)).all(),
             "action_mask": np.asarray(state["action_mask"]).any(-1).all(),
         }
+        if self.map.drawn:
+            sound["kinds"] = np.isin(state["kinds"], (0, 1, 2)).all()
+            sound["views"] = ((state["views"] >= 0) & (state["views"] < max(self.map.views, 1))).all()
         for key, good in sound.items():
             if not good:
                 raise ValueError(f"This state is damaged: {key!r} holds values that no battle has.")
@@ -247,6 +295,12 @@ class SmacVectorEnv(TeamVectorEnv):
         places = units[:, [combat.X, combat.Y]]
         goals = units[:, [combat.GOAL_X, combat.GOAL_Y]] * fights[:, None]
         return all(((at >= 0) & (at < SIZE)).all() for at in (places, goals))
+
+    def unit_types(self, i: int = 0) -> tuple[UnitType, ...]:
+        """The types of environment i's units, agents first."""
+        if not isinstance(self.map, GeneratedMap):
+            return self.map.kinds
+        return tuple(self.map.race[kind] for kind in self._kinds[i])
 
     def describe(self) -> dict[str, Any]:
         """The engine's version, whose results are of battles of its own; and a user's battle, as it was."""
@@ -264,7 +318,7 @@ class SmacVectorEnv(TeamVectorEnv):
 
         links = self._links[i]
         fights = np.isin(links[combat.ORDER], (combat.ATTACK, combat.HEAL, combat.ATTACK_MOVE, combat.HUNT))
-        kinds = [kind.name for kind in self.map.ally_types + self.map.enemy_types]
+        kinds = [kind.name for kind in self.unit_types(i)]
         # Who has just fallen is still the target of whoever hit it; the lines should show what comes next.
         living = self._units[i, combat.HP, links[combat.TARGET]] > 0
         targets = np.where(fights & living, links[combat.TARGET], -1)

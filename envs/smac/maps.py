@@ -33,6 +33,8 @@ from envs.smac.units import (
 Point = tuple[float, float]
 START_JITTER = 0.1
 """Cells: each unit starts up to this far, in x and in y, from its place: no two battles are the same."""
+SIGHT, SHOOT = 9.0, 6.0
+"""Cells, centre to centre, at which SMAC's agents see, and may attack, whatever their type and weapon."""
 REWARD_WIN, REWARD_DEATH, REWARD_SCALE = 200.0, 10.0, 20.0
 
 
@@ -62,6 +64,12 @@ class SmacMap:
     """Where the enemy's attack-move goes instead: a point between these two, drawn for each battle."""
     hunt: bool = False
     """The enemy is sent against the allied units themselves, wherever they are, instead of to a point."""
+    own_position: bool = False
+    """Agents see where on the map they are."""
+    views: int = 0
+    """Directions in which an agent may look, to see a cone (SMACv2's conic view); 0: it sees all around."""
+    drawn = False
+    """Whether teams and starts are drawn for every episode (`envs.smac.generated`)."""
     ground: str = ""
     """Picture of the terrain (`envs.smac.terrain`), in place of the band."""
     source: str = ""
@@ -70,6 +78,11 @@ class SmacMap:
     @cached_property
     def ally_types(self) -> tuple[UnitType, ...]:
         return tuple(kind for kind, count in self.allies for _ in range(count))
+
+    @cached_property
+    def kinds(self) -> tuple[UnitType, ...]:
+        """Types that take part."""
+        return self.ally_types + self.enemy_types
 
     @cached_property
     def enemy_types(self) -> tuple[UnitType, ...]:
@@ -83,11 +96,16 @@ class SmacMap:
     def num_enemies(self) -> int:
         return len(self.enemy_types)
 
+    @property
+    def no_attack(self) -> int:
+        """Actions before the first attack: nothing, stop, four moves, looks."""
+        return 6 + self.views
+
     @cached_property
     def num_actions(self) -> int:
-        """Nothing, stop, four moves, and one for each enemy; a medivac heals the ally of that number."""
+        """Those, and one for each enemy; a medivac heals the ally of that number."""
         heals = any(kind.heal > 0 for kind in self.ally_types)
-        return 6 + max(self.num_enemies, self.num_agents if heals else 0)
+        return self.no_attack + max(self.num_enemies, self.num_agents if heals else 0)
 
     @cached_property
     def digest(self) -> int:
@@ -111,13 +129,13 @@ class SmacMap:
         """4 moves, each enemy, each other ally, oneself."""
         enemy = 5 + self.enemy_shields + self.bits
         ally = 5 + self.ally_shields + self.bits
-        own = 1 + self.ally_shields + self.bits
+        own = 1 + self.ally_shields + 2 * self.own_position + 2 * (self.views > 0) + self.bits
         return 4 + self.num_enemies * enemy + (self.num_agents - 1) * ally + own
 
     @property
     def state_dim(self) -> int:
         """Each ally, each enemy, each agent's last action one-hot."""
-        ally = 4 + self.ally_shields + self.bits
+        ally = 4 + self.ally_shields + 2 * (self.views > 0) + self.bits
         enemy = 3 + self.enemy_shields + self.bits
         return self.num_agents * (ally + self.num_actions) + self.num_enemies * enemy
 
@@ -148,7 +166,7 @@ class SmacMap:
         After one pass a crowd of zerglings or banelings stands 0.5 apart instead of 0.75, so that too many
         of them reach what they surround: corridor lasted 28 steps instead of the game's 35.
         """
-        swarm = any(kind in (ZERGLING, BANELING) for kind in self.ally_types + self.enemy_types)
+        swarm = any(kind in (ZERGLING, BANELING) for kind in self.kinds)
         return 3 if swarm else 1
 
     @cached_property
@@ -167,7 +185,11 @@ class SmacMap:
 
     @cached_property
     def sizes(self) -> np.ndarray:
-        """(6,) int64 for the kernels: agents, enemies, actions, ally and enemy shield and type columns."""
+        """(9,) int64 for the kernels.
+
+        Agents, enemies, actions, ally and enemy shield and type columns, actions before the first attack,
+        whether agents see where they are, directions of view.
+        """
         return np.array(
             [
                 self.num_agents,
@@ -176,18 +198,21 @@ class SmacMap:
                 self.ally_shields,
                 self.enemy_shields,
                 self.bits,
+                self.no_attack,
+                self.own_position,
+                self.views,
             ],
             dtype=np.int64,
         )
 
     @cached_property
     def looks(self) -> np.ndarray:
-        """(3, U) float64 for the observation: type column (-1 none), cooldown divisor, 1 for a healer."""
+        """(1, 5, U) float64 for the observation, see `looks_of`; SMAC's ranges are the same for all types."""
         kinds = self.ally_types + self.enemy_types
-        looks = np.full((3, len(kinds)), -1.0)
+        looks = np.empty((1, 5, len(kinds)))
         for u, kind in enumerate(kinds):
             bits = self.ally_bits if u < self.num_agents else self.enemy_bits
-            looks[:, u] = (bits.index(kind.name) if bits else -1, kind.max_cooldown, kind.heal > 0)
+            looks[0, :, u] = looks_of(kind, bits, SIGHT, SHOOT)
         return looks
 
     @cached_property
@@ -200,6 +225,11 @@ class SmacMap:
         enemies = _pack(self.enemy_types, [(SIZE - x, y) for x, y in points], grid[::-1])
         enemies[0] = SIZE - enemies[0]
         return np.concatenate([_sorted(allies, self.ally_types), enemies], axis=1)
+
+
+def looks_of(kind: UnitType, bits: tuple[str, ...], sight: float, shoot: float) -> tuple[float, ...]:
+    """A unit in the observation: type column (-1 none), cooldown divisor, 1 for a healer, ranges in cells."""
+    return (bits.index(kind.name) if bits else -1, kind.max_cooldown, kind.heal > 0, sight, shoot)
 
 
 def _each(
@@ -375,13 +405,18 @@ MAPS: dict[str, SmacMap] = {
 
 def get_map(name: str) -> SmacMap:
     """The map of that name, or the battle in that TOML file; ValueError naming what there is otherwise."""
-    if name in MAPS:
-        return MAPS[name]
+    from envs.smac.generated import GENERATED  # which is made of this module's parts
+
+    known = MAPS | GENERATED
+    if name in known:
+        return known[name]
     if name.endswith(".toml"):
         from envs.smac.battles import load
 
         return load(name)
-    offered = ", ".join(MAPS)
-    near = difflib.get_close_matches(name, MAPS, n=3, cutoff=0.4)
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
     hint = f" (did you mean {' or '.join(map(repr, near))}?)" if near else ""
-    raise ValueError(f"There is no SMAC map {name!r}{hint}; the embedded engine has: {offered}.")
+    raise ValueError(
+        f"There is no SMAC map {name!r}{hint}; the embedded engine has: {', '.join(MAPS)}, and of SMACv2: "
+        f"10gen_RACE_SIZES, as {next(iter(GENERATED))}."
+    )
