@@ -92,9 +92,8 @@ def _make_smac(env_id: str, num_envs: int, seed: int, options: dict[str, Any]) -
         raise ValueError(
             f"{env_id} is played on the embedded engine alone; leave out backend, or 'embedded'."
         )
-    own_battle = name.endswith(".toml")  # which the game cannot play either
-    alone = name in GENERATED or (own_battle and backend == "auto")
-    if backend != "embedded" and not alone:
+    ours_alone = name in GENERATED or name.endswith(".toml")  # which the game cannot play
+    if backend == "starcraft" or (backend == "auto" and not ours_alone):
         from envs.smac.starcraft import StarCraftVectorEnv, available
 
         playable, reason = available(name)

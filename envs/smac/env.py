@@ -25,7 +25,7 @@ class SmacVectorEnv(TeamVectorEnv):
     E environments, N agents, A actions. Observations (E, N, obs_dim) float32; actions int (E, N); one shared
     reward (E,) float32 per step. Reproducible: environment e depends on the seed and e alone.
 
-    map_name: one of `envs.smac.maps.MAPS` or, of SMACv2, `envs.smac.generated.GENERATED`, or a TOML file
+    map_name: one of `envs.smac.maps.MAPS`, or of SMACv2's in `envs.smac.generated`, or a TOML file
     (`envs.smac.battles`). seed: of the first reset. reward_fix: max(0, .) in place of SMAC's absolute value,
     which pays for enemy shields that regenerate (SMACv2's own reward, there always). render_mode: None or
     "rgb_array". conic_view: SMACv2's agents see a cone, which they turn by twelve more actions.
@@ -302,6 +302,10 @@ class SmacVectorEnv(TeamVectorEnv):
             return self.map.kinds
         return tuple(self.map.race[kind] for kind in self._kinds[i])
 
+    def _numbers(self, i: int) -> np.ndarray:
+        """Of environment i's units: (len(FLOATS), U)."""
+        return self._floats[i if self.map.drawn else 0]
+
     def describe(self) -> dict[str, Any]:
         """The engine's version, whose results are of battles of its own; and a user's battle, as it was."""
         about: dict[str, Any] = {"engine_version": units.ENGINE_VERSION}
@@ -338,12 +342,13 @@ class SmacVectorEnv(TeamVectorEnv):
         """What blew up in the last step of environment i: (n, 3), x, y and radius."""
         u, begun = self._units[i], (self._length[i] - 1) * units.STEP_LOOPS
         now = (self._links[i, combat.ORDER] == combat.SPENT) & (u[combat.HURT_AT] >= begun)
-        return np.stack([u[combat.X], u[combat.Y], self._floats[combat.BLAST]], axis=1)[now]
+        return np.stack([u[combat.X], u[combat.Y], self._numbers(i)[combat.BLAST]], axis=1)[now]
 
     def _beams(self, i: int) -> np.ndarray:
         """Lines that colossi swept in the last step of environment i, across their targets: (n, 4)."""
-        u, half, targets = self._units[i], self._floats[combat.SPLASH], self._links[i, combat.TARGET]
-        fired = u[combat.CD] > self._floats[combat.PERIOD] - units.STEP_LOOPS
+        numbers = self._numbers(i)
+        u, half, targets = self._units[i], numbers[combat.SPLASH], self._links[i, combat.TARGET]
+        fired = u[combat.CD] > numbers[combat.PERIOD] - units.STEP_LOOPS
         swept = np.flatnonzero((half > 0) & fired & (targets >= 0) & (u[combat.HP] > 0))
         places = u[[combat.X, combat.Y]]
         middle = places[:, targets[swept]]

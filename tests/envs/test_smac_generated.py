@@ -375,3 +375,17 @@ def test_both_sides_are_as_strong():
         ended += infos["_episode"].sum()
     assert 0.35 < won / ended < 0.7
     assert env.describe()["engine_version"] == units.ENGINE_VERSION
+
+
+def test_pictures_show_the_units_of_their_battle():
+    """A battle would be drawn with another one's units."""
+    env = SmacVectorEnv("10gen_protoss_5_vs_5", 2, seed=1, render_mode="rgb_array")
+    env.reset()
+    for kind in (0, 2):
+        place(env, [kind] * 10, [(4.0 + 2 * i, 6.0 + 2 * i) for i in range(10)])
+        picture = env.render(0)
+        assert picture.dtype == np.uint8 and picture.ndim == 3
+        assert env.unit_types(0)[0].name == TYPES["protoss"][kind]
+        if kind == 0:
+            stalkers = picture
+    assert (picture != stalkers).any()
