@@ -116,7 +116,7 @@ LIMITS = {
     ".": ("memory.max", "memory.current", "inactive_file"),
     "memory": ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
 }
-"""Of a container (cgroup v2, v1): folder, files of its limit and of what is taken, name in its memory.stat."""
+"""Of a container (cgroup v2, v1): folder, files of its limit and of what is taken, name in memory.stat."""
 
 
 def free_bytes() -> int | None:

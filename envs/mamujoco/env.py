@@ -45,8 +45,8 @@ def usable_cores() -> int:
 
 
 def make_batch(model: mujoco.MjModel, num_envs: int, threads: int, persistent: bool) -> Batch:
-    """A Batch, made by a thread of its own: of thousands of robots it takes a minute, in which the main thread
-    would not hear a signal."""
+    """A Batch, made by a thread of its own: of thousands of robots it takes a minute, in which the main
+    thread would not hear a signal."""
     made: list[Batch | BaseException] = []
 
     def make() -> None:
