@@ -438,12 +438,16 @@ def write(args: Args) -> None:
     measured, page = args.out / "measured.csv", args.out / "README.md"
     if args.measure:
         args.out.mkdir(parents=True, exist_ok=True)
-        with open(measured.with_suffix(".tmp"), "w", newline="") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(Row._fields)
-            for row in measure(args):
-                writer.writerow((*row[:-1], f"{row.value:.6g}"))
-        os.replace(measured.with_suffix(".tmp"), measured)
+        temporary = measured.with_suffix(".tmp")
+        try:
+            with open(temporary, "w", newline="") as file:
+                writer = csv.writer(file, lineterminator="\n")
+                writer.writerow(Row._fields)
+                for row in measure(args):
+                    writer.writerow((*row[:-1], f"{row.value:.6g}"))
+            os.replace(temporary, measured)
+        finally:
+            temporary.unlink(missing_ok=True)
     with open(measured, newline="") as file:
         rows = [Row(a, b, c, d, int(e), f, float(g)) for a, b, c, d, e, f, g in list(csv.reader(file))[1:]]
     rows += costs(rows)
