@@ -287,7 +287,7 @@ class ParallelVectorEnv(TeamVectorEnv):
             )
         return agents
 
-    def _play(self, e: int, actions: Sequence) -> tuple[float, Mapping, Mapping, Mapping, set]:
+    def _play(self, e: int, actions: Any) -> tuple[float, Mapping, Mapping, Mapping, set]:
         """Step environment e: the team's reward, observations, terminations and infos, and who is left."""
         env = self.envs[e]
         played = set(env.agents)
@@ -390,7 +390,7 @@ class ParallelVectorEnv(TeamVectorEnv):
                 f"{self.possible_agents[i]} of {self.name} sees {obs[i, k]} as number {k} of its observation."
             )
 
-    def _in_own_units(self, actions: np.ndarray) -> Sequence:
+    def _in_own_units(self, actions: np.ndarray) -> Any:
         """Actions (E, N) counted as the agents' spaces do, or (E, N, num_actions) scaled to their bounds."""
         if self.discrete:
             return (actions.astype(np.int64) + self._start).tolist()
