@@ -34,6 +34,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import envs as environments  # noqa: E402
+from benchmark.lib.arguments import out_of_range  # noqa: E402
 from benchmark.lib.statistics import welch  # noqa: E402
 from benchmark.lib.tables import markdown, plus_minus  # noqa: E402
 from envs.matrix.exact import evaluate_exactly  # noqa: E402
@@ -83,6 +84,15 @@ class Args:
     probe_every: int = 10  # updates between two looks at signs and at the maximiser of eq. (20)
     out: Path = ROOT / "benchmark" / "results" / "studies" / "discussion"  # folder of what is measured
     measure: bool = True  # off: writes the tables of the measured.csv that is there
+
+
+RANGES: dict[str, tuple[float, float]] = {
+    "updates": (1, 10**6),
+    "seeds": (0, 2**31),
+    "other_seeds": (0, 2**31),
+    "sigmas": (0, 1e6),
+    "probe_every": (1, 10**6),
+}
 
 
 class Row(NamedTuple):
@@ -398,17 +408,46 @@ def table(rows: list[Row], part: str, *names: str) -> str:
     return markdown(("game", "method", "setting", *names), lines)
 
 
+def fault(args: Args) -> str:
+    """What is wrong with the command line, in a sentence; empty if nothing is."""
+    for name in ("sizes", "seeds", "other_seeds", "sigmas"):
+        if not getattr(args, name):
+            return f"--{name.replace('_', '-')} is empty; give one at least."
+    for size in args.sizes:
+        numbers = size.split("x")
+        if len(numbers) != 3 or not all(number.isdecimal() and 1 <= int(number) < 1000 for number in numbers):
+            return f"--sizes are states x agents x actions, as 30x3x5; got {size!r}."
+    if not args.measure and not (args.out / "measured.csv").is_file():
+        return f"there is no {args.out / 'measured.csv'}; measure it, without --no-measure."
+    return out_of_range(args, RANGES)
+
+
 def main() -> None:
     args = tyro.cli(Args, description=__doc__)
+    if wrong := fault(args):
+        sys.exit(f"discussion: {wrong}")
+    try:
+        write(args)
+    except (OSError, MemoryError) as error:
+        sys.exit(f"discussion: {error}")
+
+
+def write(args: Args) -> None:
+    """measured.csv, when all is measured, and the tables of README.md."""
     torch.set_num_threads(1)
     measured, page = args.out / "measured.csv", args.out / "README.md"
     if args.measure:
         args.out.mkdir(parents=True, exist_ok=True)
-        with open(measured, "w", newline="") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(Row._fields)
-            for row in measure(args):
-                writer.writerow((*row[:-1], f"{row.value:.6g}"))
+        temporary = measured.with_suffix(".tmp")
+        try:
+            with open(temporary, "w", newline="") as file:
+                writer = csv.writer(file, lineterminator="\n")
+                writer.writerow(Row._fields)
+                for row in measure(args):
+                    writer.writerow((*row[:-1], f"{row.value:.6g}"))
+            os.replace(temporary, measured)
+        finally:
+            temporary.unlink(missing_ok=True)
     with open(measured, newline="") as file:
         rows = [Row(a, b, c, d, int(e), f, float(g)) for a, b, c, d, e, f, g in list(csv.reader(file))[1:]]
     rows += costs(rows)

@@ -335,6 +335,7 @@ def main() -> int:
     if args.dry_run:
         dry_run(runs, executor)
         return 0
+    args.results.mkdir(parents=True, exist_ok=True)  # where it cannot be made, that is told before the runs
     stops: list[int] = []
 
     def stop(number: int, _: FrameType | None) -> None:

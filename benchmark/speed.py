@@ -38,6 +38,7 @@ import tyro  # noqa: E402
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from benchmark.lib.arguments import nowhere, out_of_range  # noqa: E402
 from benchmark.lib.letters import in_utf8  # noqa: E402
 from benchmark.lib.tables import markdown  # noqa: E402
 from benchmark.lib.timing import sgemm_gflops, sgemm_gflops_cuda, steps_per_second, take_turns  # noqa: E402
@@ -400,11 +401,8 @@ def fault(args: Args) -> str:
     if args.what != "all" and (args.what, args.family) not in TIMERS:
         known = ", ".join(family for what, family in TIMERS if what == args.what)
         return f"{args.what} is timed for {known}, not for {args.family}."
-    for name, (low, high) in RANGES.items():
-        given = getattr(args, name)
-        for value in given if isinstance(given, tuple) else (given,):
-            if not low <= value <= high:
-                return f"--{name.replace('_', '-')} must be between {low:g} and {high:g}, got {value}."
+    if wrong := out_of_range(args, RANGES):
+        return wrong
     tasks = [env_id.partition("/")[2] for env_id in env_ids() if env_id.startswith(f"{args.family}/")]
     tasks = ["stochastic"] if args.family == "matrix" else tasks
     for name in args.names:
@@ -412,9 +410,7 @@ def fault(args: Args) -> str:
         sized = args.family == "mpe" and number.isdecimal() and 2 <= int(number) <= 1000
         if task not in tasks or (slash and not sized):
             return f"there is no {name!r} in {args.family}; give some of {', '.join(tasks)}."
-    if args.json and not Path(args.json).resolve().parent.is_dir():
-        return f"--json {args.json} is in a folder that does not exist."
-    return ""
+    return nowhere("json", args.json)
 
 
 def main() -> None:

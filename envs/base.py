@@ -112,12 +112,16 @@ def unavailable(actions: np.ndarray, mask: np.ndarray, env: int, agent: int) -> 
     )
 
 
+MEMINFO = Path("/proc/meminfo")
+CONTAINER = Path("/sys/fs/cgroup")
+
+
 def usable_cores() -> int:
     """Cores that this process may use: those it may run on, within its container's share."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    container_limit = Path("/sys/fs/cgroup/cpu.max")
-    if container_limit.exists():
-        quota, period = container_limit.read_text().split()
+    share = CONTAINER / "cpu.max"
+    if share.exists():
+        quota, period = share.read_text().split()
         cores = min(cores, int(quota) // int(period)) if quota.isdigit() else cores  # "max": no limit
     return max(1, cores)
 
@@ -134,17 +138,34 @@ def keep_freed_memory() -> None:
             mallopt(parameter, value)
 
 
+LIMITS = {
+    ".": ("memory.max", "memory.current", "inactive_file"),
+    "memory": ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+}
+"""Of a container (cgroup v2, v1): folder, files of its limit and of what is taken, name in memory.stat."""
+
+
 def free_bytes() -> int | None:
-    """Memory in bytes that this process may still take, None where the system does not tell."""
+    """Memory in bytes that this process may still take, None where the system does not tell.
+
+    A container counts the files that it has read as taken; those that are not in use, its inactive_file, make
+    room when memory is wanted, and so are free here.
+    """
     found = []
-    meminfo, container_limit = Path("/proc/meminfo"), Path("/sys/fs/cgroup/memory.max")
-    if meminfo.exists():
-        lines = meminfo.read_text().splitlines()
-        found += [1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
-    if container_limit.exists():
-        limit = container_limit.read_text().strip()
-        taken = int(container_limit.with_name("memory.current").read_text())
-        found += [int(limit) - taken] if limit.isdigit() else []  # "max": no limit
+    if MEMINFO.exists():
+        found += [1024 * count for name, count in _counts(MEMINFO).items() if name == "MemAvailable:"]
+    for folder, (limit, taken, cached) in LIMITS.items():
+        files = CONTAINER / folder
+        if (files / limit).exists() and (most := (files / limit).read_text().strip()).isdigit():  # or "max"
+            used = int((files / taken).read_text())
+            used -= _counts(files / "memory.stat").get(cached, 0)
+            found.append(max(0, int(most) - max(0, used)))
     if not found and "SC_PHYS_PAGES" in getattr(os, "sysconf_names", {}):
         found = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
     return min(found, default=None)
+
+
+def _counts(path: Path) -> dict[str, int]:
+    """The first number of each line of a file, by the line's name; empty where there is no such file."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    return {name: int(number) for name, number, *_ in map(str.split, lines)}

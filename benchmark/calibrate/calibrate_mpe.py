@@ -27,6 +27,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 import envs  # noqa: E402
+from benchmark.lib.arguments import nowhere, out_of_range  # noqa: E402
 from envs import mpe  # noqa: E402
 from envs.mpe import world as mpe_world  # noqa: E402
 
@@ -50,6 +51,9 @@ class Args:
     """seed of the episodes"""
     csv: Path | None = None
     """file for the table as well, none by default; rows of other environments in it stay"""
+
+
+RANGES: dict[str, tuple[float, float]] = {"episodes": (2, 10**6), "seed": (0, 2**31), "num_agents": (1, 1000)}
 
 
 class Pairs:
@@ -120,6 +124,8 @@ def main() -> None:
     unknown = set(args.policies) - set(POLICIES)
     if unknown:
         sys.exit(f"calibrate_mpe: no policy {', '.join(unknown)}; there are {', '.join(POLICIES)}.")
+    if wrong := out_of_range(args, RANGES) or nowhere("csv", args.csv):
+        sys.exit(f"calibrate_mpe: {wrong}")
     rows: list[dict[str, Any]] = []
     print("| task | variant | agents | policy | return | s.e. |\n|---|---|---|---|---|---|")
     for task, variant, num_agents, policy in (

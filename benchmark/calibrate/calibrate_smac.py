@@ -25,6 +25,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 import envs  # noqa: E402
+from benchmark.lib.arguments import nowhere, out_of_range  # noqa: E402
 from envs.smac import combat  # noqa: E402
 
 STOP, NORTH, SOUTH, EAST, WEST, ATTACK = 1, 2, 3, 4, 5, 6
@@ -47,6 +48,9 @@ class Args:
     """seed of the battles"""
     json: str = ""
     """file for the raw numbers"""
+
+
+RANGES: dict[str, tuple[float, float]] = {"episodes": (1, 10**6), "num_envs": (1, 10**5), "seed": (0, 2**31)}
 
 
 class View:
@@ -156,6 +160,8 @@ def main() -> None:
     unknown = set(args.policies) - {"random", "script", *SCRIPTS}
     if unknown:
         sys.exit(f"calibrate_smac: no policy {', '.join(unknown)}; there are random, script, near and line.")
+    if wrong := out_of_range(args, RANGES) or nowhere("json", args.json):
+        sys.exit(f"calibrate_smac: {wrong}")
     raw: dict[str, Any] = {}
     print("| map | policy | win rate (95 % interval) | return | length |\n|---|---|---|---|---|")
     for name in args.maps:

@@ -6,6 +6,7 @@ what an agent sees of them is an index (`envs.mamujoco.robots`). The physics run
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,25 @@ def load_model(xml: str) -> mujoco.MjModel:
         mujoco.set_mju_user_warning(told)
     model.vis.global_.offwidth = model.vis.global_.offheight = PICTURE
     return model
+
+
+def make_batch(model: mujoco.MjModel, num_envs: int, threads: int, persistent: bool) -> Batch:
+    """A Batch, made by a thread of its own: of thousands of robots it takes a minute, in which the main
+    thread would not hear a signal."""
+    made: list[Batch | BaseException] = []
+
+    def make() -> None:
+        try:
+            made.append(Batch(model, num_envs, threads, persistent=persistent))
+        except BaseException as error:
+            made.append(error)
+
+    thread = threading.Thread(target=make, daemon=True)
+    thread.start()
+    thread.join()
+    if isinstance(made[0], BaseException):
+        raise made[0]
+    return made[0]
 
 
 class MaMujocoVectorEnv(TeamVectorEnv):
@@ -87,7 +107,7 @@ class MaMujocoVectorEnv(TeamVectorEnv):
 
         # Contact forces are not part of a step of MuJoCo: they need all data of each simulation to be kept.
         self._touch = "cfrc_ext" in robot.own
-        self._batch = Batch(self.model, num_envs, self.threads, persistent=self._touch)
+        self._batch = make_batch(self.model, num_envs, self.threads, persistent=self._touch)
         self._scratch = mujoco.MjData(self.model)
         self._rest = self._scratch.qpos.copy()
         self._physics, self._ctrl = self._batch.state, self._batch.bind("ctrl")

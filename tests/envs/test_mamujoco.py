@@ -3,8 +3,10 @@
 import ctypes.util
 import importlib
 import os
+import signal
 import subprocess
 import sys
+import threading
 
 import mujoco
 import numpy as np
@@ -310,3 +312,38 @@ def test_a_missing_mujoco_is_one_sentence():
     result = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
     assert result.returncode and "ValueError: MuJoCo cannot be loaded (import of mujoco" in result.stderr
     assert "pip install -r requirements.txt." in result.stderr
+
+
+def test_signal_is_heard_while_thousands_of_robots_are_made(monkeypatch):
+    """It takes MuJoCo a minute, in which a cluster that has sent SIGTERM loses its patience."""
+    from envs.mamujoco import env
+
+    class Stopped(BaseException):
+        pass
+
+    def stop(*_):
+        raise Stopped
+
+    makers, over = [], threading.Event()
+
+    def slow_batch(*_, **__):
+        makers.append(threading.current_thread())
+        os.kill(os.getpid(), signal.SIGTERM)
+        over.wait(60)
+
+    monkeypatch.setattr(env, "Batch", slow_batch)
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        with pytest.raises(Stopped):
+            env.make_batch(None, 1, 1, False)
+        assert makers[0].is_alive() and makers[0] is not threading.main_thread()
+    finally:
+        over.set()
+        signal.signal(signal.SIGTERM, before)
+
+    def no_room(*_, **__):
+        raise MemoryError("no room")
+
+    monkeypatch.setattr(env, "Batch", no_room)
+    with pytest.raises(MemoryError, match="no room"):
+        env.make_batch(None, 1, 1, False)

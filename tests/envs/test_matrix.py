@@ -241,12 +241,6 @@ def test_memory_is_announced_and_refused_before_it_is_taken(monkeypatch, capsys)
     games.check_memory(100, 12, 5)  # where the system does not tell, the user decides
 
 
-def test_free_memory_is_read_where_the_system_tells():
-    """A limit that reads as nothing, or as everything, would refuse every game or none."""
-    free = envs.free_bytes()
-    assert free is None or 2**20 < free < 2**50
-
-
 def test_bad_input_ends_in_a_sentence():
     """Mistakes of a user are named, and nothing is played."""
     env = small_after_reset(2, 0)
