@@ -109,7 +109,7 @@ class Args:
     resume: str = ""  # run directory (or .pt file) to go on with, under its own arguments
     eval_only: bool = False  # with --resume: evaluate its policies, and stop
     device: Literal["cpu", "cuda"] = "cpu"  # cuda: the first GPU that CUDA_VISIBLE_DEVICES names
-    torch_threads: int = 1  # as in the other scripts; tables are too small for more than one
+    torch_threads: int = 0  # as in the other scripts; tables are too small for more than one
 
     max_grad_norm = 10.0  # gradient clip, per agent and per network; no flag
 

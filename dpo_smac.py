@@ -102,7 +102,7 @@ class Args:
     eval_only: bool = False  # with --resume: only the final evaluation, of its best parameters
     capture_video: bool = False  # record greedy episodes as video.mp4 in the run directory, at the end
     device: Literal["cpu", "cuda"] = "cpu"  # cuda: the first GPU that CUDA_VISIBLE_DEVICES names
-    torch_threads: int = 0  # CPU threads of the learner, 0: one per core; results are the same
+    torch_threads: int = 0  # CPU threads of engine and learner, 0: one per core; results are the same
     compile: bool = False  # torch.compile the loss: faster updates after 10 to 40 s; a CPU needs g++
 
     @property
@@ -557,7 +557,8 @@ def main() -> None:
     args, state = parse_args()
     torch.set_num_threads(1)  # cores are for groups of agents, --torch-threads, not for single operators
     torch.manual_seed(args.seed)
-    options = {"backend": args.backend} if args.env_id.startswith("smac/") else {}
+    ours = {"backend": args.backend, "threads": thread_count(args)}
+    options = ours if args.env_id.startswith("smac/") else {}
     options |= {"last_action": True} if args.last_action else {}
     options |= environments.parse_options(args.env_options)
     make = functools.partial(environments.make, args.env_id, seed=args.seed, device=args.device, **options)

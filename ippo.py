@@ -96,7 +96,7 @@ class Args:
     eval_only: bool = False  # with --resume: only the final evaluation, of its best parameters
     capture_video: bool = False  # record greedy episodes as video.mp4 in the run directory, at the end
     device: Literal["cpu", "cuda"] = "cpu"  # cuda: the first GPU that CUDA_VISIBLE_DEVICES names
-    torch_threads: int = 0  # CPU threads of physics and learner, 0: one per core; results are the same
+    torch_threads: int = 0  # CPU threads of engines and learner, 0: one per core; results are the same
     compile: bool = False  # torch.compile the loss: faster updates after 10 to 40 s; a CPU needs g++
 
     def __post_init__(self):
@@ -686,7 +686,8 @@ def main() -> None:
     args, state = parse_args()
     torch.set_num_threads(1)  # cores are for groups of agents, --torch-threads, not for single operators
     torch.manual_seed(args.seed)
-    options = {"threads": thread_count(args)} if args.env_id.startswith("mamujoco/") else {}
+    threaded = args.env_id.startswith(("mamujoco/", "smac/"))
+    options = {"threads": thread_count(args)} if threaded else {}
     options |= environments.parse_options(args.env_options)
     make = functools.partial(environments.make, args.env_id, seed=args.seed, device=args.device, **options)
     envs = make(args.num_envs)

@@ -95,7 +95,7 @@ class Args:
     eval_only: bool = False  # with --resume: only the final evaluation, of its best parameters
     capture_video: bool = False  # record greedy episodes as video.mp4 in the run directory, at the end
     device: Literal["cpu", "cuda"] = "cpu"  # cuda: the first GPU that CUDA_VISIBLE_DEVICES names
-    torch_threads: int = 0  # CPU threads of the learner, 0: one per core; results are the same
+    torch_threads: int = 0  # CPU threads of engine and learner, 0: one per core; results are the same
     compile: bool = False  # torch.compile the GRU cell, for GPUs; on a CPU, which needs g++, it gains nothing
 
     def __post_init__(self):
@@ -558,7 +558,8 @@ def main() -> None:
     args, state = parse_args()
     torch.set_num_threads(1)  # cores are for groups of agents, --torch-threads, not for single operators
     torch.manual_seed(args.seed)
-    options = environments.parse_options(args.env_options)
+    options = {"threads": thread_count(args)} if args.env_id.startswith("smac/") else {}
+    options |= environments.parse_options(args.env_options)
     make = functools.partial(environments.make, args.env_id, seed=args.seed, device=args.device, **options)
     envs = make(args.num_envs)
     if not envs.discrete:

@@ -107,6 +107,7 @@ def _make_smac(env_id: str, num_envs: int, seed: int, options: dict[str, Any]) -
 
         playable, reason = available(name)
         if playable or backend == "starcraft":
+            options.pop("threads", None)  # every game is a process of its own
             return _build(env_id, StarCraftVectorEnv, num_envs, seed, options)
         _say_embedded(reason)
     from envs.smac.env import SmacVectorEnv

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
+import itertools
 import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +128,34 @@ def usable_cores() -> int:
         quota, period = share.read_text().split()
         cores = min(cores, int(quota) // int(period)) if quota.isdigit() else cores  # "max": no limit
     return max(1, cores)
+
+
+class Slices:
+    """A batch of environments in equal slices, each for a thread of its own; one slice where a step is short.
+
+    Compiled code works on a slice without Python's lock. Environments share nothing and have streams of their
+    own, so that what comes out does not depend on how many threads there are.
+    """
+
+    def __init__(self, num_envs: int, threads: int, least: int) -> None:
+        """least: environments that a slice must have to pay for its thread."""
+        count = max(1, min(threads, num_envs // max(1, least)))
+        bounds = [num_envs * i // count for i in range(count + 1)]
+        self.slices = [slice(first, last) for first, last in itertools.pairwise(bounds)]
+
+    def each(self, work: Callable[..., object], own: tuple[np.ndarray, ...], shared: tuple = ()) -> None:
+        """Call work(*own, *shared) on every slice of own, arrays (num_envs, ...)."""
+        if len(self.slices) == 1:
+            work(*own, *shared)
+        else:
+            calls = [(*(x[part] for x in own), *shared) for part in self.slices]
+            list(_pool(len(self.slices)).map(lambda arguments: work(*arguments), calls))
+
+
+@functools.cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    """One for all environments of the process, which step one after the other."""
+    return ThreadPoolExecutor(threads, thread_name_prefix="envs")
 
 
 def keep_freed_memory() -> None:

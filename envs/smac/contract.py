@@ -26,7 +26,7 @@ _X, _Y, _HP, _HPMAX, _SH, _SHMAX, _EN, _CD = range(8)
 
 
 @njit(nogil=True, error_model="numpy")
-def observe_kernel(units, views, sizes, all_looks, grid, select, obs, mask, alive):
+def observe_kernel(units, views, select, obs, mask, alive, all_looks, sizes, grid):
     """Write obs (B, N, obs_dim) float32, mask (B, N, A) and alive (B, N) bool where select (B,) is True.
 
     views (B, N) int64: where agents look, of sizes[8] directions. all_looks (1 or B, 5, U): `SmacMap.looks`,
@@ -264,7 +264,7 @@ def observe(
     everyone = np.ones(B, dtype=np.bool_)
     alive = np.empty((B, A), dtype=np.bool_)
     views = np.zeros((B, A), dtype=np.int64)
-    observe_kernel(units, views, battle.sizes, battle.looks, grid, everyone, obs, mask, alive)
+    observe_kernel(units, views, everyone, obs, mask, alive, battle.looks, battle.sizes, grid)
     state_kernel(units, views, last.reshape(B, A), battle.sizes, battle.looks, state)
     return obs.reshape(*lead, A, -1), state.reshape(*lead, -1), mask.reshape(*lead, A, -1)
 

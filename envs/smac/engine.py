@@ -401,13 +401,24 @@ def _command(u, k, views, i, action, A, no_attack, healer, table):
     k[ORDER, i], k[TARGET, i] = what, target
 
 
+@njit(nogil=True, error_model="numpy")
+def check_kernel(mask, actions):
+    """The first flat index of an action (B, N) int64 that is not in mask (B, N, A) bool; -1 if all are."""
+    for b in range(mask.shape[0]):
+        for i in range(mask.shape[1]):
+            a = actions[b, i]
+            if a < 0 or a >= mask.shape[2] or not mask[b, i, a]:
+                return b * mask.shape[1] + i
+    return -1
+
+
 def _source_digest() -> int:
     folder = Path(__file__).parent
     names = ("terrain.py", "units.py", "maps.py", "combat.py", "engine.py")
     return zlib.crc32(b"".join((folder / name).read_bytes() for name in names))
 
 
-def _compile(digest: int) -> tuple[Callable[..., None], Callable[..., int], Callable[..., None]]:
+def _compile(digest: int) -> tuple[Callable[..., None], Callable[..., None], Callable[..., None]]:
     # numba's disk cache only watches the file a kernel is written in. The digest, a part of the cache's key,
     # makes it watch every file whose code and constants the kernels are compiled from.
 
@@ -457,28 +468,21 @@ def _compile(digest: int) -> tuple[Callable[..., None], Callable[..., int], Call
 
     @njit(nogil=True, error_model="numpy")
     def step_kernel(
-        units, links, views, rng, actions, mask, scripted, sizes, all_floats, all_ints, table, walls, cells,
-        hops, before, won, over, length
+        units, links, views, rng, actions, before, won, over, length, all_floats, all_ints, scripted, sizes,
+        table, walls, cells, hops
     ):  # fmt: skip
         """Play one step in every environment.
 
-        actions (B, N) int64 must be available in mask (B, N, A) bool: else nothing happens and the first
-        flat index of a bad action is returned (-1 otherwise). scripted: the allies attack-move to the enemy's
-        point instead, or hunt as the enemy does. all_floats (1 or B, len(FLOATS), U), all_ints (1 or B,
-        len(INTS), U): the same for all environments, or each one's own. walls, cells, hops: the map's
-        (`SmacMap.walls`, `SmacMap.ways`). Fills before (B, 2, E), the enemies' health and shield of a step
-        ago, won (B,) and over (B,) bool (decided, also without a winner); length (B,) counts steps.
+        actions (B, N) int64, none of which `check_kernel` finds. Fills before (B, 2, E), the enemies' health
+        and shield of a step ago, won (B,) and over (B,) bool (decided, also without a winner); length (B,)
+        counts steps. all_floats (1 or B, len(FLOATS), U), all_ints (1 or B, len(INTS), U): the same for all
+        environments, or each one's own. scripted: the allies attack-move to the enemy's point instead, or
+        hunt as the enemy does. walls, cells, hops: the map's (`SmacMap.walls`, `SmacMap.ways`).
         """
         _ = digest
         B, n = units.shape[0], units.shape[2]
         A, E, no_attack = sizes[0], sizes[1], sizes[6]
         floats, ints = all_floats[0], all_ints[0]
-        if not scripted:
-            for b in range(B):
-                for i in range(A):
-                    a = actions[b, i]
-                    if a < 0 or a >= sizes[2] or not mask[b, i, a]:
-                        return b * A + i
         alive = np.empty(n, np.bool_)
         step = np.zeros((2, n))
         line = np.empty((6, n))
@@ -518,7 +522,6 @@ def _compile(digest: int) -> tuple[Callable[..., None], Callable[..., int], Call
             # Healers alone do not count: a side that has nothing else left has lost.
             won[b] = ally_fighters > 0 and enemy_fighters == 0
             over[b] = ally_fighters == 0 or enemy_fighters == 0
-        return -1
 
     @njit(nogil=True, error_model="numpy")
     def sample_kernel(rng, mask, actions):

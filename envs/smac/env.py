@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -11,16 +12,19 @@ import numpy as np
 from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 
-from envs.base import Step, TeamVectorEnv, integers, unavailable
+from envs.base import Slices, Step, TeamVectorEnv, integers, unavailable, usable_cores
 from envs.smac import combat, engine, units
 from envs.smac.contract import NO_ACTION, observe_kernel, reward_kernel, state_kernel
 from envs.smac.generated import SPIRAL, VIEWS, GeneratedMap, cast_kernel, draft_kernel
 from envs.smac.maps import REWARD_SCALE, SIZE, get_map
 from envs.smac.units import UnitType
 
+UNITS_A_THREAD = 512
+"""Units, of all environments that a thread steps, from which on another thread is worth its call."""
+
 
 class SmacVectorEnv(TeamVectorEnv):
-    """`num_envs` battles of one SMAC map, stepped together on one core.
+    """`num_envs` battles of one SMAC map, stepped together.
 
     E environments, N agents, A actions. Observations (E, N, obs_dim) float32; actions int (E, N); one shared
     reward (E,) float32 per step. Reproducible: environment e depends on the seed and e alone.
@@ -28,7 +32,8 @@ class SmacVectorEnv(TeamVectorEnv):
     map_name: one of `envs.smac.maps.MAPS` or, of SMACv2, `envs.smac.generated.GENERATED`, or a TOML file
     (`envs.smac.battles`). seed: of the first reset. reward_fix: max(0, .) in place of SMAC's absolute value,
     which pays for enemy shields that regenerate (SMACv2's own reward, there always). render_mode: None or
-    "rgb_array". conic_view: SMACv2's agents see a cone, which they turn by twelve more actions.
+    "rgb_array". conic_view: SMACv2's agents see a cone, which they turn by twelve more actions. threads: at
+    most; None for as many as there are cores.
     """
 
     metadata = {"render_modes": ["rgb_array"], "autoreset_mode": AutoresetMode.SAME_STEP, "render_fps": 8}
@@ -45,6 +50,7 @@ class SmacVectorEnv(TeamVectorEnv):
         reward_fix: bool = False,
         render_mode: str | None = None,
         conic_view: bool = False,
+        threads: int | None = None,
     ) -> None:
         if num_envs < 1:
             raise ValueError(f"num_envs must be at least 1, got {num_envs}.")
@@ -96,6 +102,7 @@ class SmacVectorEnv(TeamVectorEnv):
         self._mask = np.zeros((num_envs, self.num_agents, self.num_actions), dtype=np.bool_)
         self._before = np.zeros((num_envs, 2, battle.num_enemies))
         self._everyone = np.ones(num_envs, dtype=np.bool_)
+        self._slices = Slices(num_envs, threads or usable_cores(), UNITS_A_THREAD // U)
         self._started = False
         self._seed_streams(seed)
 
@@ -143,15 +150,28 @@ class SmacVectorEnv(TeamVectorEnv):
             raise RuntimeError("Call reset() before the first step.")
         won = np.empty(self.num_envs, dtype=np.bool_)
         over = np.empty(self.num_envs, dtype=np.bool_)
-        bad = engine.step_kernel(
-            self._units, self._links, self._views, self._rng, actions, self._mask, scripted, self.map.sizes,
-            self._floats, self._ints, self._table, self.map.walls, *self.map.ways, self._before, won, over,
-            self._length,
-        )  # fmt: skip
-        if bad >= 0:
-            raise unavailable(actions, self._mask, *divmod(bad, self.num_agents))
         if not scripted:
+            bad = engine.check_kernel(self._mask, actions)
+            if bad >= 0:
+                raise unavailable(actions, self._mask, *divmod(bad, self.num_agents))
             self._last_action = actions.copy()
+
+        self._each(
+            engine.step_kernel,
+            (
+                self._units,
+                self._links,
+                self._views,
+                self._rng,
+                actions,
+                self._before,
+                won,
+                over,
+                self._length,
+            ),
+            (self._floats, self._ints),
+            (scripted, self.map.sizes, self._table, self.map.walls, *self.map.ways),
+        )
         reward = np.empty(self.num_envs, dtype=np.float32)
         reward_kernel(self._before, self._units, self.map.sizes, self._divisors, self.reward_fix, won, reward)
         self._return += reward
@@ -214,10 +234,15 @@ class SmacVectorEnv(TeamVectorEnv):
         return obs, infos
 
     def _look(self, select: np.ndarray, obs: np.ndarray, infos: dict[str, Any]) -> None:
-        observe_kernel(
-            self._units, self._views, self.map.sizes, self._looks, self.map.pathing_grid, select, obs,
-            infos["action_mask"], infos["alive"],
-        )  # fmt: skip
+        own = (self._units, self._views, select, obs, infos["action_mask"], infos["alive"])
+        self._each(observe_kernel, own, (self._looks,), (self.map.sizes, self.map.pathing_grid))
+
+    def _each(self, kernel: Callable[..., None], own: tuple, rows: tuple, shared: tuple) -> None:
+        """Call kernel(*own, *rows, *shared) for all environments; rows are each one's own where drawn."""
+        if self.map.drawn:
+            self._slices.each(kernel, own + rows, shared)
+        else:
+            self._slices.each(kernel, own, rows + shared)
 
     def state(self) -> np.ndarray:
         """SMAC's global state of every battle, (E, state_dim) float32."""

@@ -8,6 +8,7 @@ from gymnasium.vector import AutoresetMode
 
 import envs
 from envs.smac import SmacVectorEnv, combat, units
+from envs.smac import env as smac_env
 from envs.smac.maps import MAPS, get_map
 
 PLAYED = ("2s3z", "MMM", "3s_vs_5z", "1c3s5z", "27m_vs_30m")
@@ -710,3 +711,25 @@ def test_a_damaged_state_is_refused_before_compiled_code_sees_it():
             env.set_state(damaged)
     env.set_state(state)
     env.step(env.sample_actions())
+
+
+@pytest.mark.parametrize("name", ["27m_vs_30m", "corridor", "10gen_zerg_5_vs_5"])
+def test_battles_are_the_same_on_any_number_of_threads(name, monkeypatch):
+    """Threads step slices of the batch; a seed must not mean other battles on another machine."""
+    monkeypatch.setattr(smac_env, "UNITS_A_THREAD", 20)
+    played = []
+    for threads in (1, 2, 3, None):
+        env = envs.make(f"smac/{name}", 7, seed=5, backend="embedded", threads=threads)
+        cut = len(env._slices.slices)
+        assert cut == min(threads or envs.usable_cores(), 7)
+        steps = [env.reset()[0]]
+        for _ in range(40):
+            obs, reward, *ends, infos = env.step(env.sample_actions())
+            steps += [obs, reward, *ends, infos["action_mask"], infos["final_obs"]]
+        played.append([*steps, *env.get_state().values()])
+    for other in played[1:]:
+        assert all(np.array_equal(one, same) for one, same in zip(played[0], other, strict=True))
+    with pytest.raises(ValueError, match="not available"):
+        env.step(np.full((7, env.num_agents), env.num_actions))
+    after = env.get_state().values()
+    assert all(np.array_equal(*pair) for pair in zip(after, played[-1][-len(after) :], strict=True))
