@@ -364,7 +364,7 @@ def go_around(u, step, floats, i, dx, dy, distance):
 
 
 @piece
-def part(living, step, line, ints, widest):
+def part(living, step, line, ints, widest, crowded):
     """One pass over the pairs that overlap: they make way for each other, by half of it, or by `FIRM`.
 
     The living side by side in line, as `push` has them; step (2, U) is scratch, and 0.
@@ -386,14 +386,15 @@ def part(living, step, line, ints, widest):
                 continue
             distance = math.sqrt(squared)
             if distance > 1e-6:
-                px, py = dx * (apart - distance) / distance, dy * (apart - distance) / distance
+                half = 0.5 * (apart - distance) / distance
+                px, py = dx * half, dy * half
             else:
-                px, py = 0.0, apart
-            share = 0.5 + (0.5 - FIRM) * (line[4, c] - line[4, a])
-            step[0, i] -= px * share
-            step[1, i] -= py * share
-            step[0, j] += px * (1.0 - share)
-            step[1, j] += py * (1.0 - share)
+                px, py = 0.0, 0.5 * apart
+            more = (1.0 - 2.0 * FIRM) * (line[4, c] - line[4, a]) if crowded else 0.0
+            step[0, i] -= px * (1.0 + more)
+            step[1, i] -= py * (1.0 + more)
+            step[0, j] += px * (1.0 - more)
+            step[1, j] += py * (1.0 - more)
     for a in range(living):
         i = int(line[3, a])
         line[0, a] += step[0, i]
@@ -430,12 +431,12 @@ def push(u, target, order, step, line, floats, ints, widest, table, walls):
         if u[HP, i] > 0.0:
             line[0, living], line[1, living] = u[X, i], u[Y, i]
             line[2, living], line[3, living] = floats[SEPARATION, i], i
-            line[4, living] = 0.0
-            if crowded and floats[RANGE, i] < HAND_TO_HAND and u[PACE, i] <= 0.0 and target[i] >= 0:
-                line[4, living] = 1.0
+            if crowded:
+                firm = floats[RANGE, i] < HAND_TO_HAND and u[PACE, i] <= 0.0 and target[i] >= 0
+                line[4, living] = 1.0 if firm else 0.0
             living += 1
     for _ in range(3 if crowded else 1):
-        part(living, step, line, ints, widest)
+        part(living, step, line, ints, widest, crowded)
     for a in range(living):
         i, r = int(line[3, a]), line[2, a]
         x = min(max(line[0, a], r), SIZE - r)
