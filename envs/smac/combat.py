@@ -28,7 +28,10 @@ from envs.smac.units import (
 X, Y, HP, HPMAX, SH, SHMAX, EN, CD, PACE, GOAL_X, GOAL_Y, HIT_IN, HURT_AT, WINDUP, HEALED_AT = range(15)
 # Where a unit faces, a vector of length 1; the least wind-up of its next shot.
 FACE_X, FACE_Y, LEAST_WINDUP = range(15, 18)
-STATE_ROWS = 18
+# Of who fights hand to hand: where it was a loop ago, and for how many loops it goes on around others, to the
+# left (above 0) or to the right.
+LAST_X, LAST_Y, ASIDE = range(18, 21)
+STATE_ROWS = 21
 NEVER = -1e9
 # Rows of k. HIT_ON: target of a shot under way; ATTACKER: who has hit a unit lately; BY_X: the units by x.
 ORDER, TARGET, HIT_ON, ATTACKER, BY_X = range(5)
@@ -68,6 +71,17 @@ TURN_COS, TURN_SIN = math.cos(math.radians(TURN_RATE)), math.sin(math.radians(TU
 ARC_COS = math.cos(math.radians(ARC_SLOP))
 HEALER_THREAT = 16.0
 """Loops for which a medivac that has healed counts as a threat."""
+HAND_TO_HAND = 1.0
+"""Cells: weapons of less range have to surround what they hit."""
+HELD_UP = 0.3
+"""A unit that gets less than this share of its pace ahead is held up by others."""
+AROUND_LOOPS = 8.0
+"""Loops for which it then walks to one side, at this angle to its way."""
+AROUND_COS, AROUND_SIN = math.cos(math.radians(80.0)), math.sin(math.radians(80.0))
+AROUND_GAP = 4.0
+"""Cells from its target from where on it does so."""
+FIRM = 0.3
+"""Share of an overlap by which one that stands and fights hand to hand makes way for one that walks."""
 ARRIVED = 1.0
 """Cells from the goal at which an attack-move is over."""
 
@@ -324,8 +338,41 @@ def travel(u, step, floats, ints, cells, hops, i, gx, gy, short):
 
 
 @piece
-def part(living, step, line, ints, widest):
-    """One pass over the pairs that overlap: each unit makes way by half of it.
+def go_around(u, step, floats, i, dx, dy, distance):
+    """Walk past the bodies that hold unit i up on its way along (dx, dy); False if there are none.
+
+    It starts to the side to which they push it, and turns back where it is held up again. Without it those
+    behind wait in line for those in front, and nobody is surrounded.
+    """
+    mx, my = u[X, i] - u[LAST_X, i], u[Y, i] - u[LAST_Y, i]
+    least = HELD_UP * u[PACE, i]
+    held = mx * mx + my * my < least * least
+    u[LAST_X, i], u[LAST_Y, i] = u[X, i], u[Y, i]
+    if u[ASIDE, i] != 0.0:
+        if held and abs(u[ASIDE, i]) < AROUND_LOOPS - 2.0:
+            u[ASIDE, i] = -math.copysign(AROUND_LOOPS, u[ASIDE, i])
+        u[ASIDE, i] -= math.copysign(1.0, u[ASIDE, i])
+    elif held:
+        u[ASIDE, i] = math.copysign(AROUND_LOOPS, dx * my - dy * mx)
+    if u[ASIDE, i] == 0.0:
+        return False
+    side = math.copysign(AROUND_SIN, u[ASIDE, i])
+    ox, oy = (dx * AROUND_COS - dy * side) / distance, (dx * side + dy * AROUND_COS) / distance
+    u[PACE, i] = floats[SPEED, i]
+    step[0, i], step[1, i] = ox * u[PACE, i], oy * u[PACE, i]
+    turn(u, i, ox, oy)
+    return True
+
+
+@piece
+def stands_firm(u, target, floats, i):
+    """Whether unit i stands and fights hand to hand: who walks cannot shove it as one that walks, too."""
+    return floats[RANGE, i] < HAND_TO_HAND and u[PACE, i] <= 0.0 and target[i] >= 0
+
+
+@piece
+def part(u, target, floats, living, step, line, ints, widest):
+    """One pass over the pairs that overlap: they make way for each other, by half of it, or by `FIRM`.
 
     The living side by side in line, as `push` has them; step (2, U) is scratch, and 0.
     """
@@ -346,14 +393,15 @@ def part(living, step, line, ints, widest):
                 continue
             distance = math.sqrt(squared)
             if distance > 1e-6:
-                half = 0.5 * (apart - distance) / distance
-                px, py = dx * half, dy * half
+                px, py = dx * (apart - distance) / distance, dy * (apart - distance) / distance
             else:
-                px, py = 0.0, 0.5 * apart
-            step[0, i] -= px
-            step[1, i] -= py
-            step[0, j] += px
-            step[1, j] += py
+                px, py = 0.0, apart
+            firm_i, firm_j = stands_firm(u, target, floats, i), stands_firm(u, target, floats, j)
+            share = 0.5 if firm_i == firm_j else FIRM if firm_i else 1.0 - FIRM
+            step[0, i] -= px * share
+            step[1, i] -= py * share
+            step[0, j] += px * (1.0 - share)
+            step[1, j] += py * (1.0 - share)
     for a in range(living):
         i = int(line[3, a])
         line[0, a] += step[0, i]
@@ -362,7 +410,7 @@ def part(living, step, line, ints, widest):
 
 
 @piece
-def push(u, order, step, line, floats, ints, widest, table, walls):
+def push(u, target, order, step, line, floats, ints, widest, table, walls):
     """Move, then passes of pushing over pairs near in x.
 
     order (U,) stays sorted by x; step (2, U) is 0 for the dead and comes back as 0; line (6, U) is scratch.
@@ -392,7 +440,7 @@ def push(u, order, step, line, floats, ints, widest, table, walls):
             line[2, living], line[3, living] = floats[SEPARATION, i], i
             living += 1
     for _ in range(int(table[PASSES])):
-        part(living, step, line, ints, widest)
+        part(u, target, floats, living, step, line, ints, widest)
     for a in range(living):
         i, r = int(line[3, a]), line[2, a]
         x = min(max(line[0, a], r), SIZE - r)

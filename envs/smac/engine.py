@@ -20,6 +20,7 @@ from envs.compiled import njit, piece
 from envs.smac import combat, units
 from envs.smac.combat import (
     AGGRESSION_MEMORY,
+    AROUND_GAP,
     ARRIVED,
     ATTACK,
     ATTACK_MOVE,
@@ -46,6 +47,7 @@ from envs.smac.combat import (
     GOAL_Y,
     GOAL_Y1,
     GOAL_Y2,
+    HAND_TO_HAND,
     HEAL,
     HEAL_COST,
     HEAL_MINIMUM,
@@ -94,6 +96,7 @@ from envs.smac.combat import (
     find_target,
     fire,
     gap_between,
+    go_around,
     hurt,
     in_melee,
     push,
@@ -260,6 +263,12 @@ def _fight(u, k, rng, b, step, attacker, alarm, A, floats, ints, table, cells, h
     if u[WINDUP, i] >= 0.0:
         u[WINDUP, i] -= 1.0
     elif gap > floats[RANGE, i]:
+        if (
+            floats[RANGE, i] < HAND_TO_HAND
+            and gap < AROUND_GAP
+            and go_around(u, step, floats, i, dx, dy, distance)
+        ):
+            return
         reach = floats[RANGE, i] + floats[RADIUS, i] + floats[RADIUS, target]
         if hops.shape[0] > 0:
             travel(u, step, floats, ints, cells, hops, i, u[X, target], u[Y, target], reach - 1e-6)
@@ -361,7 +370,7 @@ def _loop(u, k, rng, b, alive, step, line, attacker, A, floats, ints, widest, ta
     for i in range(n):
         # Who hit whom is only known from the next loop on: else the side handled last would answer sooner.
         k[ATTACKER, i] = attacker[i]
-    push(u, k[BY_X], step, line, floats, ints, widest, table, walls)
+    push(u, k[TARGET], k[BY_X], step, line, floats, ints, widest, table, walls)
 
 
 @piece

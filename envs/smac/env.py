@@ -25,7 +25,7 @@ class SmacVectorEnv(TeamVectorEnv):
     E environments, N agents, A actions. Observations (E, N, obs_dim) float32; actions int (E, N); one shared
     reward (E,) float32 per step. Reproducible: environment e depends on the seed and e alone.
 
-    map_name: one of `envs.smac.maps.MAPS` or, of SMACv2, `envs.smac.generated.GENERATED`, or a TOML file
+    map_name: one of `envs.smac.maps.MAPS`, or of SMACv2's in `envs.smac.generated`, or a TOML file
     (`envs.smac.battles`). seed: of the first reset. reward_fix: max(0, .) in place of SMAC's absolute value,
     which pays for enemy shields that regenerate (SMACv2's own reward, there always). render_mode: None or
     "rgb_array". conic_view: SMACv2's agents see a cone, which they turn by twelve more actions.
