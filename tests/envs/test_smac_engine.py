@@ -710,3 +710,10 @@ def test_a_damaged_state_is_refused_before_compiled_code_sees_it():
             env.set_state(damaged)
     env.set_state(state)
     env.step(env.sample_actions())
+
+
+def test_the_engines_version_is_told_and_names_runs():
+    """Curves of battles that go otherwise would be taken for one another's."""
+    env = envs.make("smac/3m", 1, backend="embedded")
+    assert envs.describe(env)["engine_version"] == units.ENGINE_VERSION == 2
+    assert envs.env_name(env) == "smac-3m-embedded2"
