@@ -12,6 +12,7 @@ import math
 import numpy as np
 
 from envs.compiled import piece
+from envs.smac.maps import HAND_TO_HAND
 from envs.smac.terrain import SIZE, first_stop, off_walls, way_length
 from envs.smac.units import (
     AIR,
@@ -59,7 +60,7 @@ PLANE, ATTRIBUTES, BONUS_ATTRIBUTES, HITS, HITS_AIR, FIRES_WALKING, ALWAYS_THREA
 (
     BAND_LOW, BAND_HIGH, ALLY_X, ALLY_Y, ENEMY_X, ENEMY_Y, JITTER, DELAY_LOW, DELAY_HIGH, FIRST_WINDUP,
     LEAST_DAMAGE, SHIELD_DELAY, SHIELD_RATE, LOOPS, GOAL_X1, GOAL_Y1, GOAL_X2, GOAL_Y2, HUNTS, EXPLODES,
-    PASSES,
+    CROWDED,
 ) = range(21)  # fmt: skip
 
 BEAM_RADIUS = 0.15
@@ -71,8 +72,6 @@ TURN_COS, TURN_SIN = math.cos(math.radians(TURN_RATE)), math.sin(math.radians(TU
 ARC_COS = math.cos(math.radians(ARC_SLOP))
 HEALER_THREAT = 16.0
 """Loops for which a medivac that has healed counts as a threat."""
-HAND_TO_HAND = 1.0
-"""Cells: weapons of less range have to surround what they hit."""
 HELD_UP = 0.3
 """A unit that gets less than this share of its pace ahead is held up by others."""
 AROUND_LOOPS = 8.0
@@ -81,7 +80,7 @@ AROUND_COS, AROUND_SIN = math.cos(math.radians(80.0)), math.sin(math.radians(80.
 AROUND_GAP = 4.0
 """Cells from its target from where on it does so."""
 FIRM = 0.3
-"""Share of an overlap by which one that stands and fights hand to hand makes way for one that walks."""
+"""Share of an overlap by which, in a crowd, who stands and fights hand to hand makes way for who walks."""
 ARRIVED = 1.0
 """Cells from the goal at which an attack-move is over."""
 
@@ -365,13 +364,7 @@ def go_around(u, step, floats, i, dx, dy, distance):
 
 
 @piece
-def stands_firm(u, target, floats, i):
-    """Whether unit i stands and fights hand to hand: who walks cannot shove it as one that walks, too."""
-    return floats[RANGE, i] < HAND_TO_HAND and u[PACE, i] <= 0.0 and target[i] >= 0
-
-
-@piece
-def part(u, target, floats, living, step, line, ints, widest):
+def part(living, step, line, ints, widest, crowded):
     """One pass over the pairs that overlap: they make way for each other, by half of it, or by `FIRM`.
 
     The living side by side in line, as `push` has them; step (2, U) is scratch, and 0.
@@ -393,15 +386,15 @@ def part(u, target, floats, living, step, line, ints, widest):
                 continue
             distance = math.sqrt(squared)
             if distance > 1e-6:
-                px, py = dx * (apart - distance) / distance, dy * (apart - distance) / distance
+                half = 0.5 * (apart - distance) / distance
+                px, py = dx * half, dy * half
             else:
-                px, py = 0.0, apart
-            firm_i, firm_j = stands_firm(u, target, floats, i), stands_firm(u, target, floats, j)
-            share = 0.5 if firm_i == firm_j else FIRM if firm_i else 1.0 - FIRM
-            step[0, i] -= px * share
-            step[1, i] -= py * share
-            step[0, j] += px * (1.0 - share)
-            step[1, j] += py * (1.0 - share)
+                px, py = 0.0, 0.5 * apart
+            more = (1.0 - 2.0 * FIRM) * (line[4, c] - line[4, a]) if crowded else 0.0
+            step[0, i] -= px * (1.0 + more)
+            step[1, i] -= py * (1.0 + more)
+            step[0, j] += px * (1.0 - more)
+            step[1, j] += py * (1.0 - more)
     for a in range(living):
         i = int(line[3, a])
         line[0, a] += step[0, i]
@@ -413,13 +406,13 @@ def part(u, target, floats, living, step, line, ints, widest):
 def push(u, target, order, step, line, floats, ints, widest, table, walls):
     """Move, then passes of pushing over pairs near in x.
 
-    order (U,) stays sorted by x; step (2, U) is 0 for the dead and comes back as 0; line (6, U) is scratch.
+    order (U,) stays sorted by x; step (2, U) is 0 for the dead and comes back as 0; line (7, U) is scratch.
     """
     n = u.shape[1]
-    walled = walls.shape[0] > 0
+    walled, crowded = walls.shape[0] > 0, table[CROWDED] > 0.0
     for i in range(n):
         if walled:
-            line[4, i], line[5, i] = u[X, i], u[Y, i]
+            line[5, i], line[6, i] = u[X, i], u[Y, i]
         u[X, i] += step[0, i]
         u[Y, i] += step[1, i]
         step[0, i] = step[1, i] = 0.0
@@ -438,9 +431,12 @@ def push(u, target, order, step, line, floats, ints, widest, table, walls):
         if u[HP, i] > 0.0:
             line[0, living], line[1, living] = u[X, i], u[Y, i]
             line[2, living], line[3, living] = floats[SEPARATION, i], i
+            if crowded:
+                firm = floats[RANGE, i] < HAND_TO_HAND and u[PACE, i] <= 0.0 and target[i] >= 0
+                line[4, living] = 1.0 if firm else 0.0
             living += 1
-    for _ in range(int(table[PASSES])):
-        part(u, target, floats, living, step, line, ints, widest)
+    for _ in range(3 if crowded else 1):
+        part(living, step, line, ints, widest, crowded)
     for a in range(living):
         i, r = int(line[3, a]), line[2, a]
         x = min(max(line[0, a], r), SIZE - r)
@@ -448,5 +444,5 @@ def push(u, target, order, step, line, floats, ints, widest, table, walls):
         if ints[ATTRIBUTES, i] & STRUCTURE:
             continue
         if walled and ints[PLANE, i] == GROUND:
-            x, y = off_walls(walls, x, y, r, line[4, i], line[5, i])
+            x, y = off_walls(walls, x, y, r, line[5, i], line[6, i])
         u[X, i], u[Y, i] = x, y

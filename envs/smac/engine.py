@@ -47,7 +47,6 @@ from envs.smac.combat import (
     GOAL_Y,
     GOAL_Y1,
     GOAL_Y2,
-    HAND_TO_HAND,
     HEAL,
     HEAL_COST,
     HEAL_MINIMUM,
@@ -107,7 +106,7 @@ from envs.smac.combat import (
     uniform,
     walk,
 )
-from envs.smac.maps import START_JITTER, SmacMap
+from envs.smac.maps import HAND_TO_HAND, START_JITTER, SmacMap
 from envs.smac.units import BIOLOGICAL, LOOPS_PER_SECOND, UnitType
 
 
@@ -157,7 +156,7 @@ def rules_of(battle: SmacMap) -> np.ndarray:
         units.STEP_LOOPS,
     )
     goal = battle.goal or (battle.ally_point, battle.ally_point)
-    orders = (*goal[0], *goal[1], battle.hunt + battle.drawn, explodes, battle.passes)
+    orders = (*goal[0], *goal[1], battle.hunt + battle.drawn, explodes, battle.crowded)
     table = np.array(
         [*battle.band, *points, 0.0 if battle.drawn else START_JITTER, *units.WEAPON_DELAY, *rules, *orders],
         dtype=np.float64,
@@ -485,7 +484,7 @@ def _compile(digest: int) -> tuple[Callable[..., None], Callable[..., None], Cal
         floats, ints = all_floats[0], all_ints[0]
         alive = np.empty(n, np.bool_)
         step = np.zeros((2, n))
-        line = np.empty((6, n))
+        line = np.empty((7, n))
         attacker = np.empty(n, np.int64)
         widest = floats[SEPARATION].max()
         loops = int(table[LOOPS])

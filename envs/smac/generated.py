@@ -17,7 +17,7 @@ import numpy as np
 
 from envs.compiled import njit
 from envs.smac.combat import PLANE, SEPARATION, uniform
-from envs.smac.maps import REWARD_DEATH, REWARD_SCALE, REWARD_WIN, SIZE, SmacMap, looks_of
+from envs.smac.maps import HAND_TO_HAND, REWARD_DEATH, REWARD_SCALE, REWARD_WIN, SIZE, SmacMap, looks_of
 from envs.smac.units import (
     BANELING,
     COLOSSUS_UNIT,
@@ -64,6 +64,12 @@ class GeneratedMap(SmacMap):
     def kinds(self) -> tuple[UnitType, ...]:
         """(6,) the types a unit may be: the agents' three, then the enemy's."""
         return self.race + tuple(ENEMY_MEDIVAC if kind is MEDIVAC else kind for kind in self.race)
+
+    @property
+    def melee(self) -> tuple[int, int]:
+        """How many agents and how many enemies may fight hand to hand."""
+        some = any(kind.range < HAND_TO_HAND for kind in self.race)
+        return (self.num_agents, self.num_enemies) if some else (0, 0)
 
     @cached_property
     def cast_looks(self) -> np.ndarray:

@@ -35,6 +35,10 @@ START_JITTER = 0.1
 """Cells: each unit starts up to this far, in x and in y, from its place: no two battles are the same."""
 SIGHT, SHOOT = 9.0, 6.0
 """Cells, centre to centre, at which SMAC's agents see, and may attack, whatever their type and weapon."""
+HAND_TO_HAND = 1.0
+"""Cells: weapons of less range have to surround what they hit."""
+FEW = 6
+"""So many who fight hand to hand are no crowd."""
 REWARD_WIN, REWARD_DEATH, REWARD_SCALE = 200.0, 10.0, 20.0
 
 
@@ -159,15 +163,21 @@ class SmacMap:
         """(32, 32) bool: the part of the pathing grid on which the battle is fought."""
         return terrain.walkable(self.ground, ".") if self.ground else self.pathing_grid
 
-    @cached_property
-    def passes(self) -> int:
-        """Times a loop that bodies which overlap are pushed apart.
+    @property
+    def melee(self) -> tuple[int, int]:
+        """How many agents and how many enemies fight hand to hand."""
+        sides = (self.ally_types, self.enemy_types)
+        allies, enemies = (sum(0 < kind.range < HAND_TO_HAND for kind in side) for side in sides)
+        return allies, enemies
 
-        After one pass a crowd of zerglings or banelings stands 0.5 apart instead of 0.75, so that too many
-        of them reach what they surround: corridor lasted 28 steps instead of the game's 35.
+    @property
+    def crowded(self) -> bool:
+        """Whether bodies are pushed apart three times a loop instead of once, and fighters stand firm.
+
+        After one pass a crowd stands 0.5 cells apart instead of 0.75, so that too many of it reach what they
+        surround: corridor lasted 28 steps instead of the game's 35. For fewer it makes no difference.
         """
-        swarm = any(kind in (ZERGLING, BANELING) for kind in self.kinds)
-        return 3 if swarm else 1
+        return max(self.melee) > FEW
 
     @cached_property
     def walls(self) -> np.ndarray:

@@ -5,6 +5,7 @@ import json
 import shutil
 import sys
 
+import made_runs
 import numpy as np
 import pytest
 from made_runs import EVALS, FIGURE_EVERY, final, level, made, make_runs, record_runs, whole
@@ -16,11 +17,13 @@ from benchmark.figures import FIGURES, panel_runs
 from benchmark.lib import statistics as stats
 from benchmark.lib.cells import aggregate_table, by_panel, comparison_table, interquartile_means, p_words
 from benchmark.lib.gather import NoRunError, figure_cells
+from benchmark.lib.groups import engine
 from benchmark.lib.marl_eval import marl_eval
 from benchmark.lib.published import claim_rows, claims_in_words, figure_pictures, figure_text, still_to_run
 from benchmark.lib.record import record
 from benchmark.lib.runs import ResultsError
 from benchmark.lib.store import PUBLISHED, Store
+from envs.smac.units import ENGINE_VERSION
 
 SEEDS = (1, 2, 3)
 TASKS = tuple(f"mpe-{task}" for task in ("simple_spread", "line_control", "circle_control"))
@@ -55,6 +58,34 @@ def test_scales_share_equal_runs(tmp_path):
     made(tmp_path, "fig2", seeds=(1,), scale="small")  # the particle worlds have other budgets
     with pytest.raises(NoRunError, match="no run of fig2 at scale paper"):
         figure_cells("fig2", "paper", SEEDS, Store(tmp_path / "results"))
+
+
+def test_a_picture_of_battles_is_of_one_engine(tmp_path, monkeypatch):
+    """Curves of battles that go otherwise would be compared, or averaged."""
+
+    def on_first_engine(figure, scale, seeds):
+        return [(*of, run.on_first_engine()) for *of, run in panel_runs(figure, scale, seeds)]
+
+    with monkeypatch.context() as before:
+        before.setattr(made_runs, "panel_runs", on_first_engine)
+        store = made(tmp_path, "fig7")
+    cells, gaps = figure_cells("fig7", "small", SEEDS, store)
+    assert gaps.missing == gaps.unfinished == set()
+    told = {engine(run) for cell in cells for group in cell.groups for run in group.runs}
+    assert told == {"embedded engine, not StarCraft II"}
+    # As soon as a task has one run on the engine of today, the others of that task are missing.
+    make_runs(tmp_path / "new", "fig7", seeds=(1,))
+    place = min((tmp_path / "new").glob("*"))
+    (directory,) = place.glob("*__*")
+    record(directory, tmp_path / "results", key=place.name)
+    cells, gaps = figure_cells("fig7", "small", SEEDS, Store(tmp_path / "results"))
+    assert gaps.missing
+    versions = [
+        {run.settings.get("engine_version") for group in cell.groups for run in group.runs} for cell in cells
+    ]
+    assert all(len(version) == 1 for version in versions) and {ENGINE_VERSION} in versions
+    (run,) = cells[versions.index({ENGINE_VERSION})].groups[0].runs
+    assert engine(run) == f"embedded engine {ENGINE_VERSION}, not StarCraft II"
 
 
 def test_pictures_and_tables_of_scale_smoke_say_that_they_are_no_results(tmp_path, monkeypatch):

@@ -733,3 +733,10 @@ def test_battles_are_the_same_on_any_number_of_threads(name, monkeypatch):
         env.step(np.full((7, env.num_agents), env.num_actions))
     after = env.get_state().values()
     assert all(np.array_equal(*pair) for pair in zip(after, played[-1][-len(after) :], strict=True))
+
+
+def test_the_engines_version_is_told_and_names_runs():
+    """Curves of battles that go otherwise would be taken for one another's."""
+    env = envs.make("smac/3m", 1, backend="embedded")
+    assert envs.describe(env)["engine_version"] == units.ENGINE_VERSION == 2
+    assert envs.env_name(env) == "smac-3m-embedded2"
