@@ -116,23 +116,31 @@ def main() -> int:
         replace(args.results / "README.md", text)
         print(text, end="")
         return 0
-    plan, display = choose_plan(args), Display()
+    plan = choose_plan(args)
     published = args.results / f"{plan.name}.json"
     check_results(published, plan)
     folder = args.runs_dir.resolve() / plan.name
     lock = take_lock(folder)
     if lock is None:
         sys.exit(f"tune: another process tunes in {folder}; wait for it, or give another --runs-dir.")
+    try:
+        return tune(args, Tuning(plan, folder), published)
+    finally:
+        os.close(lock)
+
+
+def tune(args: Args, tuning: Tuning, published: Path) -> int:
+    """Runs and publishes generation after generation; the exit status."""
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    executor, tuning = Local(folder, args.jobs or usable), Tuning(plan, folder)
+    executor, display = Local(tuning.folder, args.jobs or usable), Display()
     stops = stops_by_signals()
-    display.say(f"{args.trials} trials of {plan.method} on {plan.task.name} in {folder}")
+    display.say(f"{args.trials} trials of {args.method} on {tuning.plan.task.name} in {tuning.folder}")
     while tuning.is_open(args.trials):
         if stops or not run_generation(tuning, executor, args, display, stops):
             display.say("stopped: runs write their checkpoints; the same command goes on with them")
             return EXIT_REQUEUE
-        publish(published, tuning.as_published(args.trials, Store(folder / "results")))
-    told = tuning.as_published(args.trials, Store(folder / "results"))
+        publish(published, tuning.as_published(args.trials, Store(tuning.folder / "results")))
+    told = tuning.as_published(args.trials, Store(tuning.folder / "results"))
     publish(published, told)
     best = best_of(told)
     display.say(f"best: {best['value']:.4g}, trial {best['number']}" if best else "every trial failed")

@@ -180,7 +180,7 @@ class Tuning:
                     "number": trial.number,
                     "origin": trial.user_attrs["origin"],
                     "state": "failed" if trial.state == TrialState.FAIL else "complete",
-                    "value": trial.value,
+                    "value": None if trial.value is None else six_digits(trial.value),
                     "by_seed": values,
                     "settings": rounded(trial.params),
                     "commit": ", ".join(commits),
@@ -189,6 +189,10 @@ class Tuning:
             )
         made_with = f"Optuna {optuna.__version__}, TPE, {GENERATION} trials a generation"
         return self.plan.identity() | {"sampler": made_with, "planned_trials": count, "trials": rows}
+
+
+def six_digits(value: float) -> float:
+    return float(f"{value:.6g}")
 
 
 def outcome(runs: Sequence[Planned], folder: Path, store: Store) -> tuple[list[float | None], list[str], str]:
@@ -205,7 +209,7 @@ def outcome(runs: Sequence[Planned], folder: Path, store: Store) -> tuple[list[f
             commits.add(made.git_commit)
             if made.finished and RETURN in made.columns:
                 (final,) = final_means(made.columns[RETURN][None])
-        values.append(float(f"{final:.6g}") if math.isfinite(final) else None)
+        values.append(six_digits(final) if math.isfinite(final) else None)
         if values[-1] is None:
             place = folder / run.key
             ended = finished(run_directory(place))
