@@ -88,7 +88,7 @@ def check_results(path: Path, plan: Plan) -> None:
         check_same(read_published(path), plan.identity(), path, "--results")
 
 
-def run_generation(tuning: Tuning, executor: Local, args: Args, display: Display, stops: list[int]) -> bool:
+def run_generation(tuning: Tuning, executor: Local, args: Args, display: Display, stops: list[int]) -> None:
     """Runs what the trials that wait still need, and says what they came to; False if it was stopped."""
     results = tuning.folder / "results"
     going = tuning.sample(args.trials)
@@ -102,11 +102,10 @@ def run_generation(tuning: Tuning, executor: Local, args: Args, display: Display
         executor.stop()
     for key, code in executor.ended().items():
         benchmark.judge(key, code)
-    if benchmark.keys("waiting"):
-        return False
+    still = {*benchmark.keys("waiting"), *benchmark.keys("running")}
     for trial in going:
-        display.say(tuning.tell(trial, Store(results)))
-    return True
+        if not still.intersection(run.key for run in tuning.runs(trial)):
+            display.say(tuning.tell(trial, Store(results)))
 
 
 def main() -> int:
@@ -135,13 +134,14 @@ def tune(args: Args, tuning: Tuning, published: Path) -> int:
     executor, display = Local(tuning.folder, args.jobs or usable), Display()
     stops = stops_by_signals()
     display.say(f"{args.trials} trials of {args.method} on {tuning.plan.task.name} in {tuning.folder}")
-    while tuning.is_open(args.trials):
-        if stops or not run_generation(tuning, executor, args, display, stops):
-            display.say("stopped: runs write their checkpoints; the same command goes on with them")
-            return EXIT_REQUEUE
+    while not stops and tuning.is_open(args.trials):
+        run_generation(tuning, executor, args, display, stops)
         publish(published, tuning.as_published(args.trials, Store(tuning.folder / "results")))
     told = tuning.as_published(args.trials, Store(tuning.folder / "results"))
     publish(published, told)
+    if tuning.is_open(args.trials):
+        display.say("stopped: runs wrote their checkpoints; the same command goes on with them")
+        return EXIT_REQUEUE
     best = best_of(told)
     display.say(f"best: {best['value']:.4g}, trial {best['number']}" if best else "every trial failed")
     return int(best is None)

@@ -224,13 +224,12 @@ def outcome(runs: Sequence[Planned], folder: Path, store: Store) -> tuple[list[f
 def check_same(held: dict[str, Any], asked: dict[str, Any], where: Path, remedy: str) -> None:
     """ResultsError where a file holds trials of another tuning."""
     asked = json.loads(json.dumps(asked))
-    differ = [name for name in IDENTITY if held.get(name) != asked[name]]
-    if differ:
-        name = differ[0]
-        raise ResultsError(
-            f"{where} holds a tuning with another {name.replace('_', ' ')} ({held.get(name)!r:.60}); "
-            f"repeat its settings, or give another {remedy}."
-        )
+    for name in IDENTITY:
+        if held.get(name) != asked[name]:
+            raise ResultsError(
+                f"{where} holds another tuning: {name.replace('_', ' ')} {held.get(name)!s:.60} instead of "
+                f"{asked[name]!s:.60}; repeat its settings, delete it, or give another {remedy}."
+            )
 
 
 def publish(path: Path, told: dict[str, Any]) -> None:

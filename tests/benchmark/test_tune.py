@@ -14,6 +14,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import optuna
 import pytest
 
 from benchmark import tune
@@ -169,6 +170,7 @@ def test_all_trials_are_told_failed_ones_as_failed(reference):
     assert [row["number"] for row in told["trials"]] == list(range(10))
     assert [row["origin"] for row in told["trials"][:3]] == ["the paper's", "best known", "sampled"]
     assert told["seeds"] == [101, 102] and told["steps"] == 20 and told["planned_trials"] == 10
+    assert told["sampler"].startswith(f"Optuna {optuna.__version__}, TPE")
     notes = set()
     for row in told["trials"]:
         rate = row["settings"]["learning_rate"]
@@ -196,7 +198,8 @@ def test_a_stopped_tuning_goes_on_with_the_same_trials(number, asked, tmp_path, 
         time.sleep(0.01)
     process.send_signal(number)
     assert process.wait(timeout=60) == (75 if number == signal.SIGTERM else -number)
-    assert len(bench.published()["trials"]) == 4
+    so_far = bench.published()["trials"]
+    assert 4 <= len(so_far) < 8 and all(row in reference.published()["trials"] for row in so_far)
     (tmp_path / "pause").write_text("0")
     code, output = bench.finish("--jobs", "1")
     assert code == 0 and "best: 1.015, trial 0" in output, output
@@ -325,9 +328,9 @@ def test_without_optuna_it_says_so():
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--steps", "30"], "another steps (20)"),
-        (["--seeds-per-trial", "1"], "another seeds ([101, 102])"),
-        (["--sampler-seed", "1"], "another sampler seed (0)"),
+        (["--steps", "30"], "steps 20 instead of 30"),
+        (["--seeds-per-trial", "1"], "seeds [101, 102] instead of [101]"),
+        (["--sampler-seed", "1"], "sampler seed 0 instead of 1"),
     ],
 )
 def test_trials_of_another_tuning_are_not_mixed_in(flags, words, reference, tmp_path, monkeypatch):
@@ -354,7 +357,7 @@ def test_a_study_of_another_space_is_refused(tmp_path, monkeypatch):
     plan = Plan(TASKS["matrix/stochastic"], "dpo", 20, 1, 0)
     Tuning(plan, tmp_path)
     monkeypatch.setitem(space.BATCHES, "matrix", {"num_envs": space.Choice((16, 32))})
-    with pytest.raises(ResultsError, match="another space"):
+    with pytest.raises(ResultsError, match="another tuning: space"):
         Tuning(plan, tmp_path)
     (tmp_path / "study.db").write_text("no database")
     with pytest.raises(ResultsError, match="cannot be read"):
