@@ -312,6 +312,20 @@ def dry_run(runs: Sequence[Run], executor: Local | Slurm) -> None:
             print(shlex.join(command(run, place, executor.device)))
 
 
+def stops_by_signals() -> list[int]:
+    """A list to which Ctrl-C, SIGTERM and, but for nohup's, SIGHUP add their number from now on."""
+    stops: list[int] = []
+
+    def stop(number: int, _: FrameType | None) -> None:
+        stops.append(number)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup's
+        signal.signal(signal.SIGHUP, stop)
+    return stops
+
+
 def record_all(args: Args) -> int:
     """Records the run directories of --record; exit status 1 if some were not."""
     failed = 0
@@ -336,15 +350,7 @@ def main() -> int:
         dry_run(runs, executor)
         return 0
     args.results.mkdir(parents=True, exist_ok=True)  # where it cannot be made, that is told before the runs
-    stops: list[int] = []
-
-    def stop(number: int, _: FrameType | None) -> None:
-        stops.append(number)
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, stop)
-    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup's
-        signal.signal(signal.SIGHUP, stop)
+    stops = stops_by_signals()
     benchmark = Benchmark(runs, executor, args.results, args.retries, display.say)
     try:
         display.say(f"{len(runs)} runs in {executor.runs_dir}, {executor.slots} at a time")

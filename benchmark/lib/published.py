@@ -190,6 +190,7 @@ def published_texts(store: Store) -> Files:
             files[folder_of(name) / "table.md"] = tables[name].encode()
     tables |= {name: study_text(study, store) for name, study in STUDIES.items()}
     tables["discussion"] = (PUBLISHED / "studies/discussion/README.md").read_text()  # by discussion.py
+    tables["tuning"] = (PUBLISHED / "tuning/README.md").read_text()  # by tune.py --report
     verdicts = verdict_page(store)
     tables["verdicts"] = LINK.sub(r"\1", verdicts)  # for pages of other folders
     files[ROOT / "docs" / "verdicts.md"] = verdicts.encode()
