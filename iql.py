@@ -168,19 +168,26 @@ class QNetworks(nn.Module):
         num_agents, _, num_actions = bias.shape
         return bias.new_zeros(num_agents, num_envs, num_actions), bias.new_zeros(num_agents, num_envs, HIDDEN)
 
-    def forward(self, x: torch.Tensor, hidden: torch.Tensor, cell=gru_cell) -> tuple[torch.Tensor, ...]:
+    def forward(self, x, hidden, cell=gru_cell, active: list[int] | None = None) -> tuple[torch.Tensor, ...]:
         """Q of all actions after each step of a sequence, and the last hidden state.
 
-        x: (N, T, B, in), hidden: (N, B, HIDDEN) before it -> (N, T, B, A), (N, B, HIDDEN).
+        x: (N, T, B, in), hidden: (N, B, HIDDEN) before it -> (N, T, B, A), (N, B, HIDDEN). active: how many
+        of the B sequences, the first ones, go on at each step, if not all; of the others Q is 0.
         """
         N, T, B, _ = x.shape
-        features = F.relu(self.layer(self.INPUT, x.reshape(N, T * B, -1)))
-        gates = self.layer(self.INPUT_GATES, features).view(N, T, B, -1)
+        rows = x.reshape(N, T * B, -1)
+        if active:
+            going_on = (torch.arange(B) < torch.tensor(active)[:, None]).flatten().nonzero().squeeze(1)
+            rows = rows[:, going_on]
+        gates = self.layer(self.INPUT_GATES, F.relu(self.layer(self.INPUT, rows)))
         states = []
-        for gate in gates.unbind(1):  # indexing would make backward fill a gradient of all steps at each
+        for gate in gates.split(active or B, dim=1):
+            hidden = hidden[:, : gate.shape[1]]
             hidden = cell(gate, self.layer(self.HIDDEN_GATES, hidden), hidden)
             states.append(hidden)
-        q = self.layer(self.OUTPUT, torch.stack(states, dim=1).view(N, T * B, -1))
+        q = self.layer(self.OUTPUT, torch.cat(states, dim=1))
+        if active:
+            q = q.new_zeros(N, T * B, q.shape[-1]).index_copy(1, going_on, q)
         return q.view(N, T, B, -1), hidden
 
 
@@ -262,11 +269,15 @@ class Replay:
                 episodes["obs"] = episodes["obs"].astype(np.float32)
 
     def sample(self, episodes: int, random: np.random.Generator, whole=False) -> dict[str, torch.Tensor]:
-        """Different episodes, uniformly, as `td_loss` wants them; T is the longest's or, whole, the limit."""
+        """Different episodes, uniformly, as `td_loss` wants them: the longest first, and T is its length.
+
+        whole: T is the limit, and nothing tells what can be left out, so that all batches are of one shape.
+        """
         which = random.choice(min(self.added, self.capacity), episodes, replace=False)
+        which = which[np.argsort(-self.ended["lengths"][which], kind="stable")]
         lengths = self.ended["lengths"][which]
-        steps = self.ended["rewards"].shape[1] if whole else int(lengths.max()) + 1
-        batch = {}
+        steps = self.ended["rewards"].shape[1] if whole else int(lengths[0]) + 1
+        batch = {} if whole else {"active": [int((lengths >= t).sum()) for t in range(steps)]}
         for name in ("obs", "action_mask", "actions", "rewards", "terminations"):
             x = self.ended[name][which, :steps]
             x = x.swapaxes(0, 2) if x.ndim > 2 else x.T
@@ -298,17 +309,19 @@ def td_loss(agents, target, batch, gamma: float, cell=gru_cell):
 
     batch: obs (N, T + 1, B, obs_dim), action_mask (N, T + 1, B, A), actions (N, T + 1, B), and the team's
     rewards, terminations and filled (T + 1, B); step t + 1 follows step t, and filled is 0 from the end on.
+    active, where it is there: how many episodes, the longest first, have not ended before each step.
     The parts, (N,) each: the loss, and means of Q of the actions taken and of the targets.
     """
     last_action = F.one_hot(batch["actions"][:, :-1], batch["action_mask"].shape[-1]).float()
     last_action = F.pad(last_action, (0, 0, 0, 0, 1, 0))  # zeros at the first step
     inputs = torch.cat([batch["obs"], last_action], dim=-1)
     hidden = inputs.new_zeros(inputs.shape[0], inputs.shape[2], HIDDEN)
-    q, _ = agents(inputs, hidden, cell)
+    active = batch.get("active")
+    q, _ = agents(inputs, hidden, cell, active)
     chosen = q.gather(-1, batch["actions"].unsqueeze(-1)).squeeze(-1)[:, :-1]
     with torch.no_grad():
         # y = r + gamma (1 - terminated) Q_target(o', argmax Q(o', available a))
-        q_target, _ = target(inputs, hidden, cell)
+        q_target, _ = target(inputs, hidden, cell, active)
         best = q.masked_fill(~batch["action_mask"], -torch.inf).argmax(-1, keepdim=True)
         following = q_target.gather(-1, best).squeeze(-1)[:, 1:]
         targets = batch["rewards"][:-1] + gamma * ~batch["terminations"][:-1] * following
@@ -374,7 +387,7 @@ class Learner:
 
     def learn(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """`update` of every group with its part of a batch, and what is the team's; returns (N,) each."""
-        team = ("rewards", "terminations", "filled")
+        team = ("rewards", "terminations", "filled", "active")
         batches = [{name: x if name in team else x[g] for name, x in batch.items()} for g in self.groups]
         stats = list(self.pool.map(operator.call, self.updates, batches))
         return {name: torch.cat([own[name] for own in stats]) for name in stats[0]}

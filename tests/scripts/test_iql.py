@@ -103,6 +103,31 @@ def test_padding_after_an_episode_changes_nothing():
     assert after.any() and all(torch.equal(x, theirs[name]) for name, x in ours.items())
 
 
+def test_episodes_that_have_ended_are_left_out_and_the_loss_is_the_same():
+    """Half of a batch of battles lies behind their ends; to compute on it would be to wait for nothing."""
+    batch = make_batch()
+    lengths = batch["filled"].sum(0).int()
+    order = lengths.argsort(descending=True, stable=True)
+    team = ("rewards", "terminations", "filled")
+    batch = {name: x[:, order] if name in team else x[:, :, order] for name, x in batch.items()}
+    active = [int((lengths >= t).sum()) for t in range(T + 1)]
+    assert active[0] == B and 0 < active[-1] < B
+    found = []
+    for wanted in (batch, batch | {"active": active}):
+        online, rows = make_networks(0), []
+
+        def cell(gates, product, hidden, rows=rows):
+            rows.append(len(hidden[0]))
+            return iql.gru_cell(gates, product, hidden)
+
+        loss, parts = iql.td_loss(online, make_networks(1), wanted, 0.9, cell)
+        loss.backward()
+        assert rows == 2 * (active if "active" in wanted else [B] * (T + 1))
+        found.append([loss.detach(), *parts.values(), *(p.grad for p in online.parameters())])
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-4)
+
+
 def test_agent_update_ignores_other_agents():
     """Strict decentralization: perturbing one agent's episodes leaves the others the same to the last bit."""
 
@@ -144,6 +169,7 @@ def test_replay_keeps_the_newest_episodes_and_samples_each_once():
     assert batch["obs"].shape == (N, 4, 4, OBS) and batch["obs"].dtype == torch.float32
     episodes = batch["rewards"][0].tolist()
     assert sorted(episodes) == [2, 3, 4, 5]
+    assert batch["active"] == [4, 4, 3, 2]  # of lengths 3, 3, 2, 1
     for b, k in enumerate(int(x) for x in episodes):
         length = 1 + k % 3
         expected = [10.0 * k + t for t in range(length)] + [10.0 * k + 9] + [0.0] * (3 - length)
