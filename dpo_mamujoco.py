@@ -60,7 +60,8 @@ EXIT_REQUEUE = 75  # EX_TEMPFAIL: a signal stopped the run, its checkpoint is on
 LONGEST_EPISODE = 100_000  # steps that an evaluation waits for the end of one
 EVAL_EPISODES = 32  # per evaluation; ten times as many for the absolute metric, unless they are slow
 CHUNK = 512  # rows at a time, so that activations stay in the cache; fewer agents than 8 take more
-GROUP_ROWS = 4096  # rows that a group of agents has together, at least; fewer do not pay for a thread
+GROUP_AGENTS = 2  # agents that learn together, at least
+GROUP_ROWS = 4096  # rows that they have together, at least; fewer do not pay for a thread
 COLUMNS = """
 global_step eval/episodic_return eval/episodic_length
 charts/episodic_return charts/episodic_length charts/SPS time/env time/act time/update
@@ -417,7 +418,7 @@ class Learner:
         if getattr(args, "compile", False):  # dpo_matrix.py has no such flag
             # On a CPU into C++, which runs without Python's lock.
             loss_fn = torch.compile(loss_fn, options={} if cuda else {"cpp_wrapper": True})
-        size = max(2, math.ceil(GROUP_ROWS / rows))
+        size = max(GROUP_AGENTS, math.ceil(GROUP_ROWS / rows))
         count = 1 if cuda else min(8, math.ceil(agents.team_size / size))
         bounds = np.linspace(0, agents.team_size, count + 1).astype(int).tolist()
         self.groups = [slice(first, last) for first, last in itertools.pairwise(bounds)]

@@ -62,6 +62,7 @@ EXIT_REQUEUE = 75  # EX_TEMPFAIL: a signal stopped the run, its checkpoint is on
 ITERATIONS = 10_000  # of the exact iteration at most: it need not converge, nor quickly
 STEADY = 1e-12  # it ends where no probability changes by more
 CHUNK = 512  # rows at a time, so that activations stay in the cache; fewer agents than 8 take more
+GROUP_AGENTS = 2  # agents that learn together, at least
 GROUP_ROWS = 10**9  # all agents are one group: their tables are too small to pay for threads
 COLUMNS = """
 global_step eval/episodic_return eval/greedy_return eval/optimum
@@ -375,7 +376,7 @@ class Learner:
         if getattr(args, "compile", False):  # dpo_matrix.py has no such flag
             # On a CPU into C++, which runs without Python's lock.
             loss_fn = torch.compile(loss_fn, options={} if cuda else {"cpp_wrapper": True})
-        size = max(2, math.ceil(GROUP_ROWS / rows))
+        size = max(GROUP_AGENTS, math.ceil(GROUP_ROWS / rows))
         count = 1 if cuda else min(8, math.ceil(agents.team_size / size))
         bounds = np.linspace(0, agents.team_size, count + 1).astype(int).tolist()
         self.groups = [slice(first, last) for first, last in itertools.pairwise(bounds)]

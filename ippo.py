@@ -59,8 +59,9 @@ SCRIPT = Path(__file__).stem
 EXIT_REQUEUE = 75  # EX_TEMPFAIL: a signal stopped the run, its checkpoint is on disk, --resume goes on
 LONGEST_EPISODE = 100_000  # steps that an evaluation waits for the end of one
 EVAL_EPISODES = 32  # per evaluation; ten times as many for the absolute metric, unless they are slow
-CHUNK = 512  # rows at a time, so that activations stay in the cache; fewer agents than 8 take more
-GROUP_ROWS = 4096  # rows that a group of agents has together, at least; fewer do not pay for a thread
+CHUNK = 512  # rows at a time, so that activations stay in the cache; fewer agents than 4 take more
+GROUP_AGENTS = 4  # agents that learn together, at least
+GROUP_ROWS = 4096  # rows that they have together, at least; fewer do not pay for a thread
 COLUMNS = """
 global_step eval/episodic_return eval/episodic_length eval/win_rate
 charts/episodic_return charts/episodic_length charts/win_rate charts/SPS time/env time/act time/update
@@ -455,7 +456,7 @@ def update(agents, optimizer, batch, args, loss_fn=ippo_loss) -> dict[str, torch
     """
     n, rows = batch["weight"].shape
     cuda = batch["obs"].is_cuda
-    size = rows if cuda else CHUNK * max(1, 8 // n)
+    size = rows if cuda else CHUNK * max(1, 4 // n)
     chunks = [{name: x[:, i : i + size] for name, x in batch.items()} for i in range(0, rows, size)]
     # Chunks without any sample add nothing; one is kept, for the shapes. A GPU would have to be waited for.
     # Where chunks are cut does not depend on who dies, so neither does how the sums of others are rounded.
@@ -501,7 +502,7 @@ class Learner:
         if getattr(args, "compile", False):  # dpo_matrix.py has no such flag
             # On a CPU into C++, which runs without Python's lock.
             loss_fn = torch.compile(loss_fn, options={} if cuda else {"cpp_wrapper": True})
-        size = max(2, math.ceil(GROUP_ROWS / rows))
+        size = max(GROUP_AGENTS, math.ceil(GROUP_ROWS / rows))
         count = 1 if cuda else min(8, math.ceil(agents.team_size / size))
         bounds = np.linspace(0, agents.team_size, count + 1).astype(int).tolist()
         self.groups = [slice(first, last) for first, last in itertools.pairwise(bounds)]
