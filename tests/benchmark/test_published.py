@@ -12,6 +12,7 @@ from benchmark.lib import published
 from benchmark.lib.claims import Comparison
 from benchmark.lib.documents import BEGIN, CITED, END, blocks, fill, parse, put_between
 from benchmark.lib.gather import NoRunError, chosen, planned_runs
+from benchmark.lib.space import METHODS, TASKS
 from benchmark.lib.store import PUBLISHED, Store
 from benchmark.lib.studies import STUDIES
 
@@ -79,6 +80,9 @@ def test_nothing_else_is_published(store, texts):
         made |= {Path("studies") / name / file for file, drawn in pictures.items() if drawn}
     made |= {Path("runs.csv"), Path("references.csv"), Path("random_play.csv")}
     made |= {Path("studies/speed/speed.json"), Path("studies/storm/storm.json")}  # by speed.py, tests/storm
+    trials = [f"{task.replace('/', '-')}__{method}.json" for task in TASKS for method in METHODS]
+    made |= {Path("tuning") / name for name in trials if (PUBLISHED / "tuning" / name).exists()}
+    made |= {Path("tuning/README.md")}
     made |= {Path("curves") / f"{run.env}.csv" for run in store.runs.values()}
     there = {path.relative_to(PUBLISHED) for path in PUBLISHED.rglob("*") if path.is_file()}
     assert there == made

@@ -79,6 +79,13 @@ PROGRAMS: dict[str, list[Words]] = {
         ["env", "mpe", "--seconds=nan"],
         ["env", "mamujoco", "--names", "Hopper-9x9"],
     ],
+    "benchmark/tune.py": [
+        ["nowhere", "dpo"],
+        ["matrix/stochastic", "nothing"],
+        ["matrix/stochastic", "dpo", "--trials=0"],
+        ["matrix/stochastic", "dpo", "--steps=many"],
+        ["matrix/stochastic", "ippo", "--results=TMP/file/results"],
+    ],
     "benchmark/discussion.py": [
         ["--sizes", "big"],
         ["--sizes", "0x0x0"],
@@ -112,7 +119,11 @@ PROGRAMS: dict[str, list[Words]] = {
 }
 """Command lines that must be refused; TMP is an empty folder with one file, named `file`."""
 
-ELSEWHERE = {"benchmark/run.py": ["runs-dir", "results"], "benchmark/discussion.py": ["out"]}
+ELSEWHERE = {
+    "benchmark/run.py": ["runs-dir", "results"],
+    "benchmark/tune.py": ["runs-dir", "results"],
+    "benchmark/discussion.py": ["out"],
+}
 """Flags by which a program that accepts a line keeps to the folder; of scripts it is runs-dir."""
 
 
