@@ -300,10 +300,11 @@ STUDIES = {
         "DPO with floor 0.05 on further battles, engine 2",
         (
             Curves((EIGHT + "2",), {"DPO, floor 0.05": "dpo_smac__beta-min-0.05__?"}, "win rate", WIN_RATE),
-            Curves(
-                ("smac-10gen_terran_5_vs_5-embedded2",),
-                {"DPO, floor 0.05": "dpo_smac__beta-min-0.05__?"},
-                "return",
+            *(
+                Curves(
+                    (f"smac-{name}-embedded2",), {"DPO, floor 0.05": "dpo_smac__beta-min-0.05__?"}, "return"
+                )
+                for name in ("6h_vs_8z", "10gen_terran_5_vs_5")
             ),
         ),
         tables=("runs",),
