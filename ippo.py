@@ -60,7 +60,7 @@ EXIT_REQUEUE = 75  # EX_TEMPFAIL: a signal stopped the run, its checkpoint is on
 LONGEST_EPISODE = 100_000  # steps that an evaluation waits for the end of one
 EVAL_EPISODES = 32  # per evaluation; ten times as many for the absolute metric, unless they are slow
 CHUNK = 512  # rows at a time, so that activations stay in the cache; fewer agents than 4 take more
-GROUP_AGENTS = 4  # agents that learn together, at least
+GROUP_AGENTS = 4  # agents that learn together, at least; of all there are 8 groups at most
 GROUP_ROWS = 4096  # rows that they have together, at least; fewer do not pay for a thread
 COLUMNS = """
 global_step eval/episodic_return eval/episodic_length eval/win_rate

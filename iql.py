@@ -168,7 +168,9 @@ class QNetworks(nn.Module):
         num_agents, _, num_actions = bias.shape
         return bias.new_zeros(num_agents, num_envs, num_actions), bias.new_zeros(num_agents, num_envs, HIDDEN)
 
-    def forward(self, x, hidden, cell=gru_cell, active: list[int] | None = None) -> tuple[torch.Tensor, ...]:
+    def forward(
+        self, x: torch.Tensor, hidden: torch.Tensor, cell=gru_cell, active: list[int] | None = None
+    ) -> tuple[torch.Tensor, ...]:
         """Q of all actions after each step of a sequence, and the last hidden state.
 
         x: (N, T, B, in), hidden: (N, B, HIDDEN) before it -> (N, T, B, A), (N, B, HIDDEN). active: how many

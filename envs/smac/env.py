@@ -19,8 +19,8 @@ from envs.smac.generated import SPIRAL, VIEWS, GeneratedMap, cast_kernel, draft_
 from envs.smac.maps import REWARD_SCALE, SIZE, get_map
 from envs.smac.units import UnitType
 
-UNITS_A_THREAD = 512
-"""Units, of all environments that a thread steps, from which on another thread is worth its call."""
+UNITS_A_THREAD = 4096
+"""Units, of all its environments, that a thread must have to pay for its call (docs/performance.md)."""
 
 
 class SmacVectorEnv(TeamVectorEnv):
