@@ -7,7 +7,6 @@ policies (`exact_return`). `StochasticGame` is the didactic random game of arXiv
 
 from __future__ import annotations
 
-import sys
 from typing import Any, NamedTuple
 
 import gymnasium as gym
@@ -34,7 +33,7 @@ def table_bytes(num_states: int, num_agents: int, num_actions: int) -> int:
 
 
 def check_memory(num_states: int, num_agents: int, num_actions: int, share: float = 0.5) -> None:
-    """Announce large tables on stderr; MemoryError if they need more than `share` of the free memory."""
+    """Announce large tables; MemoryError if they need more than `share` of the free memory."""
     need, free = table_bytes(num_states, num_agents, num_actions), free_bytes()
     what = f"A game of {num_states} states, {num_agents} agents and {num_actions} actions needs tables of"
     left = "" if free is None else f" of {free / 1e6:,.0f} MB that are free"
@@ -44,7 +43,7 @@ def check_memory(num_states: int, num_agents: int, num_actions: int, share: floa
             "(num_states, num_agents, num_actions), or allow a larger share (memory_share)."
         )
     if need > 2**26:
-        print(f"{what} {need / 1e6:,.0f} MB{left}.", file=sys.stderr, flush=True)
+        print(f"{what} {need / 1e6:,.0f} MB{left}.", flush=True)
 
 
 @njit(nogil=True, error_model="numpy")

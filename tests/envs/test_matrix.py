@@ -236,7 +236,7 @@ def test_memory_is_announced_and_refused_before_it_is_taken(monkeypatch, capsys)
     small()
     assert capsys.readouterr().err == ""
     games.check_memory(100, 5, 5, share=1e6)
-    assert "100 states, 5 agents and 5 actions needs tables of 126 MB" in capsys.readouterr().err
+    assert "100 states, 5 agents and 5 actions needs tables of 126 MB" in capsys.readouterr().out
     monkeypatch.setattr(games, "free_bytes", lambda: None)
     games.check_memory(100, 12, 5)  # where the system does not tell, the user decides
 
