@@ -79,7 +79,7 @@ def _say_embedded(reason: str) -> None:
     print(f"Playing the embedded engine, not StarCraft II. {reason}", flush=True)
 
 
-SMAC_OPTIONS = {"last_action": bool, "backend": str}
+SMAC_OPTIONS = {"last_action": bool, "exclude_dead": bool, "backend": str}
 """Options that both engines have, by their types."""
 
 
@@ -87,6 +87,10 @@ def _make_smac(env_id: str, num_envs: int, seed: int, options: dict[str, Any]) -
     options = dict(options)
     own = {name: options[name] for name in SMAC_OPTIONS if name in options}
     check(env_id, SMAC_OPTIONS, own)
+    if not options.pop("exclude_dead", True):
+        from envs.wrappers import CountDead
+
+        return CountDead(_make_smac(env_id, num_envs, seed, options))
     if options.pop("last_action", False):
         from envs.wrappers import LastAction
 
@@ -209,7 +213,7 @@ def make(
     "smac/my_battle.toml" is a battle of one's own, from a file (docs/envs.md).
     Options of smac: backend ("auto": StarCraft II where it can be played, else the embedded engine;
     "embedded"; "starcraft"), reward_fix, render_mode, last_action (append each agent's own last action,
-    one-hot, to its observation), conic_view (of SMACv2's maps), threads, and those of
+    one-hot, to its observation), exclude_dead (False: the dead are reported as alive), conic_view (of SMACv2's maps), threads, and those of
     `StarCraftVectorEnv` on the real game.
     Options of matrix: those of `StochasticGame` and `MatrixGame`.
     Options of pettingzoo: reward, env_kwargs and render_mode of `ParallelVectorEnv`.

@@ -67,6 +67,23 @@ class LastAction(TeamWrapper):
         return self._append(obs, actions, ~ended & infos["alive"]), reward, terminated, truncated, infos
 
 
+class CountDead(TeamWrapper):
+    """Reports the dead as alive, so that a learner takes their steps, with no-op and zeros seen, for samples."""
+
+    def reset(self, **kwargs: Any) -> tuple[np.ndarray, dict[str, Any]]:
+        """As the environment's reset."""
+        obs, infos = self.env.reset(**kwargs)
+        infos["alive"][:] = True
+        return obs, infos
+
+    def step(self, actions: np.ndarray) -> Step:
+        """As the environment's step, with nobody dead."""
+        obs, reward, terminated, truncated, infos = self.env.step(actions)
+        infos["alive"][:] = True
+        infos["final_alive"][terminated | truncated] = True
+        return obs, reward, terminated, truncated, infos
+
+
 class AgentsFirst(TeamWrapper):
     """What a learner in PyTorch wants: tensors on `device`, the agents in front.
 

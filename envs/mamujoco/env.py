@@ -19,7 +19,7 @@ from gymnasium.vector.utils import batch_space
 from mujoco.batch import Batch
 
 from envs.base import BrokenEnvironment, Step, TeamVectorEnv, usable_cores
-from envs.mamujoco.robots import ROBOTS, get_partition, layout, observation_index
+from envs.mamujoco.robots import get_partition, get_robot, layout, observation_index
 
 ASSETS = Path(gym.__file__).parent / "envs" / "mujoco" / "assets"
 PICTURE = 480
@@ -67,7 +67,8 @@ class MaMujocoVectorEnv(TeamVectorEnv):
 
     name: "Robot-PARTITION", one of `ROBOTS` and its partitions, or "Robot" with `partition`, the labels of
     the joints of each agent. agent_obsk: how many joints away an agent sees. obs: "khop", or "full": every
-    agent gets gymnasium's whole observation. threads: of the physics; None for as many as there are cores.
+    agent gets gymnasium's whole observation. version: "v5", or "v4" of the robots that the paper has (`V4`).
+    threads: of the physics; None for as many as there are cores.
     render_mode: None or "rgb_array", with which RuntimeError tells that there is no OpenGL to draw with.
     """
 
@@ -83,6 +84,7 @@ class MaMujocoVectorEnv(TeamVectorEnv):
         seed: int = 0,
         agent_obsk: int = 2,
         obs: str = "khop",
+        version: str = "v5",
         partition: Sequence[Sequence[str]] | None = None,
         threads: int | None = None,
         render_mode: str | None = None,
@@ -96,9 +98,10 @@ class MaMujocoVectorEnv(TeamVectorEnv):
                 f'obs must be "khop" or "full" and agent_obsk at least 0, got {obs!r}, {agent_obsk}.'
             )
         kind, parts = get_partition(name, partition)
-        robot = ROBOTS[kind]
+        robot = get_robot(kind, version)
         self.robot, self.model, self.agent_joints = robot, load_model(robot.xml), parts
         self.env_id = f"mamujoco/{name}" + ("-custom" if partition is not None else "")
+        self.label = "" if version == "v5" else version
         self.num_envs, self.num_agents, self.render_mode = num_envs, len(parts), render_mode
         self.threads = min(threads or usable_cores(), num_envs)
         self.episode_limit = robot.limit
@@ -356,7 +359,7 @@ class MaMujocoVectorEnv(TeamVectorEnv):
         if robot.contact:
             terms["reward_contact"] = contact
         if robot.alive:
-            terms["reward_survive"] = robot.alive * healthy
+            terms["reward_survive"] = robot.alive * (healthy | robot.always_alive)
         return terms
 
     def _observe(self) -> np.ndarray:

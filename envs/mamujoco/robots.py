@@ -10,7 +10,7 @@ import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from math import inf
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # ids and partitions are told without loading MuJoCo
     import mujoco
@@ -21,7 +21,7 @@ WIDTH = {"cinert": 10, "cvel": 6, "cfrc_ext": 6}
 
 @dataclass(frozen=True)
 class Robot:
-    """One of gymnasium's v5 robots: what is rewarded, and how its joints are connected.
+    """One of gymnasium's robots: what is rewarded, and how its joints are connected.
 
     joints: label -> bodies whose inertia, velocity and contact force its owner feels; in actuator order.
     edges: joints that are neighbours of each other. partitions: name -> joints of each agent, in the order of
@@ -56,6 +56,8 @@ class Robot:
     control: float = 0.0
     contact: float = 0.0
     """weights of the reward's terms"""
+    always_alive: bool = False
+    """`alive` is earned on the step of a fall as well"""
     contact_cap: float = inf
     height: tuple[float, float] = (-inf, inf)
     tilt: tuple[float, float] = (-inf, inf)
@@ -267,6 +269,29 @@ ROBOTS: dict[str, Robot] = {
         control=0.1,
     ),
 }
+
+
+V4: dict[str, dict[str, Any]] = {
+    "Hopper": {"always_alive": True},
+    "HalfCheetah": {},
+    "Walker2d": {"always_alive": True, "xml": "walker2d.xml"},
+    "Ant": {"always_alive": True, "contact": 0.0, "own": ("qpos", "qvel"), "clip": {}},
+    "Humanoid": {"always_alive": True, "contact": 0.0},
+}
+"""What gymnasium's v4 robots, the paper's v2 on today's MuJoCo, have otherwise than its v5.
+
+Humanoid's observation is v5's, which leaves out what is always 0 in v4's.
+"""
+
+
+def get_robot(kind: str, version: str) -> Robot:
+    """A robot of gymnasium's "v5" or "v4"; ValueError where there is no such version of it."""
+    if version == "v5":
+        return ROBOTS[kind]
+    if version != "v4" or kind not in V4:
+        known = f'"v5" or, of {", ".join(V4)}, "v4"'
+        raise ValueError(f"version must be {known}; got {version!r} of {kind}.")
+    return replace(ROBOTS[kind], **V4[kind])
 
 
 def layout(robot: Robot, model: mujoco.MjModel) -> dict[str, slice]:

@@ -11,7 +11,7 @@ from gymnasium_robotics import mamujoco_v1
 
 import envs
 from envs.mamujoco.env import load_model
-from envs.mamujoco.robots import ROBOTS, observation_index
+from envs.mamujoco.robots import ROBOTS, V4, observation_index
 
 DATA = Path(__file__).parent / "data" / "mamujoco_obsk2_index.json"
 PAPER = ("Hopper-3x1", "HalfCheetah-3x2", "Walker2d-3x2", "Ant-4x2", "Humanoid-17x1")
@@ -186,6 +186,42 @@ def test_steps_are_gymnasiums(kind):
                 ends, terminations = ends + 1, terminations + over
     assert (terminations > 5) == (kind in ("Hopper", "Walker2d", "Ant", "Humanoid"))
     assert ends or ours.episode_limit == 1000
+
+
+@pytest.mark.filterwarnings("ignore:.*out of date")
+@pytest.mark.parametrize("kind", V4)
+def test_steps_of_version_4_are_gymnasiums(kind):
+    """The robots that the paper has, v2 of old, as far as they still run: friction, health and contacts."""
+    count = len(ROBOTS[kind].joints)
+    ours = envs.make(f"mamujoco/{kind}-1x{count}", 1, seed=5, obs="full", version="v4")
+    theirs = gym.make(f"{kind}-v4")
+    theirs.unwrapped.np_random = generator(5)
+    assert envs.env_name(ours) == f"mamujoco-{kind}-1x{count}-v4"
+    nq, nv, bodies = theirs.unwrapped.model.nq, theirs.unwrapped.model.nv, theirs.unwrapped.model.nbody
+
+    def seen(known):
+        if kind != "Humanoid":
+            return known.astype(np.float32)
+        parts = np.split(known, np.cumsum((nq - 2, nv, 10 * bodies, 6 * bodies, nv)))
+        behind = (0, 0, 10, 6, 6, 6)  # the world's inertia, velocity and force, and the free joint's
+        return np.concatenate([part[at:] for part, at in zip(parts, behind, strict=True)]).astype(np.float32)
+
+    obs, _ = ours.reset()
+    assert np.array_equal(obs[0, 0], seen(theirs.reset()[0]))
+    rng, ends = rngs(1), 0
+    for _ in range(200):
+        actions = random_actions(ours, rng)
+        obs, reward, terminated, _, infos = ours.step(actions)
+        known, expected, over, *_ = theirs.step(actions[0, 0])
+        assert terminated[0] == over
+        assert np.array_equal((infos["final_obs"] if over else obs)[0, 0], seen(known))
+        np.testing.assert_allclose(reward[0], expected, rtol=1e-6, atol=1e-6)
+        if over:
+            assert np.array_equal(obs[0, 0], seen(theirs.reset()[0]))
+            ends += 1
+    assert (ends > 1) == (kind != "HalfCheetah")
+    with pytest.raises(ValueError, match='version must be "v5" or, of Hopper, .*; got \'v4\' of Swimmer'):
+        envs.make("mamujoco/Swimmer-2x1", 1, version="v4")
 
 
 @pytest.mark.parametrize("kind", ["Hopper", "Walker2d", "Ant", "Humanoid", "HumanoidStandup"])

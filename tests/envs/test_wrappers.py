@@ -59,6 +59,30 @@ def test_last_action_wrapper_keeps_what_a_script_uses():
     assert envs.describe(wrapped)["backend"] == "embedded"
 
 
+@pytest.mark.parametrize("last_action", [False, True])
+def test_the_dead_count_where_one_asks_for_it(last_action):
+    """The released code's way: all else, the action mask and what the dead see included, is as without."""
+    plain, counting = (
+        envs.make("smac/3m", 16, seed=4, backend="embedded", last_action=last_action, exclude_dead=on)
+        for on in (True, False)
+    )
+    expected, expected_infos = plain.reset()
+    obs, infos = counting.reset()
+    deaths = ends = 0
+    for _ in range(60):
+        assert np.array_equal(obs, expected) and infos["alive"].all()
+        for name in ("action_mask", "final_obs", "_final_obs"):
+            assert np.array_equal(infos[name], expected_infos[name]), name
+        actions = plain.sample_actions()
+        expected, _, _, _, expected_infos = plain.step(actions)
+        obs, _, terminated, truncated, infos = counting.step(actions)
+        ended = terminated | truncated
+        assert np.array_equal(infos["final_alive"], np.repeat(ended[:, None], 3, axis=1))
+        deaths += (~expected_infos["alive"]).sum()
+        ends += ended.sum()
+    assert deaths and ends
+
+
 def toys(kind, num_envs, seed, **changes):
     return ParallelVectorEnv(functools.partial(kind, noise=1.0, **changes), num_envs, seed)
 
@@ -66,6 +90,7 @@ def toys(kind, num_envs, seed, **changes):
 GAMES = {
     "smac": lambda seed, E: envs.make("smac/3m", E, seed, backend="embedded"),
     "last action": lambda seed, E: envs.make("smac/3m", E, seed, backend="embedded", last_action=True),
+    "dead counted": lambda seed, E: envs.make("smac/3m", E, seed, backend="embedded", exclude_dead=False),
     "mpe": lambda seed, E: envs.make("mpe/circle_control", E, seed, num_agents=3),
     "tables": lambda seed, E: envs.make(
         "matrix/stochastic", E, seed, num_states=4, num_agents=3, num_actions=2
@@ -131,7 +156,7 @@ def test_tensors_are_the_environments_arrays_agents_first(game):
         obs, *paid, infos = env.step(actions)
         expected, *wanted, told = plain.step(given)
         assert len(paid) == 3 and all(map(same, paid, wanted))
-    assert ends and (deaths or game in ("mpe", "tables", "matrix", "mamujoco", "pettingzoo, real"))
+    assert ends and (deaths or game in ("dead counted", "mpe", "tables", "matrix", "mamujoco", "pettingzoo, real"))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
