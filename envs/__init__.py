@@ -213,8 +213,8 @@ def make(
     "smac/my_battle.toml" is a battle of one's own, from a file (docs/envs.md).
     Options of smac: backend ("auto": StarCraft II where it can be played, else the embedded engine;
     "embedded"; "starcraft"), reward_fix, render_mode, last_action (append each agent's own last action,
-    one-hot, to its observation), exclude_dead (False: the dead are reported as alive), conic_view (of SMACv2's maps), threads, and those of
-    `StarCraftVectorEnv` on the real game.
+    one-hot, to its observation), exclude_dead (False: the dead are reported as alive), conic_view (of
+    SMACv2's maps), threads, and those of `StarCraftVectorEnv` on the real game.
     Options of matrix: those of `StochasticGame` and `MatrixGame`.
     Options of pettingzoo: reward, env_kwargs and render_mode of `ParallelVectorEnv`.
     Options of mpe: num_agents, vision, collision_penalty, episode_length, variant ("paper" or "mpe2") and

@@ -68,7 +68,7 @@ class LastAction(TeamWrapper):
 
 
 class CountDead(TeamWrapper):
-    """Reports the dead as alive, so that a learner takes their steps, with no-op and zeros seen, for samples."""
+    """Reports the dead as alive: a learner then takes their steps, no-op on an obs of zeros, for samples."""
 
     def reset(self, **kwargs: Any) -> tuple[np.ndarray, dict[str, Any]]:
         """As the environment's reset."""

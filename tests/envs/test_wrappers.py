@@ -156,7 +156,9 @@ def test_tensors_are_the_environments_arrays_agents_first(game):
         obs, *paid, infos = env.step(actions)
         expected, *wanted, told = plain.step(given)
         assert len(paid) == 3 and all(map(same, paid, wanted))
-    assert ends and (deaths or game in ("dead counted", "mpe", "tables", "matrix", "mamujoco", "pettingzoo, real"))
+    assert ends and (
+        deaths or game in ("dead counted", "mpe", "tables", "matrix", "mamujoco", "pettingzoo, real")
+    )
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
