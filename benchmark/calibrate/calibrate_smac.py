@@ -2,6 +2,9 @@
 
     python benchmark/calibrate/calibrate_smac.py   # a Markdown table; about two minutes on one core
     python benchmark/calibrate/calibrate_smac.py --maps 8m --episodes 2000
+    python benchmark/calibrate/calibrate_smac.py --maps all --csv benchmark/results/scripted_play.csv
+
+The last is what plot.py tabulates beside trained policies, a quarter of an hour.
 
 Policies of the allied team: `random`, uniform over available actions; `script`, the enemy's attack-move on
 both sides; `near`, the nearest enemy that can be attacked, advancing once one is close; `line`, which falls
@@ -11,7 +14,7 @@ back into a curved line before the enemy comes, then focuses its fire, the weake
 
 from __future__ import annotations
 
-import json
+import csv
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,6 +30,9 @@ sys.path.insert(0, str(ROOT))
 import envs  # noqa: E402
 from benchmark.lib.arguments import nowhere, out_of_range  # noqa: E402
 from envs.smac import combat  # noqa: E402
+from envs.smac.generated import GENERATED  # noqa: E402
+from envs.smac.maps import MAPS  # noqa: E402
+from envs.smac.units import ENGINE_VERSION  # noqa: E402
 
 STOP, NORTH, SOUTH, EAST, WEST, ATTACK = 1, 2, 3, 4, 5, 6
 REACH = 5.75  # a marine's range with two marines' radii, centre to centre
@@ -37,7 +43,7 @@ CONTACT = 6.5
 @dataclass
 class Args:
     maps: tuple[str, ...] = ("2s3z", "8m", "3s5z", "27m_vs_30m", "MMM2")
-    """maps to play"""
+    """maps to play; all: every map, and SMACv2's battles of five against five"""
     policies: tuple[str, ...] = ("random", "script", "near", "line")
     """policies to play them with"""
     episodes: int = 500
@@ -46,8 +52,8 @@ class Args:
     """battles at a time"""
     seed: int = 0
     """seed of the battles"""
-    json: str = ""
-    """file for the raw numbers"""
+    csv: str = ""
+    """file for the table"""
 
 
 RANGES: dict[str, tuple[float, float]] = {"episodes": (1, 10**6), "num_envs": (1, 10**5), "seed": (0, 2**31)}
@@ -160,11 +166,12 @@ def main() -> None:
     unknown = set(args.policies) - {"random", "script", *SCRIPTS}
     if unknown:
         sys.exit(f"calibrate_smac: no policy {', '.join(unknown)}; there are random, script, near and line.")
-    if wrong := out_of_range(args, RANGES) or nowhere("json", args.json):
+    if wrong := out_of_range(args, RANGES) or nowhere("csv", args.csv):
         sys.exit(f"calibrate_smac: {wrong}")
-    raw: dict[str, Any] = {}
+    small = [name for name in GENERATED if name.endswith("_5_vs_5")]
+    rows: list[dict[str, Any]] = []
     print("| map | policy | win rate (95 % interval) | return | length |\n|---|---|---|---|---|")
-    for name in args.maps:
+    for name in (*MAPS, *small) if args.maps == ("all",) else args.maps:
         for policy in args.policies:
             try:
                 battles = play(name, policy, args.episodes, args.num_envs, args.seed)
@@ -176,9 +183,14 @@ def main() -> None:
                 f"| {name} | {policy} | {win:.1%} ({low:.1%} to {high:.1%}) | {score:.2f} | {length:.0f} |",
                 flush=True,
             )
-            raw[f"{name} {policy}"] = {"win": win, "return": score, "length": length, "battles": len(battles)}
-    if args.json:
-        Path(args.json).write_text(json.dumps(raw, indent=1) + "\n")
+            row = {"map": name, "engine_version": ENGINE_VERSION, "policy": policy, "episodes": len(battles)}
+            found = {"win_rate": win, "return": score, "length": length}
+            rows.append(row | {key: round(float(value), 4) for key, value in found.items()})
+    if args.csv:
+        with open(args.csv, "w", newline="") as file:
+            writer = csv.DictWriter(file, rows[0].keys(), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from benchmark.lib.groups import Group
 from benchmark.lib.runs import ResultsError
 from benchmark.lib.store import PUBLISHED, Store
 from benchmark.lib.studies import STUDIES, Study
-from benchmark.lib.study_tables import learning_table, peer_table
+from benchmark.lib.study_tables import battles_table, learning_table, peer_table
 from benchmark.lib.tables import make_table, markdown
 
 ROOT = PUBLISHED.parents[1]
@@ -130,6 +130,8 @@ def study_text(study: Study, store: Store) -> str:
     text += comparison_table(cells) if "p" in study.tables else ""
     if "runs" in study.tables:
         text += make_table(each_once(cells))
+    if "battles" in study.tables:
+        text += "\n" + battles_table(cells)
     return text + ("\n" * bool(text) + learning_table(cells) if "learning" in study.tables else "")
 
 

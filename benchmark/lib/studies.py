@@ -30,7 +30,7 @@ class Study:
     picture: bool = True
     hours: bool = False  # another one against wall-clock time
     diagnostics: tuple[str, ...] = ()  # environments of the first panel of which eq. (21) is drawn
-    tables: tuple[str, ...] = ("p", "runs")  # of: IQM, p, runs, learning, peer, basins
+    tables: tuple[str, ...] = ("p", "runs")  # of: IQM, p, runs, learning, battles, peer, basins
 
 
 def sweep(
@@ -304,10 +304,10 @@ STUDIES = {
                 Curves(
                     (f"smac-{name}-embedded2",), {"DPO, floor 0.05": "dpo_smac__beta-min-0.05__?"}, "return"
                 )
-                for name in ("6h_vs_8z", "10gen_terran_5_vs_5")
+                for name in ("6h_vs_8z", "corridor", "10gen_terran_5_vs_5")
             ),
         ),
-        tables=("runs",),
+        tables=("runs", "battles"),
     ),
     "2s3z": Study(
         "What holds DPO back on 2s3z: explanations tried",

@@ -1,14 +1,16 @@
-"""Tables that only studies have: what a surrogate does to the policies, and the comparison with BenchMARL."""
+"""Tables that only studies have: what surrogates do to the policies, BenchMARL, who wins on every map."""
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Sequence
 
 import numpy as np
 
 from benchmark.lib.cells import Cell
 from benchmark.lib.groups import Group
-from benchmark.lib.runs import Array, Run
+from benchmark.lib.runs import Array, ResultsError, Run
+from benchmark.lib.store import PUBLISHED
 from benchmark.lib.tables import markdown, plus_minus
 
 SIDES = ("ippo.py", "BenchMARL")
@@ -88,3 +90,44 @@ def peer_table(runs: Sequence[Run]) -> str:
         rows.append(["as fast is ippo.py, times", "", *map(spread, ratios.T)])
     head = ["", "final return", "steps/s", "steps per CPU second", "CPU µs per step: collect", "update"]
     return markdown(head, rows)
+
+
+def battles_table(cells: Sequence[Cell]) -> str:
+    """Random, scripted and trained play of every map, wins and returns; the scripts' by calibrate_smac.py."""
+    path = PUBLISHED / "scripted_play.csv"
+    with open(path, newline="") as file:
+        played = list(csv.DictReader(file))
+    versions = {row["engine_version"] for row in played}
+    if len(versions) != 1 or {cell.env.rpartition("embedded")[2] for cell in cells} != versions:
+        raise ResultsError(f"{path} is of another version of the engine than the runs; play it again.")
+    trained = {cell.env: max(cell.groups, key=absolute) for cell in cells}
+    scripts = list(dict.fromkeys(row["policy"] for row in played))
+    by_map: dict[str, dict[str, str]] = {}
+    for row in played:
+        found = f"{100 * float(row['win_rate']):.1f} %, {float(row['return']):.1f}"
+        by_map.setdefault(row["map"], {})[row["policy"]] = found
+    rows = []
+    for name, own in by_map.items():
+        group = trained.get(f"smac-{name}-embedded{played[0]['engine_version']}")
+        rows.append([name, *(own.get(script, "–") for script in scripts), told(group) if group else "–"])
+    counts = sorted({int(row["episodes"]) for row in played})
+    return f"""{markdown(["map", *scripts, "trained"], rows)}
+Wins and mean return. Scripts: {counts[0]} battles or more each. random: uniform over available actions;
+script: the enemy's on both sides; near: the nearest enemy that SMAC lets attack; line: back into a line,
+then fire on one after another (written for marines). Trained: the best parameters of each seed, 320 greedy
+episodes, mean over seeds; –: not trained on this version.
+"""
+
+
+def absolute(group: Group) -> tuple[float, float]:
+    """Win rate and return of the best parameters, means over seeds."""
+    wins, returns = zip(*((run.absolute_win_rate, run.absolute_return) for run in group.runs), strict=True)
+    return float(np.mean(wins)), float(np.mean(returns))
+
+
+def told(group: Group) -> str:
+    """What a group of runs came to, for a table cell."""
+    win, score = absolute(group)
+    steps = min(run.steps_reached for run in group.runs)
+    seeds = f"{len(group.runs)} seed{'s' * (len(group.runs) > 1)}"
+    return f"{100 * win:.1f} %, {score:.1f} ({group.method}, {steps / 1000:,.0f}k steps, {seeds})"

@@ -359,7 +359,8 @@ class MaMujocoVectorEnv(TeamVectorEnv):
         if robot.contact:
             terms["reward_contact"] = contact
         if robot.alive:
-            terms["reward_survive"] = robot.alive * (healthy | robot.always_alive)
+            earned = healthy | robot.always_alive
+            terms["reward_survive"] = robot.alive * earned.astype(np.float64)
         return terms
 
     def _observe(self) -> np.ndarray:

@@ -3,6 +3,8 @@
 Compiled pieces of `envs.smac.engine`. They work on one environment: u (STATE_ROWS, U) float64 and
 k (LINK_ROWS, U) int64 hold what changes, floats (len(FLOATS), U) and ints (len(INTS), U) what a unit's type
 fixes. Units are numbered allies first, times are game loops, `now` is the loop since the battle's start.
+plain is a constant where it is compiled: True for `SmacMap.plain`, and what such a battle does not have then
+costs nothing.
 """
 
 from __future__ import annotations
@@ -104,19 +106,19 @@ def gap_between(u, floats, i, j):
 
 
 @piece
-def can_hit(floats, ints, i, j):
+def can_hit(floats, ints, plain, i, j):
     """Whether unit i has a weapon for unit j's plane."""
-    return floats[DAMAGE, i] > 0.0 and (ints[PLANE, j] != AIR or ints[HITS_AIR, i] != 0)
+    return plain or (floats[DAMAGE, i] > 0.0 and (ints[PLANE, j] != AIR or ints[HITS_AIR, i] != 0))
 
 
 @piece
-def threatens(u, floats, ints, now, i, j):
+def threatens(u, floats, ints, plain, now, i, j):
     """Whether unit j is a threat to unit i: it can hit it, has just healed, or counts as one at all times."""
-    if ints[ALWAYS_THREATENS, j]:
+    if plain or ints[ALWAYS_THREATENS, j]:
         return True
     if floats[HEAL_RATE, j] > 0.0:
         return now - u[HEALED_AT, j] < HEALER_THREAT
-    return can_hit(floats, ints, j, i)
+    return can_hit(floats, ints, plain, j, i)
 
 
 @piece
@@ -139,7 +141,7 @@ def hurt(u, attacker, floats, ints, table, now, i, j):
 def explode(u, k, attacker, floats, ints, table, now, i, low, high):
     """Unit i blows itself up among low to high, the units of the other side; its own are spared."""
     for t in range(low, high):
-        if u[HP, t] > 0.0 and can_hit(floats, ints, i, t):
+        if u[HP, t] > 0.0 and can_hit(floats, ints, False, i, t):
             dx, dy = u[X, t] - u[X, i], u[Y, t] - u[Y, i]
             reach = floats[BLAST, i] + floats[RADIUS, t]
             if dx * dx + dy * dy <= reach * reach:
@@ -150,20 +152,20 @@ def explode(u, k, attacker, floats, ints, table, now, i, low, high):
 
 
 @piece
-def in_melee(floats, i, gap):
+def in_melee(floats, plain, i, gap):
     """Whether a target at that gap is one for unit i's claws instead of its missile."""
-    return floats[MELEE_RANGE, i] > 0.0 and gap <= floats[MELEE_RANGE, i]
+    return not plain and floats[MELEE_RANGE, i] > 0.0 and gap <= floats[MELEE_RANGE, i]
 
 
 @piece
-def strike(u, attacker, floats, ints, table, now, i, j, low, high):
+def strike(u, attacker, floats, ints, table, plain, now, i, j, low, high):
     """Unit i's weapon takes effect on unit j; low to high are the units of j's side."""
-    if floats[SPLASH, i] > 0.0:
+    if not plain and floats[SPLASH, i] > 0.0:
         dx, dy = u[X, j] - u[X, i], u[Y, j] - u[Y, i]
         length = max(math.sqrt(dx * dx + dy * dy), 1e-9)
         dx, dy = dx / length, dy / length
         for t in range(low, high):
-            if u[HP, t] > 0.0 and can_hit(floats, ints, i, t):
+            if u[HP, t] > 0.0 and can_hit(floats, ints, plain, i, t):
                 ox, oy = u[X, t] - u[X, j], u[Y, t] - u[Y, j]
                 across = max(0.0, abs(oy * dx - ox * dy) - floats[SPLASH, i])
                 along = ox * dx + oy * dy
@@ -176,11 +178,11 @@ def strike(u, attacker, floats, ints, table, now, i, j, low, high):
 
 
 @piece
-def fire(u, k, attacker, floats, ints, table, now, i, j, low, high):
+def fire(u, k, attacker, floats, ints, table, plain, now, i, j, low, high):
     """Unit i's weapon goes off on unit j; low to high are the units of j's side."""
-    if floats[BLAST, i] > 0.0:
+    if not plain and floats[BLAST, i] > 0.0:
         explode(u, k, attacker, floats, ints, table, now, i, low, high)
-    elif floats[MISSILE_SPEED, i] > 0.0 and not in_melee(floats, i, gap_between(u, floats, i, j)):
+    elif floats[MISSILE_SPEED, i] > 0.0 and not in_melee(floats, plain, i, gap_between(u, floats, i, j)):
         dx, dy = u[X, j] - u[X, i], u[Y, j] - u[Y, i]
         u[HIT_IN, i] = math.sqrt(dx * dx + dy * dy) / floats[MISSILE_SPEED, i]
         k[HIT_ON, i] = j
@@ -192,7 +194,7 @@ def fire(u, k, attacker, floats, ints, table, now, i, j, low, high):
         u[HIT_IN, i] = floats[SECOND_HIT, i]
         k[HIT_ON, i] = j
     else:
-        strike(u, attacker, floats, ints, table, now, i, j, low, high)
+        strike(u, attacker, floats, ints, table, plain, now, i, j, low, high)
 
 
 @piece
@@ -210,17 +212,18 @@ def turn(u, i, dx, dy):
 
 
 @piece
-def find_target(u, k, alarm, floats, ints, now, i, own_low, own_high, low, high):
+def find_target(u, k, alarm, floats, ints, plain, now, i, gap, own_low, own_high, low, high):
     """The target of a unit on an attack-move: low to high are the units of the other side. -1 is none.
 
-    A target in reach is kept, unless it is harmless and a threat is near. Else the nearest threat within scan
-    range, else the nearest unit within it, else whoever has just hit this unit or a friend near by.
+    gap: to the target that it had, edge to edge. A target in reach is kept, unless it is harmless and a
+    threat is near. Else the nearest threat within scan range, else the nearest unit within it, else whoever
+    has just hit this unit or a friend near by.
     """
     current = k[TARGET, i]
-    keep = current >= 0 and u[HP, current] > 0.0 and can_hit(floats, ints, i, current)
+    keep = current >= 0 and u[HP, current] > 0.0 and can_hit(floats, ints, plain, i, current)
     if keep and u[WINDUP, i] < 0.0:
-        keep = gap_between(u, floats, i, current) <= floats[RANGE, i]
-    if keep and (u[WINDUP, i] >= 0.0 or threatens(u, floats, ints, now, i, current)):
+        keep = gap <= floats[RANGE, i]
+    if keep and (u[WINDUP, i] >= 0.0 or threatens(u, floats, ints, plain, now, i, current)):
         return current
     x, y = u[X, i], u[Y, i]
     scan = floats[SCAN, i] + floats[RADIUS, i]
@@ -229,11 +232,11 @@ def find_target(u, k, alarm, floats, ints, now, i, own_low, own_high, low, high)
         dx, dy = u[X, j] - x, u[Y, j] - y
         squared = dx * dx + dy * dy
         reach = scan + floats[RADIUS, j]
-        if squared <= reach * reach and u[HP, j] > 0.0 and can_hit(floats, ints, i, j):
-            if floats[BLAST, i] > 0.0 and ints[ATTRIBUTES, j] & STRUCTURE:
+        if squared <= reach * reach and u[HP, j] > 0.0 and can_hit(floats, ints, plain, i, j):
+            if not plain and floats[BLAST, i] > 0.0 and ints[ATTRIBUTES, j] & STRUCTURE:
                 continue  # not worth it
             gap = math.sqrt(squared) - floats[RADIUS, j]
-            threat = threatens(u, floats, ints, now, i, j)
+            threat = threatens(u, floats, ints, plain, now, i, j)
             if (threat and not best_threat) or (threat == best_threat and gap < best_gap):
                 best, best_gap, best_threat = j, gap, threat
     if best_threat:
@@ -244,7 +247,7 @@ def find_target(u, k, alarm, floats, ints, now, i, own_low, own_high, low, high)
         return best
     for friend in range(own_low, own_high):
         j = k[ATTACKER, friend]
-        if j < 0 or u[HP, j] <= 0.0 or not can_hit(floats, ints, i, j):
+        if j < 0 or u[HP, j] <= 0.0 or not can_hit(floats, ints, plain, i, j):
             continue
         if friend != i and gap_between(u, floats, i, friend) > CALL_RADIUS:
             continue
@@ -264,7 +267,7 @@ def find_prey(u, floats, ints, cells, hops, i, low, high):
     """
     best, nearest = -1, math.inf
     for j in range(low, high):
-        if u[HP, j] > 0.0 and (can_hit(floats, ints, i, j) or floats[HEAL_RATE, i] > 0.0):
+        if u[HP, j] > 0.0 and (can_hit(floats, ints, False, i, j) or floats[HEAL_RATE, i] > 0.0):
             length = way_length(cells, hops, u[X, i], u[Y, i], u[X, j], u[Y, j])
             if length < nearest:
                 best, nearest = j, length
@@ -276,7 +279,7 @@ def find_nearest(u, floats, ints, i, low, high):
     """The nearest of units low to high that unit i's weapon reaches from where it stands; -1 is none."""
     best, best_gap = -1, floats[RANGE, i]
     for j in range(low, high):
-        if u[HP, j] > 0.0 and can_hit(floats, ints, i, j):
+        if u[HP, j] > 0.0 and can_hit(floats, ints, False, i, j):
             gap = gap_between(u, floats, i, j)
             if gap <= best_gap:
                 best, best_gap = j, gap
@@ -327,9 +330,9 @@ def walk(u, step, floats, i, gx, gy, short):
 
 
 @piece
-def travel(u, step, floats, ints, cells, hops, i, gx, gy, short):
+def travel(u, step, floats, ints, cells, hops, plain, i, gx, gy, short):
     """As `walk`, but around walls, for who walks on the ground."""
-    if hops.shape[0] > 0 and ints[PLANE, i] == GROUND:
+    if not plain and hops.shape[0] > 0 and ints[PLANE, i] == GROUND:
         stop = first_stop(cells, hops, u[X, i], u[Y, i], gx, gy)
         if stop >= 0:
             gx, gy, short = stop // SIZE + 0.5, stop % SIZE + 0.5, 0.0
@@ -364,14 +367,14 @@ def go_around(u, step, floats, i, dx, dy, distance):
 
 
 @piece
-def part(living, step, line, ints, widest, crowded):
+def part(living, step, line, who, ints, widest, crowded, plain):
     """One pass over the pairs that overlap: they make way for each other, by half of it, or by `FIRM`.
 
-    The living side by side in line, as `push` has them; step (2, U) is scratch, and 0.
+    The living side by side in line and who, as `push` has them; how they move is added to step (2, U).
     """
     for a in range(living):
         x, y, r = line[0, a], line[1, a], line[2, a]
-        i = int(line[3, a])
+        i = who[a]
         for c in range(a + 1, living):
             dx = line[0, c] - x
             if dx >= r + widest:
@@ -381,8 +384,8 @@ def part(living, step, line, ints, widest, crowded):
             squared = dx * dx + dy * dy
             if squared >= apart * apart:
                 continue
-            j = int(line[3, c])
-            if ints[PLANE, i] != ints[PLANE, j]:
+            j = who[c]
+            if not plain and ints[PLANE, i] != ints[PLANE, j]:
                 continue
             distance = math.sqrt(squared)
             if distance > 1e-6:
@@ -390,29 +393,25 @@ def part(living, step, line, ints, widest, crowded):
                 px, py = dx * half, dy * half
             else:
                 px, py = 0.0, 0.5 * apart
-            more = (1.0 - 2.0 * FIRM) * (line[4, c] - line[4, a]) if crowded else 0.0
+            more = (1.0 - 2.0 * FIRM) * (line[3, c] - line[3, a]) if crowded else 0.0
             step[0, i] -= px * (1.0 + more)
             step[1, i] -= py * (1.0 + more)
             step[0, j] += px * (1.0 - more)
             step[1, j] += py * (1.0 - more)
-    for a in range(living):
-        i = int(line[3, a])
-        line[0, a] += step[0, i]
-        line[1, a] += step[1, i]
-        step[0, i] = step[1, i] = 0.0
 
 
 @piece
-def push(u, target, order, step, line, floats, ints, widest, table, walls):
+def push(u, target, order, step, line, who, floats, ints, widest, table, walls, plain):
     """Move, then passes of pushing over pairs near in x.
 
-    order (U,) stays sorted by x; step (2, U) is 0 for the dead and comes back as 0; line (7, U) is scratch.
+    order (U,) stays sorted by x; step (2, U) is 0 for the dead and comes back as 0; line (6, U) and who
+    (U,) are scratch.
     """
     n = u.shape[1]
-    walled, crowded = walls.shape[0] > 0, table[CROWDED] > 0.0
+    walled, crowded = not plain and walls.shape[0] > 0, not plain and table[CROWDED] > 0.0
     for i in range(n):
         if walled:
-            line[5, i], line[6, i] = u[X, i], u[Y, i]
+            line[4, i], line[5, i] = u[X, i], u[Y, i]
         u[X, i] += step[0, i]
         u[Y, i] += step[1, i]
         step[0, i] = step[1, i] = 0.0
@@ -430,19 +429,26 @@ def push(u, target, order, step, line, floats, ints, widest, table, walls):
         i = order[a]
         if u[HP, i] > 0.0:
             line[0, living], line[1, living] = u[X, i], u[Y, i]
-            line[2, living], line[3, living] = floats[SEPARATION, i], i
+            line[2, living], who[living] = floats[SEPARATION, i], i
             if crowded:
                 firm = floats[RANGE, i] < HAND_TO_HAND and u[PACE, i] <= 0.0 and target[i] >= 0
-                line[4, living] = 1.0 if firm else 0.0
+                line[3, living] = 1.0 if firm else 0.0
             living += 1
-    for _ in range(3 if crowded else 1):
-        part(living, step, line, ints, widest, crowded)
+    part(living, step, line, who, ints, widest, crowded, plain)
+    for _ in range(2 if crowded else 0):
+        for a in range(living):
+            i = who[a]
+            line[0, a] += step[0, i]
+            line[1, a] += step[1, i]
+            step[0, i] = step[1, i] = 0.0
+        part(living, step, line, who, ints, widest, crowded, plain)
     for a in range(living):
-        i, r = int(line[3, a]), line[2, a]
-        x = min(max(line[0, a], r), SIZE - r)
-        y = min(max(line[1, a], table[BAND_LOW] + r), table[BAND_HIGH] - r)
-        if ints[ATTRIBUTES, i] & STRUCTURE:
+        i, r = who[a], line[2, a]
+        x = min(max(line[0, a] + step[0, i], r), SIZE - r)
+        y = min(max(line[1, a] + step[1, i], table[BAND_LOW] + r), table[BAND_HIGH] - r)
+        step[0, i] = step[1, i] = 0.0
+        if not plain and ints[ATTRIBUTES, i] & STRUCTURE:
             continue
         if walled and ints[PLANE, i] == GROUND:
-            x, y = off_walls(walls, x, y, r, line[5, i], line[6, i])
+            x, y = off_walls(walls, x, y, r, line[4, i], line[5, i])
         u[X, i], u[Y, i] = x, y

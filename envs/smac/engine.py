@@ -165,7 +165,7 @@ def rules_of(battle: SmacMap) -> np.ndarray:
 
 
 @piece
-def _begin_loop(u, k, alive, attacker, A, floats, table, now):
+def _begin_loop(u, k, alive, attacker, A, floats, table, plain, now):
     """Who lives, cooldowns, shields, energy. Returns whether any (ally, enemy) was hit lately."""
     alarm_ally = alarm_enemy = False
     for i in range(u.shape[1]):
@@ -183,16 +183,16 @@ def _begin_loop(u, k, alive, attacker, A, floats, table, now):
             continue
         if quiet >= table[SHIELD_DELAY] and u[SH, i] < u[SHMAX, i]:
             u[SH, i] = min(u[SHMAX, i], u[SH, i] + table[SHIELD_RATE])
-        if floats[REGENERATION, i] > 0.0:
+        if not plain and floats[REGENERATION, i] > 0.0:
             u[HP, i] = min(u[HPMAX, i], u[HP, i] + floats[REGENERATION, i])
         u[CD, i] = max(0.0, u[CD, i] - 1.0)
-        if floats[HEAL_RATE, i] > 0.0:
+        if not plain and floats[HEAL_RATE, i] > 0.0:
             u[EN, i] = min(floats[ENERGY_MAX, i], u[EN, i] + floats[ENERGY_RATE, i])
     return alarm_ally, alarm_enemy
 
 
 @piece
-def _land_hits(u, k, alive, attacker, A, floats, ints, table, now):
+def _land_hits(u, k, alive, attacker, A, floats, ints, table, plain, now):
     """Missiles and beams that arrive, and second hits."""
     for i in range(u.shape[1]):
         j = k[HIT_ON, i]
@@ -207,18 +207,18 @@ def _land_hits(u, k, alive, attacker, A, floats, ints, table, now):
             lands = lands and alive[i] and gap_between(u, floats, i, j) <= floats[RANGE, i] + floats[SLOP, i]
             if lands:
                 hurt(u, attacker, floats, ints, table, now, i, j)
-        elif lands or floats[SPLASH, i] > 0.0:
+        elif lands or (not plain and floats[SPLASH, i] > 0.0):
             low, high = (A, u.shape[1]) if i < A else (0, A)
-            strike(u, attacker, floats, ints, table, now, i, j, low, high)
+            strike(u, attacker, floats, ints, table, plain, now, i, j, low, high)
 
 
 @piece
-def _follow(u, step, floats, ints, cells, hops, i, what):
+def _follow(u, step, floats, ints, cells, hops, plain, i, what):
     """Unit i, which has no target, walks to its goal or stands."""
     if what == MOVE:
         walk(u, step, floats, i, u[GOAL_X, i], u[GOAL_Y, i], 0.0)
     elif what == ATTACK_MOVE:
-        travel(u, step, floats, ints, cells, hops, i, u[GOAL_X, i], u[GOAL_Y, i], ARRIVED)
+        travel(u, step, floats, ints, cells, hops, plain, i, u[GOAL_X, i], u[GOAL_Y, i], ARRIVED)
     else:
         u[PACE, i] = 0.0
 
@@ -230,35 +230,41 @@ def _random_delay(rng, b, table):
 
 
 @piece
-def _fight(u, k, rng, b, step, attacker, alarm, A, floats, ints, table, cells, hops, now, i):
+def _fight(u, k, rng, b, step, attacker, alarm, A, floats, ints, table, cells, hops, plain, now, i):
     """Unit i, armed, acts."""
     n = u.shape[1]
     low, high = (A, n) if i < A else (0, A)
     what = k[ORDER, i]
-    target = -1
+    target = before = k[TARGET, i]
+    dx = dy = distance = gap = 0.0
+    if before >= 0:
+        dx, dy = u[X, before] - u[X, i], u[Y, before] - u[Y, i]
+        distance = math.sqrt(dx * dx + dy * dy)
+        gap = distance - floats[RADIUS, i] - floats[RADIUS, before]
     if what == ATTACK_MOVE:
         own_low, own_high = (0, A) if i < A else (A, n)
-        target = find_target(u, k, alarm, floats, ints, now, i, own_low, own_high, low, high)
-        if target != k[TARGET, i]:
+        target = find_target(u, k, alarm, floats, ints, plain, now, i, gap, own_low, own_high, low, high)
+        if target != before:
             k[TARGET, i] = target
             u[WINDUP, i] = -1.0
     elif what == ATTACK:
-        target = k[TARGET, i]
-        if u[HP, target] <= 0.0 or not can_hit(floats, ints, i, target):
+        if u[HP, target] <= 0.0 or not can_hit(floats, ints, plain, i, target):
             k[ORDER, i] = STOP
             k[TARGET, i] = target = -1
-    elif what == HUNT:
-        target = k[TARGET, i]
+    elif not plain and what == HUNT:
         if target < 0 or u[HP, target] <= 0.0:
             k[TARGET, i] = target = find_prey(u, floats, ints, cells, hops, i, low, high)
             u[WINDUP, i] = -1.0
+    else:
+        target = -1
     if target < 0:
         u[WINDUP, i] = -1.0
-        _follow(u, step, floats, ints, cells, hops, i, what)
+        _follow(u, step, floats, ints, cells, hops, plain, i, what)
         return
-    dx, dy = u[X, target] - u[X, i], u[Y, target] - u[Y, i]
-    distance = math.sqrt(dx * dx + dy * dy)
-    gap = distance - floats[RADIUS, i] - floats[RADIUS, target]
+    if target != before:
+        dx, dy = u[X, target] - u[X, i], u[Y, target] - u[Y, i]
+        distance = math.sqrt(dx * dx + dy * dy)
+        gap = distance - floats[RADIUS, i] - floats[RADIUS, target]
     if u[WINDUP, i] >= 0.0:
         u[WINDUP, i] -= 1.0
     elif gap > floats[RANGE, i]:
@@ -269,24 +275,24 @@ def _fight(u, k, rng, b, step, attacker, alarm, A, floats, ints, table, cells, h
         ):
             return
         reach = floats[RANGE, i] + floats[RADIUS, i] + floats[RADIUS, target]
-        if hops.shape[0] > 0:
-            travel(u, step, floats, ints, cells, hops, i, u[X, target], u[Y, target], reach - 1e-6)
+        if not plain and hops.shape[0] > 0:
+            travel(u, step, floats, ints, cells, hops, plain, i, u[X, target], u[Y, target], reach - 1e-6)
         else:
             stride(u, step, floats, i, dx, dy, distance, reach - 1e-6)
-        if ints[FIRES_WALKING, i] and what >= ATTACK_MOVE and u[CD, i] <= 0.0:
+        if not plain and ints[FIRES_WALKING, i] and what >= ATTACK_MOVE and u[CD, i] <= 0.0:
             target = find_nearest(u, floats, ints, i, low, high)
             if target >= 0:
                 u[CD, i] = floats[PERIOD, i] + _random_delay(rng, b, table)
-                fire(u, k, attacker, floats, ints, table, now, i, target, low, high)
+                fire(u, k, attacker, floats, ints, table, plain, now, i, target, low, high)
         return
     else:
         u[PACE, i] = 0.0
-        if floats[BLAST, i] <= 0.0:  # else it neither turns nor stops
+        if plain or floats[BLAST, i] <= 0.0:  # else it neither turns nor stops
             scale = 1.0 / max(distance, 1e-9)
             faces = turn(u, i, dx * scale, dy * scale) or distance <= 1e-9
             if not faces or u[CD, i] > 0.0:
                 return
-        point = floats[MELEE_POINT if in_melee(floats, i, gap) else DAMAGE_POINT, i]
+        point = floats[MELEE_POINT if in_melee(floats, plain, i, gap) else DAMAGE_POINT, i]
         u[WINDUP, i] = max(point, u[LEAST_WINDUP, i])
         u[LEAST_WINDUP, i] = 0.0
     u[PACE, i] = 0.0
@@ -294,22 +300,22 @@ def _fight(u, k, rng, b, step, attacker, alarm, A, floats, ints, table, cells, h
         u[WINDUP, i] = -1.0
         if gap <= floats[RANGE, i] + floats[SLOP, i]:
             # The period counts from the start of the attack, which is the damage point ago.
-            claws = in_melee(floats, i, gap)
+            claws = in_melee(floats, plain, i, gap)
             period = floats[MELEE_PERIOD if claws else PERIOD, i]
             started = math.ceil(floats[MELEE_POINT if claws else DAMAGE_POINT, i])
             u[CD, i] = period + _random_delay(rng, b, table) - started
-            fire(u, k, attacker, floats, ints, table, now, i, target, low, high)
+            fire(u, k, attacker, floats, ints, table, plain, now, i, target, low, high)
 
 
 @piece
-def _mend(u, k, step, A, floats, ints, cells, hops, now, i):
+def _mend(u, k, step, A, floats, ints, cells, hops, plain, now, i):
     """Unit i, a healer, acts."""
     what = k[ORDER, i]
     target = -1
     if what in (ATTACK_MOVE, HUNT):
         own_low, own_high = (0, A) if i < A else (A, u.shape[1])
         k[TARGET, i] = target = find_patient(u, k, floats, ints, i, own_low, own_high)
-        if target < 0 and what == HUNT:
+        if not plain and target < 0 and what == HUNT:
             # It comes along, as near to the other side as it would heal.
             low, high = (A, u.shape[1]) if i < A else (0, A)
             prey = find_prey(u, floats, ints, cells, hops, i, low, high)
@@ -322,7 +328,7 @@ def _mend(u, k, step, A, floats, ints, cells, hops, now, i):
             k[ORDER, i] = STOP
             k[TARGET, i] = target = -1
     if target < 0:
-        _follow(u, step, floats, ints, cells, hops, i, what)
+        _follow(u, step, floats, ints, cells, hops, plain, i, what)
         return
     missing = u[HPMAX, target] - u[HP, target]
     if missing > 0.0 and gap_between(u, floats, i, target) > floats[RANGE, i]:
@@ -352,24 +358,27 @@ def _explosions(u, k, attacker, A, floats, ints, table, now):
 
 
 @piece
-def _loop(u, k, rng, b, alive, step, line, attacker, A, floats, ints, widest, table, walls, cells, hops, now):
+def _loop(
+    u, k, rng, b, alive, step, line, who, attacker, A, floats, ints, widest, table, walls, cells, hops, plain,
+    now
+):  # fmt: skip
     """One game loop of environment b."""
     n = u.shape[1]
-    alarm_ally, alarm_enemy = _begin_loop(u, k, alive, attacker, A, floats, table, now)
-    _land_hits(u, k, alive, attacker, A, floats, ints, table, now)
+    alarm_ally, alarm_enemy = _begin_loop(u, k, alive, attacker, A, floats, table, plain, now)
+    _land_hits(u, k, alive, attacker, A, floats, ints, table, plain, now)
     for i in range(n):
-        if alive[i] and floats[HEAL_RATE, i] <= 0.0:
+        if alive[i] and (plain or floats[HEAL_RATE, i] <= 0.0):
             alarm = alarm_ally if i < A else alarm_enemy
-            _fight(u, k, rng, b, step, attacker, alarm, A, floats, ints, table, cells, hops, now, i)
-    for i in range(n):
+            _fight(u, k, rng, b, step, attacker, alarm, A, floats, ints, table, cells, hops, plain, now, i)
+    for i in range(0 if plain else n):
         if alive[i] and floats[HEAL_RATE, i] > 0.0:
-            _mend(u, k, step, A, floats, ints, cells, hops, now, i)
-    if table[EXPLODES] > 0.0:
+            _mend(u, k, step, A, floats, ints, cells, hops, plain, now, i)
+    if not plain and table[EXPLODES] > 0.0:
         _explosions(u, k, attacker, A, floats, ints, table, now)
     for i in range(n):
         # Who hit whom is only known from the next loop on: else the side handled last would answer sooner.
         k[ATTACKER, i] = attacker[i]
-    push(u, k[TARGET], k[BY_X], step, line, floats, ints, widest, table, walls)
+    push(u, k[TARGET], k[BY_X], step, line, who, floats, ints, widest, table, walls, plain)
 
 
 @piece
@@ -417,7 +426,7 @@ def _source_digest() -> int:
     return zlib.crc32(b"".join((folder / name).read_bytes() for name in names))
 
 
-def _compile(digest: int) -> tuple[Callable[..., None], Callable[..., None], Callable[..., None]]:
+def _compile(digest: int) -> tuple[Callable[..., None], Callable[..., None]]:
     # numba's disk cache only watches the file a kernel is written in. The digest, a part of the cache's key,
     # makes it watch every file whose code and constants the kernels are compiled from.
 
@@ -466,6 +475,27 @@ def _compile(digest: int) -> tuple[Callable[..., None], Callable[..., None], Cal
                     u[GOAL_X, i], u[GOAL_Y, i] = goal_x, goal_y
 
     @njit(nogil=True, error_model="numpy")
+    def sample_kernel(rng, mask, actions):
+        """Draw actions (B, N) int64 uniformly from those available in mask (B, N, A) bool."""
+        _ = digest
+        for b in range(mask.shape[0]):
+            for i in range(mask.shape[1]):
+                count = 0
+                for a in range(mask.shape[2]):
+                    count += mask[b, i, a]
+                left = int(uniform(rng, b) * count)
+                for a in range(mask.shape[2]):
+                    if mask[b, i, a]:
+                        if left == 0:
+                            actions[b, i] = a
+                            break
+                        left -= 1
+
+    return reset_kernel, sample_kernel
+
+
+def _compile_step(digest: int, plain: bool) -> Callable[..., None]:
+    @njit(nogil=True, error_model="numpy")
     def step_kernel(
         units, links, views, rng, actions, before, won, over, length, all_floats, all_ints, scripted, sizes,
         table, walls, cells, hops
@@ -484,7 +514,8 @@ def _compile(digest: int) -> tuple[Callable[..., None], Callable[..., None], Cal
         floats, ints = all_floats[0], all_ints[0]
         alive = np.empty(n, np.bool_)
         step = np.zeros((2, n))
-        line = np.empty((7, n))
+        line = np.empty((6, n))
+        who = np.empty(n, np.int64)
         attacker = np.empty(n, np.int64)
         widest = floats[SEPARATION].max()
         loops = int(table[LOOPS])
@@ -507,8 +538,8 @@ def _compile(digest: int) -> tuple[Callable[..., None], Callable[..., None], Cal
             for loop in range(loops):
                 now = float(length[b] * loops + loop)
                 _loop(
-                    u, k, rng, b, alive, step, line, attacker, A, floats, ints, widest, table, walls, cells,
-                    hops, now,
+                    u, k, rng, b, alive, step, line, who, attacker, A, floats, ints, widest, table, walls,
+                    cells, hops, plain, now,
                 )  # fmt: skip
             length[b] += 1
             ally_fighters = enemy_fighters = 0
@@ -522,24 +553,10 @@ def _compile(digest: int) -> tuple[Callable[..., None], Callable[..., None], Cal
             won[b] = ally_fighters > 0 and enemy_fighters == 0
             over[b] = ally_fighters == 0 or enemy_fighters == 0
 
-    @njit(nogil=True, error_model="numpy")
-    def sample_kernel(rng, mask, actions):
-        """Draw actions (B, N) int64 uniformly from those available in mask (B, N, A) bool."""
-        _ = digest
-        for b in range(mask.shape[0]):
-            for i in range(mask.shape[1]):
-                count = 0
-                for a in range(mask.shape[2]):
-                    count += mask[b, i, a]
-                left = int(uniform(rng, b) * count)
-                for a in range(mask.shape[2]):
-                    if mask[b, i, a]:
-                        if left == 0:
-                            actions[b, i] = a
-                            break
-                        left -= 1
-
-    return reset_kernel, step_kernel, sample_kernel
+    return step_kernel
 
 
-reset_kernel, step_kernel, sample_kernel = _compile(_source_digest())
+_DIGEST = _source_digest()
+reset_kernel, sample_kernel = _compile(_DIGEST)
+STEP_KERNELS = {plain: _compile_step(_DIGEST, plain) for plain in (False, True)}
+"""For any battle, and for those that are `SmacMap.plain`, where it does the same without what they lack."""

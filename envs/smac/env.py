@@ -157,7 +157,7 @@ class SmacVectorEnv(TeamVectorEnv):
             self._last_action = actions.copy()
 
         self._each(
-            engine.step_kernel,
+            engine.STEP_KERNELS[self.map.plain],
             (
                 self._units,
                 self._links,

@@ -19,12 +19,14 @@ from envs.smac.units import (
     BANELING,
     COLOSSUS_UNIT,
     ENEMY_MEDIVAC,
+    GROUND,
     HYDRALISK,
     MARAUDER,
     MARINE,
     MEDIVAC,
     SPINE_CRAWLER,
     STALKER,
+    STRUCTURE,
     ZEALOT,
     ZERGLING,
     UnitType,
@@ -178,6 +180,20 @@ class SmacMap:
         surround: corridor lasted 28 steps instead of the game's 35. For fewer it makes no difference.
         """
         return max(self.melee) > FEW
+
+    @cached_property
+    def plain(self) -> bool:
+        """Whether only ordinary fighters meet, on open ground, which have a kernel of their own.
+
+        None heals, flies, explodes, stands still, regenerates, or fires while it walks, in a line or with
+        claws; and no crowd fights hand to hand.
+        """
+        special = any(
+            kind.plane != GROUND or kind.attributes & STRUCTURE or not kind.damage or kind.heal or kind.blast
+            or kind.splash or kind.fires_walking or kind.melee_range or kind.regeneration
+            for kind in self.kinds
+        )  # fmt: skip
+        return not (special or self.ground or self.crowded or self.hunt or self.drawn)
 
     @cached_property
     def walls(self) -> np.ndarray:

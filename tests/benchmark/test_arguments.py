@@ -35,7 +35,7 @@ def said(program, monkeypatch, *flags):
         (calibrate_mpe, ["--num-agents", "3", "0"], "--num-agents must be between 1 and 1000, got 0."),
         (calibrate_mpe, ["--csv=none/x.csv"], "--csv none/x.csv is in a folder that does not exist."),
         (calibrate_smac, ["--num-envs=-4"], "calibrate_smac: --num-envs must be between 1 and"),
-        (calibrate_smac, ["--json=none/x.json"], "--json none/x.json is in a folder that does not exist."),
+        (calibrate_smac, ["--csv=none/x.csv"], "--csv none/x.csv is in a folder that does not exist."),
     ],
 )
 def test_what_cannot_be_measured_gets_a_sentence(monkeypatch, tmp_path, program, flags, words):

@@ -79,6 +79,7 @@ def test_nothing_else_is_published(store, texts):
         }
         made |= {Path("studies") / name / file for file, drawn in pictures.items() if drawn}
     made |= {Path("runs.csv"), Path("references.csv"), Path("random_play.csv")}
+    made |= {Path("scripted_play.csv")}
     made |= {Path("studies/speed/speed.json"), Path("studies/storm/storm.json")}  # by speed.py, tests/storm
     trials = [f"{task.replace('/', '-')}__{method}.json" for task in TASKS for method in METHODS]
     made |= {Path("tuning") / name for name in trials if (PUBLISHED / "tuning" / name).exists()}

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from gymnasium.vector import AutoresetMode
 
 import envs
-from envs.smac import SmacVectorEnv, combat, units
+from envs.smac import SmacVectorEnv, combat, engine, units
 from envs.smac import env as smac_env
 from envs.smac.maps import MAPS, get_map
 
@@ -733,6 +735,35 @@ def test_battles_are_the_same_on_any_number_of_threads(name, monkeypatch):
         env.step(np.full((7, env.num_agents), env.num_actions))
     after = env.get_state().values()
     assert all(np.array_equal(*pair) for pair in zip(after, played[-1][-len(after) :], strict=True))
+
+
+@pytest.mark.parametrize("name", ["3m", "27m_vs_30m", "2s3z", "3s5z_vs_3s6z", "3s_vs_5z"])
+def test_the_kernel_of_plain_battles_plays_the_same_battles(name, monkeypatch):
+    """It leaves out what a plain map lacks: anything more, and that map would have rules of its own."""
+    assert get_map(name).plain
+    battles = []
+    for plain in (True, False):
+        monkeypatch.setitem(engine.STEP_KERNELS, True, engine.STEP_KERNELS[plain])
+        env = SmacVectorEnv(name, 6, seed=9)
+        env.reset()
+        seen = []
+        for step in range(80):
+            *_, infos = env.step_scripted() if step % 3 == 2 else env.step(env.sample_actions())
+            seen.append(infos["_episode"].sum())
+        battles.append((seen, env.get_state()))
+    (seen, state), (general_seen, general_state) = battles
+    assert seen == general_seen and sum(seen) >= 6
+    assert all(np.array_equal(state[key], general_state[key]) for key in state)
+
+
+def test_battles_with_anything_special_are_not_plain():
+    """Else the special would be left out without a word: medivacs, colossi, zerg, walls, a hunt."""
+    plain = {name for name in MAPS if get_map(name).plain}
+    marines = {"3m", "8m", "25m", "5m_vs_6m", "8m_vs_9m", "10m_vs_11m", "27m_vs_30m"}
+    assert plain == {*marines, "2s3z", "3s5z", "3s5z_vs_3s6z", "3s_vs_3z", "3s_vs_4z", "3s_vs_5z"}
+    battle = get_map("2s3z")
+    for change in ({"hunt": True}, {"ground": "corridor"}, {"allies": ((units.ZEALOT, 7),)}):
+        assert not replace(battle, **change).plain, change
 
 
 def test_the_engines_version_is_told_and_names_runs():

@@ -114,7 +114,7 @@ PROGRAMS: dict[str, list[Words]] = {
         ["--episodes=0"],
         ["--num-envs=-4"],
         ["--seed=-1"],
-        ["--json=TMP/none/x.json"],
+        ["--csv=TMP/none/x.csv"],
     ],
 }
 """Command lines that must be refused; TMP is an empty folder with one file, named `file`."""
