@@ -57,6 +57,10 @@ DEFAULTS = {
 }
 """What learner and e2e time if no names are given."""
 
+FIXED = ("2s3z", "3s5z", "8m", "27m_vs_30m", "MMM2", "6h_vs_8z", "corridor", "2c_vs_64zg")
+MAPS = (*FIXED, "10gen_terran_5_vs_5", "10gen_terran_10_vs_10")
+"""What `env smac` times if no names are given."""
+
 E2E = {
     "smac": (["dpo_smac.py", "--backend", "embedded"], "map", 32 * 128),
     "mpe": (["dpo_mpe.py"], "task", 128 * 25),
@@ -88,7 +92,7 @@ class Args:
     family: tyro.conf.Positional[Family] = "smac"
     """environment family"""
     names: tuple[str, ...] = ()
-    """maps or tasks (mpe also line_control/10: of 10 agents); by default env: five maps, all tasks of mpe,
+    """maps or tasks (mpe also line_control/10: of 10 agents); by default env: ten maps, all tasks of mpe,
     five robots; learner and e2e: two of each"""
     num_envs: tuple[int, ...] = ()
     """env: numbers of environments; by default smac: 1 16 64 256, mpe: 1 32 1024, mamujoco: 16"""
@@ -114,7 +118,7 @@ def time_envs(args: Args) -> dict[str, Any]:
     """Environment steps per second of the embedded engine, and of the peers that are installed."""
     from benchmark.peers.battles import PUBLISHED, smac_steps, smaclite_steps, smax_steps
 
-    names = args.names or ("2s3z", "3s5z", "8m", "27m_vs_30m", "MMM2")
+    names = args.names or MAPS
     start = time.perf_counter()
     smac_steps("3m", 1)
     print(f"Loading or compiling the engine took {time.perf_counter() - start:.1f} s.")
@@ -128,8 +132,8 @@ def time_envs(args: Args) -> dict[str, Any]:
         plays = {label: play for label, (play, _) in made.items()}
         if "SMAClite" not in missing:
             plays["SMAClite"] = smaclite_steps(name)
-        if "SMAX (JaxMARL)" not in missing and name != "MMM2":
-            plays["SMAX (JaxMARL)"] = smax_steps(name, 64)
+        if "SMAX (JaxMARL)" not in missing and (smax := smax_steps(name, 64)):
+            plays["SMAX (JaxMARL)"] = smax
         figures = {
             label: functools.partial(steps_per_second, play, args.seconds) for label, play in plays.items()
         }

@@ -15,6 +15,10 @@ PUBLISHED = {
 SMAX with 64 environments. For orientation where the peer is not installed; not of this run."""
 
 
+SMAX_NAMES = {"10gen_terran_5_vs_5": "smacv2_5_units", "10gen_terran_10_vs_10": "smacv2_10_units"}
+"""What SMAX calls its battles of that size between random teams, which are of more races than one."""
+
+
 def array_bytes(value: Any) -> int:
     """Bytes of the arrays in nested dicts and sequences."""
     if isinstance(value, np.ndarray):
@@ -59,13 +63,17 @@ def smaclite_steps(name: str) -> Callable[[], int]:
     return play
 
 
-def smax_steps(name: str, num_envs: int, length: int = 100) -> Callable[[], int]:
-    """The same work in SMAX, `length` steps of all environments inside one compiled scan."""
+def smax_steps(name: str, num_envs: int, length: int = 100) -> Callable[[], int] | None:
+    """The same work in SMAX, `length` steps of all environments inside one compiled scan; None: no such map."""
     import jax
     from jaxmarl import make as jax_make
     from jaxmarl.environments.smax import map_name_to_scenario
 
-    battle = jax_make("HeuristicEnemySMAX", scenario=map_name_to_scenario(name))
+    try:
+        scenario = map_name_to_scenario(SMAX_NAMES.get(name, name))
+    except KeyError:
+        return None
+    battle = jax_make("HeuristicEnemySMAX", scenario=scenario)
 
     def step(carry, _):
         key, state = carry
