@@ -64,7 +64,7 @@ def smaclite_steps(name: str) -> Callable[[], int]:
 
 
 def smax_steps(name: str, num_envs: int, length: int = 100) -> Callable[[], int] | None:
-    """The same work in SMAX, `length` steps of all environments inside one compiled scan; None: no such map."""
+    """The same work in SMAX, `length` steps of all environments in one compiled scan; None: no such map."""
     import jax
     from jaxmarl import make as jax_make
     from jaxmarl.environments.smax import map_name_to_scenario

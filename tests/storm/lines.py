@@ -67,6 +67,15 @@ PROGRAMS: dict[str, list[Words]] = {
         ["all", "--check", "--results=TMP"],
         ["fig1", "--scale=huge"],
     ],
+    "benchmark/gpu.py": [
+        [],
+        ["TMP/out", "--minutes=0"],
+        ["TMP/out", "--minutes=nan"],
+        ["TMP/out", "--parts", "chess"],
+        ["TMP/out", "--jobs=0"],
+        ["TMP/file"],
+        ["TMP/file/out"],
+    ],
     "benchmark/speed.py": [
         [],
         ["env", "chess"],

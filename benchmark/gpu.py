@@ -1,0 +1,159 @@
+"""What to do with a GPU that is there for minutes: its tests, its speeds, then as many runs as it makes.
+
+    python benchmark/gpu.py OUT --minutes 9  # tests, speed, Figures 2 and 5
+    python benchmark/gpu.py OUT --minutes 9 --parts runs --figures fig4 --only 2s3z 8m --jobs 12
+
+and elsewhere, later, with KEY from OUT/runs.txt:
+
+    mkdir -p runs/benchmark && cat OUT/runs.tar.gz.* | tar xz -C runs/benchmark
+    python benchmark/run.py fig2 --scale paper --seeds 5 --only KEY …  # records what is finished
+
+Every part writes as it goes, and what is late is stopped: OUT holds tests.txt, speed.txt, runs.txt (what
+run.py said) and, in pieces, the run directories, finished ones without their checkpoint. A run that was begun
+on a GPU is resumed on one.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from benchmark.lib.arguments import out_of_range  # noqa: E402
+from benchmark.lib.letters import in_utf8  # noqa: E402
+
+PIECE = 15 << 20
+"""Bytes of a piece of what is packed."""
+STOPPING = 25.0
+"""Seconds that runs have to write their checkpoints, and this to pack them."""
+SPEEDS = ("learner smac", "e2e smac --names 2s3z 27m_vs_30m", "e2e mpe --names simple_spread")
+
+
+@dataclass
+class Args:
+    out: tyro.conf.Positional[Path]
+    """folder for what is to be kept"""
+    minutes: float = 9.0
+    """time for everything; tests take up to a third of it, speed another"""
+    parts: tuple[Literal["tests", "speed", "runs"], ...] = ("tests", "speed", "runs")
+    """what is done, in this order"""
+    figures: tuple[str, ...] = ("fig2", "fig5")
+    """figures whose runs are made"""
+    only: tuple[str, ...] = ()
+    """only runs whose key contains one of these"""
+    scale: Literal["smoke", "small", "paper"] = "paper"
+    """scale of the runs"""
+    seeds: int = 5
+    """seeds of the runs"""
+    jobs: int = 16
+    """runs at a time; the GPU is shared by MPS where that can be started"""
+    device: Literal["cpu", "cuda"] = "cuda"
+    """cpu: to try this out"""
+
+
+RANGES: dict[str, tuple[float, float]] = {"minutes": (0.5, 600), "seeds": (1, 1000), "jobs": (1, 1000)}
+
+
+def told(command: Sequence[str], log: Path, seconds: float) -> int:
+    """Runs a program of this Python with its output in a file; SIGTERM when time is up, then SIGKILL."""
+    with open(log, "a") as file:
+        print(f"$ {' '.join(command)}", file=file, flush=True)
+        program = subprocess.Popen(
+            [sys.executable, *command], cwd=ROOT, stdout=file, stderr=file, start_new_session=True
+        )
+        try:
+            return program.wait(max(seconds, 1.0))
+        except subprocess.TimeoutExpired:
+            program.send_signal(signal.SIGTERM)
+        try:
+            return program.wait(STOPPING)
+        except subprocess.TimeoutExpired:
+            os.killpg(program.pid, signal.SIGKILL)
+            return program.wait()
+
+
+def pack(runs: Path, out: Path, pieces: int = 4) -> list[str]:
+    """The run directories under `runs` as out/runs.tar.gz.00, …; the keys whose checkpoint found no room.
+
+    Without TensorBoard's files and the checkpoints of finished runs; of others without the largest, if all do
+    not fit.
+    """
+    files = sorted(path for path in runs.rglob("*") if path.is_file() and not path.match("events.*"))
+    files = [path for path in files if path.name != "checkpoint.pt" or not (path.parent / "done").exists()]
+    left: list[str] = []
+    while True:
+        packed = io.BytesIO()
+        with tarfile.open(fileobj=packed, mode="w:gz") as tar:
+            for path in files:
+                tar.add(path, path.relative_to(runs))
+        data = packed.getvalue()
+        checkpoints = [path for path in files if path.name == "checkpoint.pt"]
+        if len(data) <= pieces * PIECE or not checkpoints:
+            break
+        largest = max(checkpoints, key=lambda path: path.stat().st_size)
+        files.remove(largest)
+        left.append(largest.relative_to(runs).parts[0])
+    for number in range(-(-len(data) // PIECE)):
+        (out / f"runs.tar.gz.{number:02}").write_bytes(data[number * PIECE : (number + 1) * PIECE])
+    return left
+
+
+def make_runs(args: Args, ends: float) -> None:
+    """The runs of the figures, until `ends` on the clock, and their directories packed."""
+    runs = args.out / "unpacked"
+    if args.device == "cuda" and shutil.which("nvidia-cuda-mps-control"):
+        subprocess.run(["nvidia-cuda-mps-control", "-d"], check=False)
+    command = ["benchmark/run.py", *args.figures, "--scale", args.scale, "--seeds", str(args.seeds)]
+    command += ["--jobs", str(args.jobs), "--device", args.device, "--runs-dir", str(runs.resolve())]
+    command += [
+        "--results",
+        str((runs / "results").resolve()),
+        *(["--only", *args.only] if args.only else []),
+    ]
+    told(command, args.out / "runs.txt", ends - time.monotonic() - STOPPING)
+    left = pack(runs, args.out)
+    shutil.rmtree(runs)
+    if left:
+        print(f"No room for the checkpoints of {', '.join(left)}: these cannot be resumed.")
+
+
+def main() -> None:
+    args = tyro.cli(Args, description=__doc__)
+    if wrong := out_of_range(args, RANGES):
+        sys.exit(f"gpu: {wrong}")
+    try:
+        args.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        sys.exit(f"gpu: {args.out} cannot be made ({error.strerror}); give another folder.")
+    begun, total = time.monotonic(), 60 * args.minutes
+    for part in args.parts:
+        if part == "tests":
+            command = ["-m", "pytest", "-v", "-p", "no:cacheprovider", "tests/scripts/test_gpu.py"]
+            told(command, args.out / "tests.txt", total / 3)
+        elif part == "speed":
+            for what in SPEEDS:
+                spent = time.monotonic() - begun
+                command = ["benchmark/speed.py", *what.split(), "--device", args.device]
+                told(command, args.out / "speed.txt", min(total / 3, total - spent - STOPPING) / len(SPEEDS))
+        else:
+            make_runs(args, begun + total)
+        print(f"{part}: done after {time.monotonic() - begun:.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    in_utf8()
+    main()
