@@ -72,7 +72,7 @@ def test_runs_come_home(tmp_path):
         "--figures",
         "fig11",
         "--only",
-        "matrix-4__",
+        "m-hat-0.0__1",
         "--seeds",
         "1",
         "--minutes",
