@@ -4,7 +4,8 @@
     python benchmark/run.py fig1 --scale paper --seeds 5    # then benchmark/plot.py fig1 --scale paper
     python benchmark/run.py fig3 --cluster slurm --slurm partition=cpu timeout_min=240
 
-Every run has a folder of its own in --runs-dir. Finished runs are skipped, interrupted ones resumed
+Every run has a folder of its own in --runs-dir. Finished runs are skipped, also those that --results has
+without a folder (so --results benchmark/results does what is not published yet), interrupted ones resumed
 from their checkpoints, failed ones tried again and listed. Ctrl-C and SIGTERM let every run write a
 checkpoint; the same command then goes on. Exit status: 0 all finished, 1 some failed, 75 stopped by a signal.
 A run that finished or stopped is recorded in --results, from which benchmark/plot.py draws; one that was made
@@ -118,6 +119,8 @@ class Benchmark:
         for key in self.runs:
             if finished(run_directory(self.place(key))):
                 self.finish(key)
+            elif done_elsewhere(key, self.recorded, executor):
+                self.status[key].state = "finished"
 
     def finish(self, key: str) -> None:
         """Notes that a run is finished, and records it unless that was done."""
@@ -212,6 +215,11 @@ class Benchmark:
         return lines
 
 
+def done_elsewhere(key: str, recorded: Store, executor: Local | Slurm) -> bool:
+    """Whether a run is recorded as finished, and has no folder here in which it was begun anew."""
+    return key in recorded.runs and recorded.runs[key].finished and not run_directory(executor.runs_dir / key)
+
+
 class Display:
     """A table that is redrawn in place on a terminal; lines elsewhere."""
 
@@ -299,7 +307,7 @@ def choose_runs(args: Args) -> list[Run]:
     return chosen
 
 
-def dry_run(runs: Sequence[Run], executor: Local | Slurm) -> None:
+def dry_run(runs: Sequence[Run], executor: Local | Slurm, recorded: Store) -> None:
     """Prints, per run, where it stands and the command that would be executed."""
     for run in runs:
         place = executor.runs_dir / run.key
@@ -307,8 +315,10 @@ def dry_run(runs: Sequence[Run], executor: Local | Slurm) -> None:
         state = (
             "finished" if finished(directory) else f"at step {steps_done(place):,}" if directory else "new"
         )
+        if done_elsewhere(run.key, recorded, executor):
+            state = f"finished, recorded in {recorded.folder}"
         print(f"# {run.key}: {state}")
-        if state != "finished":
+        if not state.startswith("finished"):
             print(shlex.join(command(run, place, executor.device)))
 
 
@@ -347,7 +357,7 @@ def main() -> int:
         return record_all(args)
     runs, executor, display = choose_runs(args), choose_executor(args), Display()
     if args.dry_run:
-        dry_run(runs, executor)
+        dry_run(runs, executor, Store(args.results))
         return 0
     args.results.mkdir(parents=True, exist_ok=True)  # where it cannot be made, that is told before the runs
     stops = stops_by_signals()

@@ -13,12 +13,15 @@ that take turns with what they are compared with. Prints Markdown; --json PATH k
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
+import importlib.metadata
 import importlib.util
 import itertools
 import json
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -80,6 +83,9 @@ BASELINES = {
 }
 """Environment steps of each; off-policy scripts write a row, the first of which are left out, every 2,048."""
 
+
+LIBRARIES = ("torch", "numpy", "numba", "gymnasium", "mujoco", "mpe2", "vmas", "jaxmarl", "jax", "envpool")
+"""Whose versions are told, where they are installed."""
 
 What = Literal["all", "env", "learner", "e2e"]
 Family = Literal["smac", "mpe", "mamujoco", "matrix", "baselines"]
@@ -417,12 +423,26 @@ def fault(args: Args) -> str:
     return nowhere("json", args.json)
 
 
+def machine() -> dict[str, str]:
+    """What the figures depend on besides the code: processor, cores that may be used, versions."""
+    cpu = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        cpu = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    found = {"processor": cpu, "cores": str(usable_cores()), "Python": platform.python_version()}
+    for name in LIBRARIES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
+
+
 def main() -> None:
     args = tyro.cli(Args, description=__doc__)
     if wrong := fault(args):
         sys.exit(f"speed: {wrong}")
     try:
-        result = time_all(args) if args.what == "all" else TIMERS[args.what, args.family](args)
+        result = {"machine": machine()} if args.what == "all" else {}
+        result |= time_all(args) if args.what == "all" else TIMERS[args.what, args.family](args)
         if args.json:
             Path(args.json).write_text(json.dumps(result, indent=1) + "\n")
     except (OSError, MemoryError) as error:

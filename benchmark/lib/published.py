@@ -18,6 +18,7 @@ from benchmark.lib.exact import draw_exact, exact_table
 from benchmark.lib.gather import NoRunError, figure_cells, planned_runs, recorded_cells, study_cells
 from benchmark.lib.groups import Group
 from benchmark.lib.runs import ResultsError
+from benchmark.lib.speed_tables import speed_text
 from benchmark.lib.store import PUBLISHED, Store
 from benchmark.lib.studies import STUDIES, Study
 from benchmark.lib.study_tables import battles_table, learning_table, peer_table
@@ -193,6 +194,9 @@ def published_texts(store: Store) -> Files:
     tables |= {name: study_text(study, store) for name, study in STUDIES.items()}
     tables["discussion"] = (PUBLISHED / "studies/discussion/README.md").read_text()  # by discussion.py
     tables["tuning"] = (PUBLISHED / "tuning/README.md").read_text()  # by tune.py --report
+    tables["speed"] = speed_text()
+    page = PUBLISHED / "studies/speed/README.md"
+    files[page] = put_between(page.read_text(), tables["speed"]).encode()
     verdicts = verdict_page(store)
     tables["verdicts"] = LINK.sub(r"\1", verdicts)  # for pages of other folders
     files[ROOT / "docs" / "verdicts.md"] = verdicts.encode()
@@ -257,7 +261,8 @@ than 1e-12; converges, p and q move less than 1e-4 in the last tenth.
 Of each figure's runs at scale paper, with the paper's five seeds:
 
 {markdown(["figure", "missing", "of", "tasks"], todo)}
-`python benchmark/run.py FIGURE --scale paper --seeds 5` does what is missing of a figure.
+`python benchmark/run.py FIGURE --scale paper --results benchmark/results` does what is missing of a figure,
+and records it there.
 """
 
 

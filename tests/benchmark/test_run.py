@@ -164,6 +164,22 @@ def test_finished_runs_are_skipped(tmp_path, reference):
     assert after == before
 
 
+def test_what_is_recorded_as_finished_is_not_made_again(tmp_path):
+    """So --results benchmark/results does what is not published yet; a run that was begun anew goes on."""
+    bench = Bench(tmp_path, steps=12)
+    bench.finish()
+    shutil.rmtree(bench.place(1))
+    shutil.rmtree(bench.place(2))
+    (done,) = bench.place(3).glob("*/done")
+    done.unlink()
+    output = bench.finish("--dry-run")[1]
+    assert f"# {bench.place(1).name}: finished, recorded in {tmp_path / 'results'}\n" in output
+    assert f"# {bench.place(3).name}: at step 12\n" in output and output.count("stub.py") == 1
+    code, output = bench.finish()
+    assert code == 0 and output.count("started") == 1 and "3 finished, 0 running" in output
+    assert not bench.place(1).exists() and not bench.place(2).exists() and done.exists()
+
+
 def test_finished_runs_are_recorded_once_and_damaged_ones_said(tmp_path):
     """Also those of an earlier call, or for another store: plotting reads nothing else."""
     bench = Bench(tmp_path, steps=5)

@@ -1,10 +1,12 @@
-"""benchmark/speed.py's command line: what cannot be timed is a sentence, before anything is timed."""
+"""benchmark/speed.py: what cannot be timed is a sentence at once, and tables are of what was measured."""
 
+import json
 import sys
 
 import pytest
 
 from benchmark import speed
+from benchmark.lib.speed_tables import speed_text
 
 
 @pytest.mark.parametrize(
@@ -36,3 +38,45 @@ def test_names_that_are_timed_by_default_are_accepted():
     """Else the check would stand in the way."""
     for (what, family), names in ((key, speed.DEFAULTS.get(key[1], ())) for key in speed.TIMERS):
         assert not speed.fault(speed.Args(what, family, names))
+
+
+def test_tables_are_of_what_was_measured(tmp_path):
+    """A page's ratio must be the measurement's: best to best, medians of turns, shares of the peak."""
+    battles = {"2s3z": {"ours, 1 envs": [100.0, 120.0, 110.0], "SMAX (JaxMARL)": [30.0, 40.0]}}
+    battles["corridor"] = {"ours, 1 envs": [12_345.0]}
+    worlds = {"simple_spread": {"ours, 1 envs": [2.5e6], "VMAS, 1 envs": [400.0], "mpe2": [2000.0]}}
+    robots = {"Ant-4x2 16": {"ours, 1 threads": [30.0, 20.0], "gymnasium SyncVectorEnv": [20.0, 10.0]}}
+    rates = {"charts/SPS": 4321.0, "time/env": 0.1, "time/act": 0.2, "time/update": 0.7}
+    few = {**rates, "charts/SPS": 99.0}
+    measured = {
+        "machine": {"cores": "2"},
+        "env smac": battles,
+        "env mpe": worlds,
+        "env mamujoco": robots,
+        "learner mpe": {"simple_spread/10 1024": {"sgemm": [50.0, 100.0], "1 threads": [40.0, 60.0]}},
+        "e2e mpe": {
+            "line_control, 2 threads": rates,
+            "line_control, 2 threads, compiled": few,
+            "line_control, 1 thread, batches of one episode": few,
+            "beside BenchMARL": {"ippo.py": [rates, rates], "BenchMARL on VMAS": [few, few]},
+        },
+        "e2e baselines": {"iql.py --env-id smac/8m, 1 threads": few},
+    }
+    path = tmp_path / "speed.json"
+    path.write_text(json.dumps(measured))
+    lines = speed_text(path).splitlines()
+    for line in (
+        "| cores | 2 |",
+        "| 2s3z | 110 | 35 | 3.0 |",
+        "| corridor | 12.3k | – | – |",
+        "| simple_spread | ours | 2.5M |",
+        "| simple_spread | VMAS | 400 |",
+        "| simple_spread | mpe2 | 2,000 |",
+        "| ours, 1 threads | 1.75 |",
+        "| simple_spread/10 | 1024 | 60% (70%) | 100 |",
+        "| dpo_mpe.py line_control | 2 | 4,321 | 99 | 10 % | 20 % | 70 % |",
+        "| dpo_mpe.py line_control | 1, batches of one episode | 99 | – | 10 % | 20 % | 70 % |",
+        "| iql.py --env-id smac/8m | 1 | 99 | – | 10 % | 20 % | 70 % |",
+        "| ippo.py | 4,321 | 43.65 |",
+    ):
+        assert line in lines, line
