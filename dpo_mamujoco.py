@@ -59,9 +59,9 @@ SCRIPT = Path(__file__).stem
 EXIT_REQUEUE = 75  # EX_TEMPFAIL: a signal stopped the run, its checkpoint is on disk, --resume goes on
 LONGEST_EPISODE = 100_000  # steps that an evaluation waits for the end of one
 EVAL_EPISODES = 32  # per evaluation; ten times as many for the absolute metric, unless they are slow
-CHUNK = 512  # rows at a time, so that activations stay in the cache; fewer agents than 8 take more
-GROUP_AGENTS = 2  # agents that learn together, at least; of all there are 8 groups at most
-GROUP_ROWS = 4096  # rows that they have together, at least; fewer do not pay for a thread
+CHUNK = 512  # rows at a time, so that activations stay in the cache; groups of 4 agents or fewer: more
+GROUP_AGENTS = 2  # about so many agents learn together; of all there are 8 groups at most
+GROUP_ROWS = 4096  # about so many rows they have together; fewer do not pay for a thread
 COLUMNS = """
 global_step eval/episodic_return eval/episodic_length
 charts/episodic_return charts/episodic_length charts/SPS time/env time/act time/update

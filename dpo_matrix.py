@@ -61,8 +61,8 @@ SCRIPT = Path(__file__).stem
 EXIT_REQUEUE = 75  # EX_TEMPFAIL: a signal stopped the run, its checkpoint is on disk, --resume goes on
 ITERATIONS = 10_000  # of the exact iteration at most: it need not converge, nor quickly
 STEADY = 1e-12  # it ends where no probability changes by more
-CHUNK = 512  # rows at a time, so that activations stay in the cache; fewer agents than 8 take more
-GROUP_AGENTS = 2  # agents that learn together, at least; of all there are 8 groups at most
+CHUNK = 512  # rows at a time, so that activations stay in the cache; groups of 4 agents or fewer: more
+GROUP_AGENTS = 2  # about so many agents learn together; of all there are 8 groups at most
 GROUP_ROWS = 10**9  # all agents are one group: their tables are too small to pay for threads
 COLUMNS = """
 global_step eval/episodic_return eval/greedy_return eval/optimum

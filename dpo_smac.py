@@ -57,9 +57,9 @@ SCRIPT = Path(__file__).stem
 EXIT_REQUEUE = 75  # EX_TEMPFAIL: a signal stopped the run, its checkpoint is on disk, --resume goes on
 LONGEST_EPISODE = 100_000  # steps that an evaluation waits for the end of one
 EVAL_EPISODES = 32  # per evaluation; ten times as many for the absolute metric, unless they are slow
-CHUNK = 512  # rows at a time, so that activations stay in the cache; fewer agents than 4 take more
-GROUP_AGENTS = 4  # agents that learn together, at least; of all there are 8 groups at most
-GROUP_ROWS = 4096  # rows that they have together, at least; fewer do not pay for a thread
+CHUNK = 512  # rows at a time, so that activations stay in the cache; groups of 2 agents or fewer: more
+GROUP_AGENTS = 4  # about so many agents learn together; of all there are 8 groups at most
+GROUP_ROWS = 4096  # about so many rows they have together; fewer do not pay for a thread
 COLUMNS = """
 global_step eval/episodic_return eval/episodic_length eval/win_rate
 charts/episodic_return charts/episodic_length charts/win_rate charts/SPS time/env time/act time/update
@@ -70,7 +70,9 @@ dpo/kl dpo/sqrt_kl dpo/beta1 dpo/beta2 dpo/below_band dpo/above_band
 
 @dataclass
 class Args:
-    map: str = "27m_vs_30m"  # SMAC map, e.g. 2s3z, 8m, 3s5z, 27m_vs_30m, MMM2; or pettingzoo:MODULE
+    map: str = (
+        "27m_vs_30m"  # SMAC map, 8m, MMM2, ..; 10gen_terran_5_vs_5 (SMACv2); my.toml; pettingzoo:MODULE
+    )
     backend: Literal["auto", "embedded", "starcraft"] = "auto"  # compiled engine, or the game if installed
     env_options: tuple[str, ...] = ()  # further options of the environment, name=value; docs/envs.md
     last_action: bool = False  # observe one's own last action, too

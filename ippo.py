@@ -59,9 +59,9 @@ SCRIPT = Path(__file__).stem
 EXIT_REQUEUE = 75  # EX_TEMPFAIL: a signal stopped the run, its checkpoint is on disk, --resume goes on
 LONGEST_EPISODE = 100_000  # steps that an evaluation waits for the end of one
 EVAL_EPISODES = 32  # per evaluation; ten times as many for the absolute metric, unless they are slow
-CHUNK = 512  # rows at a time, so that activations stay in the cache; fewer agents than 4 take more
-GROUP_AGENTS = 4  # agents that learn together, at least; of all there are 8 groups at most
-GROUP_ROWS = 4096  # rows that they have together, at least; fewer do not pay for a thread
+CHUNK = 512  # rows at a time, so that activations stay in the cache; groups of 2 agents or fewer: more
+GROUP_AGENTS = 4  # about so many agents learn together; of all there are 8 groups at most
+GROUP_ROWS = 4096  # about so many rows they have together; fewer do not pay for a thread
 COLUMNS = """
 global_step eval/episodic_return eval/episodic_length eval/win_rate
 charts/episodic_return charts/episodic_length charts/win_rate charts/SPS time/env time/act time/update
@@ -72,7 +72,9 @@ losses/approx_kl losses/clip_fraction dpo/kl losses/explained_variance
 
 @dataclass
 class Args:
-    env_id: str = "smac/2s3z"  # smac/MAP, mpe/TASK, mamujoco/ROBOT, matrix/stochastic or pettingzoo:MODULE
+    env_id: str = (
+        "smac/2s3z"  # smac/MAP, mpe/TASK, mamujoco/ROBOT-PARTITION, matrix/stochastic, pettingzoo:MODULE
+    )
     env_options: tuple[str, ...] = ()  # its options, e.g. num_agents=3; docs/envs.md lists them
     seed: int = 1  # seed of environments, parameters and sampled actions
     total_timesteps: int = 10_000_000  # environment steps: one moves all agents of one environment
@@ -87,7 +89,7 @@ class Args:
     max_grad_norm: float = 10.0  # gradient clip, per agent and per network
     clip_coef: float = 0.2  # the ratio counts only within 1 - clip_coef and 1 + clip_coef
     log_std_init: float = 0.0  # logarithm of the standard deviation of real actions at the start
-    layer_norm: bool = True  # LayerNorm after each hidden layer and, of discrete actions, on the observation
+    layer_norm: bool = True  # LayerNorm before each ReLU and, of discrete actions, on the observation
     value_norm: bool = False  # critics learn returns in units of their running deviation, per agent
 
     eval_every: int = 20_480  # environment steps between evaluations, 32 greedy episodes each

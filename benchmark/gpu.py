@@ -3,10 +3,10 @@
     python benchmark/gpu.py OUT --minutes 9  # tests, speed, Figures 2 and 5
     python benchmark/gpu.py OUT --minutes 9 --parts runs --figures fig4 --only 2s3z 8m --jobs 12
 
-and elsewhere, later, with KEY from OUT/runs.txt:
+and elsewhere, later, with KEY of a finished run from OUT/runs.txt:
 
     mkdir -p runs/benchmark && cat OUT/runs.tar.gz.* | tar xz -C runs/benchmark
-    python benchmark/run.py fig2 --scale paper --seeds 5 --only KEY …  # records what is finished
+    python benchmark/run.py fig2 fig5 --scale paper --seeds 5 --only KEY …  # records it
 
 Every part writes as it goes, and what is late is stopped: OUT holds tests.txt, speed.txt, runs.txt (what
 run.py said) and, in pieces, the run directories, finished ones without their checkpoint. A run that was begun

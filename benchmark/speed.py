@@ -1,14 +1,15 @@
 """Speed, as ratios within one run on one machine.
 
     python benchmark/speed.py all           # everything below
-    python benchmark/speed.py env smac      # environment steps/s on one core, beside other simulators
+    python benchmark/speed.py env smac      # environment steps/s, beside other simulators
     python benchmark/speed.py env mamujoco  # the same on one core and on all, beside gymnasium and others
     python benchmark/speed.py env mpe       # the same, beside mpe2 and, where installed, VMAS and JaxMARL
     python benchmark/speed.py learner mpe   # the learner's GFLOP/s as a share of this machine's matmul peak
     python benchmark/speed.py e2e matrix    # a script's first updates: steps/s, and where the time goes
 
-learner and e2e take smac, mpe, mamujoco; e2e also matrix. Every figure is the best and the median of repeats
-that take turns with what they are compared with. Prints Markdown; --json PATH keeps the raw numbers.
+learner and e2e take smac, mpe, mamujoco; e2e also matrix and baselines (the other scripts). Figures of env
+and learner are the best and the median of repeats that take turns with what they are compared with, those of
+e2e medians of the scripts' own logs. Prints Markdown; --json PATH keeps the raw numbers.
 """
 
 from __future__ import annotations

@@ -216,12 +216,12 @@ def make(
     one-hot, to its observation), exclude_dead (False: the dead are reported as alive), conic_view (of
     SMACv2's maps), threads, and those of `StarCraftVectorEnv` on the real game.
     Options of matrix: those of `StochasticGame` and `MatrixGame`.
-    Options of pettingzoo: reward, env_kwargs and render_mode of `ParallelVectorEnv`.
+    Options of pettingzoo: reward, env_kwargs, episode_limit and render_mode of `ParallelVectorEnv`.
     Options of mpe: num_agents, vision, collision_penalty, episode_length, variant ("paper" or "mpe2") and
     render_mode, those of `MpeVectorEnv`.
     mamujoco/Robot-PARTITION: mamujoco/Hopper-3x1, HalfCheetah-3x2, Walker2d-3x2, Ant-4x2, Humanoid-17x1 and
     the rest of `env_ids()`; mamujoco/Robot with option partition, the labels of each agent's joints. Options:
-    those of `MaMujocoVectorEnv`, as agent_obsk, obs ("khop" or "full") and threads.
+    those of `MaMujocoVectorEnv`, as agent_obsk, obs ("khop" or "full"), version ("v5" or "v4") and threads.
     ValueError on an unknown id or option; with a device, BrokenEnvironment for whatever keeps an environment
     from being made, in a sentence that a script can end with.
     """

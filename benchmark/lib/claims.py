@@ -8,9 +8,10 @@ at the 95 % level. Where the paper says "far", "small" or "close" without a numb
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import scipy.stats
@@ -18,7 +19,7 @@ from numpy.typing import ArrayLike
 
 from benchmark.lib.cells import Cell, p_words
 from benchmark.lib.groups import Group, band, million
-from benchmark.lib.runs import KL
+from benchmark.lib.runs import KL, WIN_RATE
 from benchmark.lib.statistics import final_means, first_reached, mean_ci, run_means, welch
 
 LEVEL = 0.05  # of every p
@@ -57,6 +58,8 @@ class Claim:
     section: str
     panel: str
     test: Test
+    on: Literal["all", "most", "some"] = "all"
+    """how many of its comparisons the statement speaks of"""
 
     def needs(self, task: str, role: str) -> bool:
         """Whether runs of this method on this task decide on it."""
@@ -84,6 +87,12 @@ def difference(one: ArrayLike, other: ArrayLike) -> tuple[float, float]:
     if min(len(one), len(other)) < 2:
         return -np.inf, np.inf
     return scipy.stats.ttest_ind(one, other, equal_var=False).confidence_interval()
+
+
+def within(low: float, high: float, margin: float) -> Finding:
+    """Whether an interval of shares lies inside ±margin, the opposite if outside of it."""
+    inside, outside = -margin < low and high < margin, low > margin or high < -margin
+    return Finding(1 if inside else -1 if outside else 0, f"{100 * low:+.0f} to {100 * high:+.0f} %")
 
 
 # --- tests that compare methods ---------------------------------------------------------------------------
@@ -122,14 +131,16 @@ class Comparison:
 
 
 @dataclass(frozen=True)
-class Above(Comparison):
-    """The method ends above the others: final scores.
-
-    The opposite, too, where the interval of the difference shows that it is above by less than NOTHING.
-    """
+class Higher(Comparison):
+    """The method ends above the others, by however little: final scores."""
 
     def numbers(self, cell: Cell, group: Group) -> list[float]:
         return list(final_means(group.values(cell.metric)))
+
+
+@dataclass(frozen=True)
+class Above(Higher):
+    """As `Higher`; the opposite, too, where the difference's interval leaves an advantage below NOTHING."""
 
     def look(self, cell: Cell, groups: dict[str, Group]) -> list[tuple[str, Finding]]:
         found = super().look(cell, groups)
@@ -167,6 +178,33 @@ class Sooner(Comparison):
         return [
             at if up and at is not None else float(steps[-1]) for at, up in zip(reached, rises, strict=True)
         ]
+
+
+@dataclass(frozen=True)
+class Faster(Comparison):
+    """The method needs fewer steps to a common level: 90 % of the way of the one that ends lower."""
+
+    lower = True
+
+    def look(self, cell: Cell, groups: dict[str, Group]) -> list[tuple[str, Finding]]:
+        found = []
+        for other in self.others:
+            if other not in groups:
+                found.append((other, MISSING))
+                continue
+            pair = [groups[name].values(cell.metric) for name in (self.method, other)]
+            begin = float(np.mean([values[:, 0].mean() for values in pair]))
+            goal = begin + 0.9 * (min(float(final_means(values).mean()) for values in pair) - begin)
+            steps = [
+                [first_reached(groups[name].steps(), x, goal) for x in values]
+                for name, values in zip((self.method, other), pair, strict=True)
+            ]
+            last = [float(groups[name].steps()[-1]) for name in (self.method, other)]
+            mine, theirs = (
+                [end if at is None else at for at in x] for x, end in zip(steps, last, strict=True)
+            )
+            found.append((other, self.compare(mine, theirs)))
+        return found
 
 
 @dataclass(frozen=True)
@@ -223,12 +261,28 @@ class Alike:
                 found.append((other, MISSING))
                 continue
             low, high = sorted(end / way for end in difference(theirs, mine))
-            inside, outside = (
-                -self.margin < low and high < self.margin,
-                low > self.margin or high < -self.margin,
-            )
-            words = f"{100 * low:+.0f} to {100 * high:+.0f} %"
-            found.append((other, Finding(1 if inside else -1 if outside else 0, words)))
+            found.append((other, within(low, high, self.margin)))
+        return found
+
+
+@dataclass(frozen=True)
+class Together:
+    """As `Alike`, of every pair of the methods; the way is that of the first."""
+
+    methods: tuple[str, ...]
+    margin: float
+    tasks: tuple[str, ...] = ()
+
+    def look(self, cell: Cell, groups: dict[str, Group]) -> list[tuple[str, Finding]]:
+        way, found = gained(cell, groups[self.methods[0]]), []
+        for one, other in itertools.combinations(self.methods, 2):
+            ends = [final_means(groups[x].values(cell.metric)) for x in (one, other) if x in groups]
+            name = other if one == self.methods[0] else f"{other} to {one}"
+            if len(ends) < 2 or min(map(len, ends)) < 2 or way == 0:
+                found.append((name, MISSING))
+                continue
+            low, high = sorted(end / way for end in difference(ends[1], ends[0]))
+            found.append((name, within(low, high, self.margin)))
         return found
 
 
@@ -252,6 +306,45 @@ class FarBelow:
         mean, low, high = (float(x[0]) for x in mean_ci(shares[:, None]))
         sign = 1 if high < self.share else -1 if low > self.share else 0
         return [(self.method, Finding(sign, f"{100 * mean:.0f} % of it"))]
+
+
+@dataclass(frozen=True)
+class Drops:
+    """The method ends below its best tenth of the run, by the mean curve: Welch's test over seeds."""
+
+    method: str
+    tasks: tuple[str, ...] = ()
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        return (self.method,)
+
+    def look(self, cell: Cell, groups: dict[str, Group]) -> list[tuple[str, Finding]]:
+        values = groups[self.method].values(cell.metric)
+        if values.shape[1] < 10:
+            return [(self.method, MISSING)]
+        tenths = np.stack([part.mean(1) for part in np.array_split(values, 10, axis=1)], axis=1)
+        best, last = tenths[:, tenths.mean(0).argmax()], tenths[:, -1]
+        p = welch(list(best), list(last))
+        return [(self.method, Finding(1 if p < LEVEL else 0, f"{np.mean(last - best):+.3g}, {p_words(p)}"))]
+
+
+@dataclass(frozen=True)
+class Unwon:
+    """The methods win fewer than one battle in twenty at the end."""
+
+    methods: tuple[str, ...]
+    tasks: tuple[str, ...] = ()
+
+    def look(self, cell: Cell, groups: dict[str, Group]) -> list[tuple[str, Finding]]:
+        found = []
+        for name in self.methods:
+            if name not in groups or not groups[name].has(WIN_RATE):
+                found.append((name, MISSING))
+                continue
+            rate = float(final_means(groups[name].values(WIN_RATE)).mean())
+            found.append((name, Finding(1 if rate < 0.05 else -1, f"{100 * rate:.0f} % won")))
+        return found
 
 
 @dataclass(frozen=True)
@@ -370,15 +463,23 @@ def judge(
         budgets = sorted({run.total_timesteps for group in used for run in group.runs}, reverse=True)
         seeds = " to ".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
         told.append(f"{seeds} seed{'s' * (counts[-1] > 1)}, {', '.join(map(million, budgets))}")
-    return Judgement(verdict(signs, complete, short), "; ".join(told))
+    return Judgement(verdict(signs, complete, short, claim.on), "; ".join(told))
 
 
-def verdict(signs: Sequence[int], complete: bool, short: bool) -> str:
+def verdict(signs: Sequence[int], complete: bool, short: bool, on: str = "all") -> str:
     """holds, does not hold or open, of the signs that were found on all tasks.
 
-    The opposite on one task is enough, except in short runs. What is neither seen nor excluded is open, when
-    all runs are there as well: five seeds see a difference of 1.5 deviations every other time.
+    The opposite on one task is enough, except in short runs, and where the statement is of most comparisons
+    (then more than half decide) or of some (then one that holds is enough, and all must be the opposite to
+    refute it). What is neither seen nor excluded is open, when all runs are there as well: five seeds see a
+    difference of 1.5 deviations every other time.
     """
+    if on != "all":
+        enough = len(signs) / 2 if on == "most" else 0
+        if signs.count(1) > enough and not short and (complete or on == "some"):
+            return "holds"
+        against = len(signs) / 2 if on == "most" else len(signs) - 1
+        return "does not hold" if signs.count(-1) > against and complete and not short else "open"
     if -1 in signs and not short:
         return "does not hold"
     return "holds" if complete and not short and all(sign == 1 for sign in signs) else "open"

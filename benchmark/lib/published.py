@@ -233,24 +233,29 @@ def verdict_page(store: Store) -> str:
         todo += still_to_run(name, figure, store)
     return f"""# Verdicts
 
-Written by `python benchmark/plot.py all`. What the paper says, in our words, with its section, and what
-our runs give; each line links its figure's table. [findings.md](findings.md) says why,
-[benchmark.md](benchmark.md) how to run a figure again. *Paper's settings*: the scripts' defaults.
-*Best known settings*: of each method ([tuning.md](tuning.md)).
+Written by `python benchmark/plot.py all`. What the paper says on its figures, in our words, with its
+section, and what our runs give; each line links its figure's table. [findings.md](findings.md) says why,
+[benchmark.md](benchmark.md) how to run a figure again. *Paper's settings*: its hyper-parameters, the scripts'
+defaults; batches of many environments, one step for actor and critic, an entropy bonus, bounds on beta,
+LayerNorm on SMAC and the robots' version are ours ([dpo.md](dpo.md#paper-released-code-ours)). *Best known
+settings*: of each method ([tuning.md](tuning.md)).
 
 *Holds*: on every task as claimed, at the 95 % level, with all seeds and steps. *Does not hold*: on
-some task it is the opposite, or the advantage is less than 5 % of what training gains. *Open*: tasks,
-seeds or steps are missing, or five seeds do not tell.
+some task it is the opposite, or the advantage is less than 5 % of what training gains. Of a statement on
+most tasks more than half of the comparisons decide; one on some tasks holds with one. *Open*: tasks, seeds or
+steps are missing, or five seeds do not tell.
 
 Evidence: by method, task after task. As claimed (+) or the other way round (−), and Welch's p of the
 seeds' final scores, uncorrected, with (< 5 %) where the interval leaves no larger advantage; where
 seeds differ, the ratio of deviations and Brown and Forsythe's p; where methods are alike, the 95 %
-interval of the difference in percent of what training gains; "–" where runs are missing. SMAC is the
-embedded engine, not StarCraft II.
+interval of the difference in percent of what training gains; "–" where runs are missing. SMAC is
+version 1 of the embedded engine so far (today's is 2: [envs.md](envs.md)), not StarCraft II.
 
 Where the paper gives no number, ours are: far below the optimum, less than 90 % of it; close together
 (Figure 8), within 5 % of what training gains; limited, similar or small influence (6, 7, 9, 10), within
-10 %; at the beginning, the first quarter of the run; converged or fast, 90 % of the way to one's own end;
+10 %; IPPO's clips (10), 0.05 to 0.3; at the beginning, the first quarter of the run; fast, 90 % of the way of
+the one that ends lower; converged, 90 % of the way to one's own end; a drop, from the best tenth of the run
+to the last; to win nothing, less than 5 % of the battles; little influence may be less than those 5 % above;
 to fluctuate, the deviation of the steps between evaluations in the last half; small and stable KL (12),
 on average within the band, and in no tenth of the run more than three times off; never falls, by more
 than 1e-12; converges, p and q move less than 1e-4 in the last tenth.

@@ -14,11 +14,15 @@ from benchmark.lib.claims import (
     Behind,
     Claim,
     Converges,
+    Drops,
     FarBelow,
+    Faster,
     Fluctuates,
+    Higher,
     NeverFalls,
     Sooner,
     Steady,
+    Together,
     Trapped,
     Varies,
     judge,
@@ -186,6 +190,46 @@ def test_alike_measures_by_what_training_gains():
     assert found(Alike("base", tuple(expected), 0.1), falls) == expected
 
 
+def test_higher_is_refuted_by_the_opposite_alone():
+    """4.5 grants small influence on some tasks: an advantage of next to nothing does not refute 'lowers'."""
+    near = {"a": rising(10, 10.1, 10.2), "b": rising(10.05, 10.1, 10.15), "c": rising(20, 21, 22)}
+    assert found(Above("a", ("b", "c")), near) == {"b": -1, "c": -1}
+    assert found(Higher("a", ("b", "c")), near) == {"b": 0, "c": -1}
+    assert found(Higher("c", ("a",)), near) == {"a": 1}
+
+
+def test_faster_is_of_a_common_level():
+    """A method that rises quickly to little, or falls back, must not pass for one that learns fast."""
+    low, high, quick = (
+        np.concatenate([rising(end, at=at) for end, at in pairs])
+        for pairs in (
+            ((2, 2), (2.1, 3), (2.2, 4)),
+            ((10, 10), (11, 12), (12, 14)),
+            ((10, 2), (11, 3), (12, 4)),
+        )
+    )
+    assert found(Sooner("low", ("high",)), {"low": low, "high": high}) == {"high": 1}
+    assert found(Faster("low", ("high",)), {"low": low, "high": high}) == {"high": 0}
+    assert found(Faster("quick", ("high",)), {"quick": quick, "high": high}) == {"high": 1}
+    assert found(Faster("high", ("quick",)), {"quick": quick, "high": high}) == {"quick": -1}
+
+
+def test_together_is_of_every_pair():
+    """Two that are each near a third may be far from each other."""
+    curves = {"a": rising(100, 100.1, 100.2), "b": rising(104, 104.1, 104.2), "c": rising(96, 96.1, 96.2)}
+    assert found(Together(("a", "b", "c"), 0.05), curves) == {"b": 1, "c": 1, "c to b": -1}
+    assert found(Together(("a", "b", "d"), 0.05), curves) == {"b": 1, "d": 0, "d to b": 0}
+
+
+def test_a_drop_is_from_the_best_tenth_to_the_last():
+    """What only rises, or swings within its noise, does not drop."""
+    K101 = np.arange(101)
+    falls = np.array([10 - 0.05 * np.maximum(K101 - 50, 0) + seed for seed in (0.0, 0.1, 0.2)])
+    assert found(Drops("a"), {"a": falls}) == {"a": 1}
+    assert found(Drops("a"), {"a": rising(10, 11, 12)}) == {"a": 0}
+    assert found(Drops("a"), {"a": falls[:1]}) == {"a": 0}
+
+
 @pytest.mark.parametrize("test", [Above, Behind, Sooner, Fluctuates, Varies, lambda *x: Alike(*x, 0.1)])
 def test_missing_methods_and_single_seeds_prove_nothing(test):
     """Else a figure of one seed would have a verdict: there is no spread to judge the difference by."""
@@ -307,6 +351,29 @@ def test_verdicts_by_their_table(signs, complete, short, word):
     """What is said of the paper: no word stronger than the runs behind it, however they are ordered."""
     for order in (signs, signs[::-1]):
         assert verdict(order, complete, short) == word
+
+
+@pytest.mark.parametrize(
+    ("on", "signs", "complete", "short", "word"),
+    [
+        ("most", [1, 1, 0], True, False, HOLDS),
+        ("most", [1, 1, -1], True, False, HOLDS),
+        ("most", [1, 0], True, False, OPEN),
+        ("most", [-1, -1, 0], True, False, NOT),
+        ("most", [-1, -1, 0], False, False, OPEN),
+        ("most", [1, 1, 0], False, False, OPEN),
+        ("most", [1, 1, 0], True, True, OPEN),
+        ("some", [1, -1, 0], False, False, HOLDS),
+        ("some", [1], True, True, OPEN),
+        ("some", [-1, -1], True, False, NOT),
+        ("some", [-1, -1], False, False, OPEN),
+        ("some", [-1, 0], True, False, OPEN),
+    ],
+)
+def test_statements_on_most_and_on_some(on, signs, complete, short, word):
+    """'May fall behind in some tasks' is borne out by one; 'in most' by more than half."""
+    for order in (signs, signs[::-1]):
+        assert verdict(order, complete, short, on) == word
 
 
 def judged(test, cells, roles=None, complete=True, short=False):
