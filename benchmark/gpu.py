@@ -1,7 +1,7 @@
 """What to do with a GPU that is there for minutes: its tests, its speeds, then as many runs as it makes.
 
     python benchmark/gpu.py OUT --minutes 9  # tests, speed, Figures 2 and 5
-    python benchmark/gpu.py OUT --minutes 9 --parts runs --figures fig4 --only 2s3z 8m --jobs 12
+    python benchmark/gpu.py ELSEWHERE --minutes 9 --parts runs --figures fig4 --only 2s3z 8m --jobs 12
 
 and elsewhere, later, with KEY of a finished run from OUT/runs.txt:
 
@@ -137,6 +137,8 @@ def main() -> None:
         sys.exit(f"gpu: {wrong}")
     try:
         args.out.mkdir(parents=True, exist_ok=True)
+        if "runs" in args.parts and any(args.out.glob("runs.tar.gz.*")):
+            sys.exit(f"gpu: {args.out} holds an earlier call's runs; give another folder.")
     except OSError as error:
         sys.exit(f"gpu: {args.out} cannot be made ({error.strerror}); give another folder.")
     begun, total = time.monotonic(), 60 * args.minutes

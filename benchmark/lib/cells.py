@@ -56,7 +56,8 @@ class Cell:
     def scores(self, method: str, summary: Callable[[Array], Array] = final_means) -> dict[int, float]:
         """Normalised scores of a method by seed; `summary` makes them of evaluations (seeds, points)."""
         for group in self.groups:
-            if group.method == method and group.has(self.metric):
+            done = all(run.finished for run in group.runs)  # else their end would be where one stands
+            if group.method == method and group.has(self.metric) and done:
                 scores = self.normalised(summary(group.values(self.metric))).tolist()
                 return {run.seed: score for run, score in zip(group.runs, scores, strict=True)}
         return {}
@@ -86,10 +87,11 @@ class Cell:
 
 
 def by_panel(cells: Sequence[Cell]) -> list[list[Cell]]:
-    """The cells of each panel."""
-    panels: dict[tuple[str, str], list[Cell]] = {}
+    """The cells of each panel; those of another version of SMAC's engine are a panel of their own."""
+    panels: dict[tuple[str, ...], list[Cell]] = {}
     for cell in cells:
-        panels.setdefault((cell.panel, cell.metric), []).append(cell)
+        version = cell.env.rpartition("-")[2] if cell.family == "smac" else ""
+        panels.setdefault((cell.panel, cell.metric, version), []).append(cell)
     return list(panels.values())
 
 

@@ -75,11 +75,23 @@ def figure_cells(name: str, scale: str, seeds: Sequence[int], store: Store) -> t
         done = [run for run in group.runs if run.finished]
         unfinished |= {run.key for run in group.runs if not run.finished}
         group.runs = done or group.runs
+    for cell in cells.values():
+        check_one_engine(cell)
     return list(cells.values()), Gaps(missing, unfinished)
 
 
+def check_one_engine(cell: Cell) -> None:
+    """ResultsError where methods of a task were not all played by the same simulator."""
+    found = sorted({f"{run.env}, {run.backend}" for group in cell.groups for run in group.runs})
+    if len(found) > 1:
+        raise ResultsError(
+            f"{cell.task} was played as {' and as '.join(found)}, which are not to be compared; "
+            "delete the rows of one of them in runs.csv."
+        )
+
+
 def study_cells(panels: Iterable[Curves], store: Store) -> list[Cell]:
-    """What a store has of a study, a cell for each environment of each panel."""
+    """What a store has of a study, a cell for each environment of each panel; of runs as `figure_cells`."""
     cells = []
     for panel in panels:
         for env in panel.envs:
@@ -88,6 +100,7 @@ def study_cells(panels: Iterable[Curves], store: Store) -> list[Cell]:
             for name, runs in found.items():
                 for run in runs:
                     run.method = name
+                runs = [run for run in runs if run.finished] or runs
                 if runs:
                     groups.append(Group(sorted(runs, key=lambda run: run.seed)))
                     check_alike(groups[-1])

@@ -241,7 +241,8 @@ LayerNorm on SMAC and the robots' version are ours ([dpo.md](dpo.md#paper-releas
 settings*: of each method ([tuning.md](tuning.md)).
 
 *Holds*: on every task as claimed, at the 95 % level, with all seeds and steps. *Does not hold*: on
-some task it is the opposite, or the advantage is less than 5 % of what training gains. Of a statement on
+some task it is the opposite, or what advantage there may be, none of it significant, is less than 5 % of what
+training gains. Of a statement on
 most tasks more than half of the comparisons decide; one on some tasks holds with one. *Open*: tasks, seeds or
 steps are missing, or five seeds do not tell.
 
@@ -249,16 +250,16 @@ Evidence: by method, task after task. As claimed (+) or the other way round (−
 seeds' final scores, uncorrected, with (< 5 %) where the interval leaves no larger advantage; where
 seeds differ, the ratio of deviations and Brown and Forsythe's p; where methods are alike, the 95 %
 interval of the difference in percent of what training gains; "–" where runs are missing. SMAC is
-version 1 of the embedded engine so far (today's is 2: [envs.md](envs.md)), not StarCraft II.
+the embedded engine, not StarCraft II: version 1 where a name has no number ([envs.md](envs.md)).
 
 Where the paper gives no number, ours are: far below the optimum, less than 90 % of it; close together
 (Figure 8), within 5 % of what training gains; limited, similar or small influence (6, 7, 9, 10), within
-10 %; IPPO's clips (10), 0.05 to 0.3; at the beginning, the first quarter of the run; fast, 90 % of the way of
-the one that ends lower; converged, 90 % of the way to one's own end; a drop, from the best tenth of the run
-to the last; to win nothing, less than 5 % of the battles; little influence may be less than those 5 % above;
-to fluctuate, the deviation of the steps between evaluations in the last half; small and stable KL (12),
-on average within the band, and in no tenth of the run more than three times off; never falls, by more
-than 1e-12; converges, p and q move less than 1e-4 in the last tenth.
+10 %; obvious (5, 6, 7), more than 5 %; IPPO's clips (10), 0.05 to 0.3; at first, the first quarter of the
+run; fast, 90 % of the way of the one that ends lower; converged, 90 % of the way to one's own end; a drop,
+from the best tenth of the run to the last; to win nothing, less than 5 % of the battles; to fluctuate, the
+deviation of the steps between evaluations in the last half; small and stable KL (12), on average within the
+band, and in no tenth of the run more than three times off; never falls, by more than 1e-12; converges, p and
+q move less than 1e-4 in the last tenth.
 
 {markdown(["figure", *CLAIMS_HEAD], rows)}
 ## Still to run

@@ -23,8 +23,8 @@ from optuna.distributions import (
 )
 from optuna.trial import FrozenTrial, TrialState
 
+from benchmark.figures import Method, Task, make_run
 from benchmark.figures import Run as Planned
-from benchmark.figures import Task
 from benchmark.lib.jobs import finished, last_words, run_directory
 from benchmark.lib.runs import RETURN, ResultsError, read_json
 from benchmark.lib.space import (
@@ -44,7 +44,7 @@ from benchmark.lib.store import Store, replace
 GENERATION = 4  # trials that are sampled together, before any of them is run
 SAMPLED = "sampled"
 PATH = re.compile(r"(?<!\w)/\S+")  # of the machine, which is not published
-IDENTITY = ("task", "method", "options", "steps", "seeds", "sampler_seed", "space")
+IDENTITY = ("task", "method", "options", "steps", "seeds", "sampler_seed", "space", "defaults")
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,9 @@ class Plan:
         return space_of(self.task, self.method)
 
     def identity(self) -> dict[str, Any]:
-        """All of it as JSON; trials of another one do not belong with these."""
+        """All of it as JSON, with what is not tuned; trials of another one do not belong with these."""
+        script = make_run(self.task, Method(self.method, self.method, {}), TUNING_SEED, "paper")
+        tuned = {"seed", "total_timesteps", *self.space}
         return {
             "task": self.task.env_id,
             "method": self.method,
@@ -75,6 +77,7 @@ class Plan:
             "seeds": [TUNING_SEED + i for i in range(self.seeds)],
             "sampler_seed": self.sampler_seed,
             "space": as_json(self.space),
+            "defaults": {k: v for k, v in json.loads(script.settings).items() if k not in tuned},
         }
 
 
@@ -247,7 +250,7 @@ def read_published(path: Path) -> dict[str, Any]:
     of_trial = {"number", "origin", "state", "value", "settings"}
     if not isinstance(rows, list) or not all(isinstance(x, dict) and of_trial <= x.keys() for x in rows):
         raise ResultsError(f"{path} is no published tuning: it has no list of trials; restore the file.")
-    if missing := [name for name in IDENTITY if name not in told]:
+    if missing := [name for name in IDENTITY[:-1] if name not in told]:
         raise ResultsError(f"{path} is no published tuning: it lacks {missing[0]}; restore the file.")
     return told
 

@@ -13,6 +13,7 @@ from benchmark.lib.claims import (
     Alike,
     Behind,
     Claim,
+    Clearly,
     Converges,
     Drops,
     FarBelow,
@@ -198,6 +199,14 @@ def test_higher_is_refuted_by_the_opposite_alone():
     assert found(Higher("c", ("a",)), near) == {"a": 1}
 
 
+def test_obviously_is_by_more_than_next_to_nothing():
+    """An advantage that is significant and small is no obvious one."""
+    near = {"a": rising(100, 100.1, 100.2), "b": rising(98, 98.1, 98.2), "c": rising(80, 80.1, 80.2)}
+    assert found(Above("a", ("b", "c")), near) == {"b": 1, "c": 1}
+    assert found(Clearly("a", ("b", "c")), near) == {"b": 0, "c": 1}
+    assert found(Clearly("b", ("a",)), near) == {"a": -1}
+
+
 def test_faster_is_of_a_common_level():
     """A method that rises quickly to little, or falls back, must not pass for one that learns fast."""
     low, high, quick = (
@@ -228,6 +237,9 @@ def test_a_drop_is_from_the_best_tenth_to_the_last():
     assert found(Drops("a"), {"a": falls}) == {"a": 1}
     assert found(Drops("a"), {"a": rising(10, 11, 12)}) == {"a": 0}
     assert found(Drops("a"), {"a": falls[:1]}) == {"a": 0}
+    noise = np.random.default_rng(0)
+    flat = [found(Drops("a"), {"a": noise.normal(size=(5, 101))})["a"] for _ in range(200)]
+    assert sum(flat) < 10  # of a level of 0.05
 
 
 @pytest.mark.parametrize("test", [Above, Behind, Sooner, Fluctuates, Varies, lambda *x: Alike(*x, 0.1)])

@@ -7,6 +7,8 @@ import sys
 import tarfile
 from pathlib import Path
 
+import pytest
+
 from benchmark import gpu
 from benchmark.gpu import ROOT
 
@@ -59,6 +61,14 @@ def test_a_program_that_is_late_is_stopped(tmp_path, monkeypatch):
     assert gpu.told(["-c", "import time; time.sleep(60)"], tmp_path / "log", 1.0) == -15
     assert gpu.told(["-c", deaf], tmp_path / "log", 2.0) == -9
     assert "hi" in (tmp_path / "log").read_text()
+
+
+def test_an_earlier_calls_runs_are_not_overwritten(tmp_path, monkeypatch):
+    """Nor may the pieces of two calls be mixed."""
+    (tmp_path / "runs.tar.gz.00").touch()
+    monkeypatch.setattr(sys, "argv", ["gpu.py", str(tmp_path), "--parts", "runs"])
+    with pytest.raises(SystemExit, match="holds an earlier call's runs; give another folder"):
+        gpu.main()
 
 
 def test_runs_come_home(tmp_path):

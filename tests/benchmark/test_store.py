@@ -169,6 +169,22 @@ def test_what_is_recorded_comes_back_as_it_was(tmp_path):
             np.testing.assert_allclose(found.columns[name], values, rtol=1e-5)
 
 
+def test_a_run_is_recorded_last_of_all(tmp_path, monkeypatch):
+    """A full disk between two files: the run must not pass for recorded while its curve is missing."""
+    first, second = (write_run(tmp_path / name, seed=seed) for name, seed in (("a", 1), ("b", 2)))
+    record(first, tmp_path / "store")
+    writes = []
+
+    def full(path, data):
+        writes.append(path.name)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("benchmark.lib.store.replace", full)
+    with pytest.raises(OSError, match="No space"):
+        record(second, tmp_path / "store")
+    assert writes == [f"{ENV}.csv"] and len(Store(tmp_path / "store").runs) == 1
+
+
 def put_some(folder, results, first):
     for seed in range(first, first + 5):
         record(write_run(folder, seed=seed, evals=2), results)
