@@ -176,8 +176,10 @@ class Agents(nn.Module):
         self.critic = StackedMLP(num_agents, obs_dim, 1, 1.0, layer_norm)
         self.register_buffer("beta1", torch.zeros(num_agents))
         self.register_buffer("beta2", torch.zeros(num_agents))
-        # It has no parameters: observations go through it once, in the rollout, not at every epoch.
-        self.obs_norm = nn.LayerNorm(obs_dim, elementwise_affine=False) if layer_norm else nn.Identity()
+        # It has no parameters: observations go through it once, in the rollout, not at every epoch. Of one or
+        # two numbers it would leave nothing or a sign.
+        norm = layer_norm and obs_dim > 2
+        self.obs_norm = nn.LayerNorm(obs_dim, elementwise_affine=False) if norm else nn.Identity()
 
     def value(self, obs: torch.Tensor) -> torch.Tensor:
         """V_i of its own observation after obs_norm: (N, batch, obs_dim) -> (N, batch)."""
@@ -341,6 +343,14 @@ def mean_kl(agents, chunks) -> tuple[torch.Tensor, torch.Tensor]:
     return kl, sqrt_kl
 
 
+# --- same in: dpo_smac, ippo ---
+def trained(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
+    """What a step of Adam moves, from the second on: parameters and their moments, agents first."""
+    parameters = optimizer.param_groups[0]["params"]
+    moments = [optimizer.state[p][name] for p in parameters for name in ("exp_avg", "exp_avg_sq")]
+    return [p.data for p in parameters] + moments
+
+
 def update(agents, optimizer, batch, args, loss_fn=dpo_loss) -> dict[str, torch.Tensor]:
     """update_epochs Adam steps of n agents on the whole batch, then their betas; changes the agents in place.
 
@@ -354,6 +364,10 @@ def update(agents, optimizer, batch, args, loss_fn=dpo_loss) -> dict[str, torch.
     # Chunks without any sample add nothing; one is kept, for the shapes. A GPU would have to be waited for.
     # Where chunks are cut does not depend on who dies, so neither does how the sums of others are rounded.
     chunks = [chunk for chunk in chunks if cuda or chunk["weight"].any()] or chunks[:1]
+    # Adam's momentum would move an agent without a sample, one that died before the batch began.
+    sampled = batch["weight"].any(dim=1)
+    moving = bool(optimizer.state) and (cuda or not sampled.all())
+    held = [x.clone() for x in trained(optimizer)] if moving else []
     average = args.sqrt_kl_term == "average"
     for _ in range(args.update_epochs):
         optimizer.zero_grad()
@@ -367,16 +381,17 @@ def update(agents, optimizer, batch, args, loss_fn=dpo_loss) -> dict[str, torch.
         grad_norm = clip_grad_norm_per_agent(agents.actor, args.max_grad_norm)
         clip_grad_norm_per_agent(agents.critic, args.max_grad_norm)
         optimizer.step()
+    for x, before in zip(trained(optimizer), held, strict=False):  # nothing, where nothing is held
+        x.copy_(torch.where(sampled.view(-1, 1, 1), x, before))
     stats = {name: sum(parts[name] for parts in losses) for name in losses[0]}
     stats["losses/grad_norm"] = grad_norm
 
     kl, sqrt_kl = mean_kl(agents, chunks)
-    sampled = batch["weight"].any(dim=1)  # an agent that died before the batch began has no KL to go by
     for beta, used in ((agents.beta1, args.sqrt_kl_term != "off"), (agents.beta2, args.kl_term)):
         if used:
             beta.copy_(torch.where(sampled, adapt_beta(beta, kl, args, agents.team_size), beta))
     stats |= {"dpo/kl": kl, "dpo/sqrt_kl": sqrt_kl, "dpo/beta1": agents.beta1, "dpo/beta2": agents.beta2}
-    stats["dpo/below_band"] = (kl < args.d_target / args.delta).float()
+    stats["dpo/below_band"] = (sampled & (kl < args.d_target / args.delta)).float()
     stats["dpo/above_band"] = (kl > args.d_target * args.delta).float()
     return stats
 

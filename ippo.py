@@ -322,8 +322,9 @@ class Agents(nn.Module):
         self.actor = StackedMLP(num_agents, obs_dim, num_actions, 0.01, layer_norm)
         self.critic = StackedMLP(num_agents, obs_dim, 1, 1.0, layer_norm)
         self.return_norm = RunningNorm(num_agents, 1)
-        if discrete:
-            self.obs_norm = nn.LayerNorm(obs_dim, elementwise_affine=False) if layer_norm else nn.Identity()
+        if discrete:  # LayerNorm would leave nothing or a sign of one or two numbers
+            norm = layer_norm and obs_dim > 2
+            self.obs_norm = nn.LayerNorm(obs_dim, elementwise_affine=False) if norm else nn.Identity()
         else:
             self.obs_norm = RunningNorm(num_agents, obs_dim)
             # Part of the actor, whose gradient it is clipped with.
@@ -449,6 +450,14 @@ def clip_grad_norm_per_agent(network: nn.Module, max_norm: float) -> torch.Tenso
     return norm
 
 
+# --- same in: dpo_smac, ippo ---
+def trained(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
+    """What a step of Adam moves, from the second on: parameters and their moments, agents first."""
+    parameters = optimizer.param_groups[0]["params"]
+    moments = [optimizer.state[p][name] for p in parameters for name in ("exp_avg", "exp_avg_sq")]
+    return [p.data for p in parameters] + moments
+
+
 def update(agents, optimizer, batch, args, loss_fn=ippo_loss) -> dict[str, torch.Tensor]:
     """update_epochs Adam steps of n agents on the whole batch; changes the agents in place.
 
@@ -465,6 +474,10 @@ def update(agents, optimizer, batch, args, loss_fn=ippo_loss) -> dict[str, torch
     chunks = [chunk for chunk in chunks if cuda or chunk["weight"].any()] or chunks[:1]
     with torch.no_grad():
         old_policies = [agents.policy(chunk.pop("outputs"), chunk["action_mask"]) for chunk in chunks]
+    # Adam's momentum would move an agent without a sample, one that died before the batch began.
+    sampled = batch["weight"].any(dim=1)
+    moving = bool(optimizer.state) and (cuda or not sampled.all())
+    held = [x.clone() for x in trained(optimizer)] if moving else []
     for _ in range(args.update_epochs):
         optimizer.zero_grad()
         losses = []
@@ -475,6 +488,8 @@ def update(agents, optimizer, batch, args, loss_fn=ippo_loss) -> dict[str, torch
         grad_norm = clip_grad_norm_per_agent(agents.actor, args.max_grad_norm)
         clip_grad_norm_per_agent(agents.critic, args.max_grad_norm)
         optimizer.step()
+    for x, before in zip(trained(optimizer), held, strict=False):  # nothing, where nothing is held
+        x.copy_(torch.where(sampled.view(-1, 1, 1), x, before))
     stats = {name: sum(parts[name] for parts in losses) for name in losses[0]}
     stats["losses/grad_norm"] = grad_norm
 

@@ -215,7 +215,7 @@ class Replay:
     """The last episodes that ended, and those under way, one per environment: (episodes, steps + 1, ...).
 
     Step t holds what was seen, possible and done at t; the last one what the episode ended with, and zeros
-    follow. Observations are kept in half precision until one is too large for it.
+    follow. An agent's observations are kept in half precision until one of them is too large for it.
     """
 
     HALF = 2048  # up to which half precision tells integers apart; it ends at 65,504
@@ -231,8 +231,10 @@ class Replay:
             "lengths": ((), np.int32),
         }
         bounds = np.abs([envs.single_observation_space.low, envs.single_observation_space.high])
-        if (np.isfinite(bounds) & (bounds > self.HALF)).any():
+        self.wide = (np.isfinite(bounds) & (bounds > self.HALF)).any((0, 2))  # (N,): in single precision
+        if self.wide.any():
             kinds["obs"] = (kinds["obs"][0], np.float32)
+        self.own_actions = np.arange(envs.num_actions) < np.array(envs.agent_act_dims)[:, None]
         episode = sum(int(np.prod(size)) * np.dtype(kind).itemsize for size, kind in kinds.values())
         check_memory(args.buffer_episodes * episode, args.memory_share, "--buffer-episodes")
         self.memory_share = args.memory_share
@@ -244,27 +246,38 @@ class Replay:
     def add(self, **step: torch.Tensor) -> None:
         """Takes a step of every environment: tensors (N, E, ...) of the agents, (E,) of the team."""
         lengths = self.begun["lengths"]
-        if step["obs"].abs().max() > self.HALF:
-            self.widen()
         for name, x in step.items():
-            x = x.transpose(0, 1) if x.dim() > 1 else x
-            self.begun[name][np.arange(len(lengths)), lengths] = x.cpu().numpy()
+            x = (x.transpose(0, 1) if x.dim() > 1 else x).cpu().numpy()
+            x = self.as_kept(x) if name == "obs" else x
+            self.begun[name][np.arange(len(lengths)), lengths] = x
         lengths += 1
 
-    def end(self, env: int, final_obs: torch.Tensor) -> None:
-        """Ends an episode with final_obs (N, obs_dim); it takes the oldest's place, and a new one begins."""
+    def end(self, env: int, final_obs: torch.Tensor, final_alive: torch.Tensor) -> None:
+        """Ends an episode with final_obs (N, obs_dim); it takes the oldest's place, and a new one begins.
+
+        Environments do not tell what the end would allow: to those alive, (N,) bool, all of their actions, to
+        the dead the first.
+        """
         last = self.begun["lengths"][env]
-        if final_obs.abs().max() > self.HALF:
-            self.widen()
-        self.begun["obs"][env, last] = final_obs.cpu().numpy()
-        self.begun["action_mask"][env, last] = True  # environments do not tell what the end would allow
+        self.begun["obs"][env, last] = self.as_kept(final_obs.cpu().numpy())
+        self.begun["action_mask"][env, last] = self.own_actions
+        self.begun["action_mask"][env, last, ~final_alive.cpu().numpy(), 1:] = False
         for name, array in self.ended.items():
             array[self.added % self.capacity] = self.begun[name][env]
             self.begun[name][env] = 0
         self.added += 1
 
+    def as_kept(self, obs: np.ndarray) -> np.ndarray:
+        """Observations (..., N, obs_dim) as they are kept: of agents that never had a large one in half
+        precision, also where others need single."""
+        large = np.abs(obs).max(-1) > self.HALF
+        self.wide |= large.reshape(-1, len(self.wide)).any(0)
+        if self.wide.any():
+            self.widen()
+        return np.where(self.wide[:, None], obs, obs.astype(np.float16))
+
     def widen(self) -> None:
-        """From now on single precision, where half would lose an observation."""
+        """Makes room for single precision."""
         if self.ended["obs"].dtype == np.float16:
             check_memory(2 * self.ended["obs"].nbytes, self.memory_share, "--buffer-episodes")
             for episodes in (self.ended, self.begun):
@@ -293,12 +306,13 @@ class Replay:
         """Everything, as tensors."""
         ended = {name: torch.from_numpy(x[: self.added]) for name, x in self.ended.items()}
         begun = {name: torch.from_numpy(x) for name, x in self.begun.items()}
-        return {"added": self.added, "ended": ended, "begun": begun}
+        return {"added": self.added, "wide": torch.from_numpy(self.wide), "ended": ended, "begun": begun}
 
     def load_state_dict(self, state: dict, begun: bool) -> None:
         """Takes over a `state_dict`, of the episodes under way only if `begun`."""
         self.added = int(state["added"])
-        if state["ended"]["obs"].dtype == torch.float32:
+        copy_rows(self.wide, state["wide"])
+        if self.wide.any():
             self.widen()
         for name, array in self.ended.items():
             copy_rows(array[: self.added], state["ended"][name])
@@ -547,7 +561,7 @@ def train(args: Args, envs, eval_envs, agents: QNetworks, state: dict) -> tuple[
 
         # --- update ---
         for env in over.nonzero().flatten().tolist():
-            replay.end(env, infos["final_obs"][:, env])
+            replay.end(env, infos["final_obs"][:, env], infos["final_alive"][:, env])
             ready = replay.added >= args.batch_episodes
             for _ in range(args.updates_per_episode if ready else 0):
                 batch = replay.sample(args.batch_episodes, random, whole=args.device == "cuda")

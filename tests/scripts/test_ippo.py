@@ -152,6 +152,22 @@ def test_agent_update_ignores_other_agents(discrete):
 
 
 @KINDS
+def test_momentum_does_not_move_an_agent_without_a_sample(discrete):
+    """One that died before the batch began: its gradient is 0, and Adam would go on as it last went."""
+    agents = make_agents(discrete)
+    optimizer = torch.optim.Adam(agents.parameters(), lr=5e-4, eps=1e-5)
+    args = ippo.Args(update_epochs=3)
+    ippo.update(agents, optimizer, make_batch(discrete), args)
+    batch = make_batch(discrete, seed=5)
+    batch["weight"][1] = 0
+    before = [x.clone() for x in ippo.trained(optimizer)]
+    ippo.update(agents, optimizer, batch, args)
+    assert len(before) == 3 * len(list(agents.parameters()))
+    for x, was in zip(ippo.trained(optimizer), before, strict=True):
+        assert torch.equal(x[1], was[1]) and not torch.equal(x[0], was[0])
+
+
+@KINDS
 def test_another_agent_s_death_changes_nothing_to_the_last_bit(discrete):
     """Rows are sorted and chunks left out by who is alive: other chunks would round sums otherwise."""
     batch = {name: x.repeat(1, 5, *[1] * (x.dim() - 2)) for name, x in make_batch(discrete).items()}

@@ -151,6 +151,7 @@ def test_agent_update_ignores_other_agents():
 def sizes(num_envs: int = 1) -> SimpleNamespace:
     """What the replay buffer asks an environment."""
     shape = dict(episode_limit=T, num_agents=N, obs_dim=OBS, num_actions=A, num_envs=num_envs)
+    shape |= dict(agent_act_dims=(A,) * (N - 1) + (A - 1,))
     return SimpleNamespace(**shape, single_observation_space=gym.spaces.Box(-np.inf, np.inf, (N, OBS)))
 
 
@@ -162,7 +163,7 @@ def test_replay_keeps_the_newest_episodes_and_samples_each_once():
             seen = dict(obs=torch.full((N, 1, OBS), 10.0 * k + t), actions=torch.full((N, 1), k % A))
             team = dict(rewards=torch.tensor([float(k)]), terminations=torch.tensor([t == k % 3]))
             replay.add(action_mask=torch.arange(A).expand(N, 1, A) == k % A, **seen, **team)
-        replay.end(0, torch.full((N, OBS), 10.0 * k + 9))
+        replay.end(0, torch.full((N, OBS), 10.0 * k + 9), torch.arange(N) > 0)
     assert sorted(replay.ended["rewards"][:, 0]) == [2, 3, 4, 5] and replay.added == 6
     assert replay.ended["obs"].dtype == np.float16 and not replay.begun["lengths"].any()
     batch = replay.sample(4, np.random.default_rng(0))
@@ -178,8 +179,37 @@ def test_replay_keeps_the_newest_episodes_and_samples_each_once():
         assert batch["terminations"][:, b].tolist() == [t == length - 1 for t in range(4)]
         assert (batch["actions"][:, :length, b] == k % A).all()
         assert batch["action_mask"][:, :length, b].sum(-1).eq(1).all()
-        assert batch["action_mask"][:, length, b].all()  # environments do not tell what the end would allow
+        # At the end all actions that an agent has, but of the dead: agent 0 is, and the last has one fewer.
+        assert batch["action_mask"][:, length, b].tolist() == [
+            [True, False, False, False],
+            [True, True, True, True],
+            [True, True, True, False],
+        ]
     assert replay.sample(4, np.random.default_rng(0), whole=True)["obs"].shape == (N, T + 1, 4, OBS)
+
+
+@pytest.mark.parametrize("at_the_end", [False, True])
+def test_what_an_agent_sees_changes_no_others_precision(at_the_end):
+    """A large observation needs single precision: of this agent alone, also across a checkpoint."""
+    kept = []
+    for large in (2000.0, 2049.0):
+        replay = iql.Replay(iql.Args(buffer_episodes=4, batch_episodes=1), sizes())
+        for k in range(3):
+            obs = torch.full((N, 1, OBS), 0.1)
+            final = torch.full((N, OBS), 0.1)
+            if k == 1:
+                (final if at_the_end else obs)[1] = large
+            team = dict(rewards=torch.zeros(1), terminations=torch.zeros(1, dtype=torch.bool))
+            mask, actions = torch.ones(N, 1, A, dtype=torch.bool), torch.zeros(N, 1, dtype=torch.int64)
+            replay.add(obs=obs, action_mask=mask, actions=actions, **team)
+            replay.end(0, final, torch.ones(N, dtype=torch.bool))
+        restored = iql.Replay(iql.Args(buffer_episodes=4, batch_episodes=1), sizes())
+        restored.load_state_dict(replay.state_dict(), begun=True)
+        assert (restored.wide == [False, large > 2048, False]).all()
+        kept.append(restored.ended["obs"].astype(np.float32)[:3, :2])
+    small, wide = kept
+    assert (small[:, :, [0, 2]] == wide[:, :, [0, 2]]).all() and (small[:, :, 0] == np.float16(0.1)).all()
+    assert wide[2, 0, 1, 0] == np.float32(0.1) and wide[1, int(at_the_end), 1, 0] == 2049
 
 
 def test_memory_begins_anew_with_an_episode():

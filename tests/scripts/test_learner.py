@@ -311,17 +311,26 @@ def test_another_agent_s_death_changes_nothing_to_the_last_bit():
     assert not torch.equal(results[0]["actor.weights.0"][1], results[1]["actor.weights.0"][1])
 
 
-def test_an_agent_dead_all_through_the_batch_keeps_its_networks_and_betas():
-    """Nothing seen, nothing learnt: and no division by its zero samples."""
+@pytest.mark.parametrize("updates_before", [0, 2])
+def test_an_agent_dead_all_through_the_batch_keeps_its_networks_and_betas(updates_before):
+    """Nothing seen, nothing learnt: no division by its zero samples, and no momentum of earlier updates."""
     agents = make_agents()
-    batch = make_batch(agents)
-    batch["weight"][1] = 0
-    trained, _, stats = learn(agents, batch)
-    assert all(x.isfinite().all() for x in stats.values())
-    for p, q in zip(agents.parameters(), trained.parameters(), strict=True):
-        assert torch.equal(p[1], q[1]) and not torch.equal(p[0], q[0])
-    for before, after in ((agents.beta1, trained.beta1), (agents.beta2, trained.beta2)):
-        assert torch.equal(before[1], after[1]) and not torch.equal(before[0], after[0])
+    batches = [make_batch(agents, seed=seed) for seed in range(updates_before)]
+    alive = learn(agents, *batches, make_batch(agents, seed=9))
+    dead = make_batch(agents, seed=9)
+    dead["weight"][1] = 0
+    trained, optimizer, stats = learn(agents, *batches, dead)
+    assert all(x.isfinite().all() for x in stats.values()) and stats["dpo/below_band"][1, -1] == 0
+    before = everything(*learn(agents, *batches)) if batches else dict(agents.named_parameters())
+    after, others = everything(trained, optimizer, stats), everything(*alive)
+    for name, x in before.items():
+        if x.dim() == 1 or name in stats:
+            continue
+        assert torch.equal(x[1], after[name][1]) and not torch.equal(x[0], after[name][0]), name
+        assert torch.equal(after[name][[0, 2]], others[name][[0, 2]]), name
+    for name in ("beta1", "beta2"):
+        was = before[name] if batches else getattr(agents, name)
+        assert torch.equal(was[1], after[name][1]) and torch.equal(after[name][[0, 2]], others[name][[0, 2]])
 
 
 # Stacked networks are separate networks.
