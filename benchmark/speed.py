@@ -27,7 +27,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -121,6 +121,16 @@ class Args:
     """file for the raw numbers"""
 
 
+def summary(found: dict[str, list[float]], bases: Sequence[str] = ()) -> dict[str, dict[str, float]]:
+    """Of each figure the best and the median of its repeats, and the median ratio to a base within a turn."""
+    told = {}
+    for label, speeds in found.items():
+        told[label] = {"best": max(speeds), "median": float(np.median(speeds))}
+        for base in bases:
+            told[label][f"to {base}"] = float(np.median(np.array(speeds) / np.array(found[base])))
+    return told
+
+
 def time_envs(args: Args) -> dict[str, Any]:
     """Environment steps per second of the embedded engine, and of the peers that are installed."""
     from benchmark.peers.battles import PUBLISHED, smac_steps, smaclite_steps, smax_steps
@@ -157,8 +167,9 @@ def time_envs(args: Args) -> dict[str, Any]:
                 rows.append(
                     [f"{peer}, earlier, a like machine", f"{speed:,}", "", f"{ours / speed:,.1f}", ""]
                 )
-        print(f"\n{name}\n\n" + markdown(["simulator", "best", "median", "ours is x times", "per env"], rows))
-        result[name] = found
+        header = ["simulator", "best", "median", "ours is x times", "per env"]
+        print(f"\n{name}\n\n" + markdown(header, rows), flush=True)
+        result[name] = summary(found)
     return result
 
 
@@ -185,7 +196,7 @@ def time_robots(args: Args) -> dict[str, Any]:
                 rows.append([label, f"{max(speeds):,.0f}", f"{np.median(speeds):,.0f}", *ratios])
             header = ["simulator", "best", "median", *(f"x {base}, median of turns" for base in bases)]
             print(f"\n{name}, {n} environments\n\n" + markdown(header, rows), flush=True)
-            result[f"{name} {n}"] = found
+            result[f"{name} {n}"] = summary(found, bases)
     return result
 
 
@@ -216,7 +227,7 @@ def time_particles(args: Args) -> dict[str, Any]:
             rows += [[peer, "not installed", "", "", ""] for peer in PEERS if peer in absent]
         header = ["simulator", "best", "median", "x mpe2, median of turns", "state bytes per env"]
         print(f"\n{name}\n\n" + markdown(header, rows), flush=True)
-        result[name] = found
+        result[name] = summary(found)
     return result
 
 
@@ -255,7 +266,7 @@ def time_learner(args: Args) -> dict[str, Any]:
                     f"{in_turn:.0%}",
                 ]
                 rows.append([f"{name}: {sizes}", str(batch_rows), label, *numbers])
-            result[f"{name} {batch_rows}"] = found
+            result[f"{name} {batch_rows}"] = summary(found, ["sgemm"])
     header = ["learner", "rows", "", "best GFLOP/s", "median", "sgemm peak, 1 thread", "best / peak"]
     print("\n" + markdown([*header, "share within a turn, median"], rows), flush=True)
     return result
@@ -373,12 +384,19 @@ def beside_benchmarl(args: Args) -> dict[str, Any]:
 
 
 def time_all(args: Args) -> dict[str, Any]:
-    """Every table."""
-    found = {}
+    """Every table; --json has them as they come, so that a late failure costs only itself."""
+    found: dict[str, Any] = {"machine": machine()}
     for (what, family), measure in TIMERS.items():
         print(f"\n## {what} {family}", flush=True)
         found[f"{what} {family}"] = measure(replace(args, what=what, family=family, names=()))
+        keep(args, found)
     return found
+
+
+def keep(args: Args, result: dict[str, Any]) -> None:
+    """Writes what was measured to --json, if it is given."""
+    if args.json:
+        Path(args.json).write_text(json.dumps(result, indent=1) + "\n")
 
 
 TIMERS: dict[tuple[What, Family], Callable[[Args], dict[str, Any]]] = {
@@ -442,10 +460,8 @@ def main() -> None:
     if wrong := fault(args):
         sys.exit(f"speed: {wrong}")
     try:
-        result = {"machine": machine()} if args.what == "all" else {}
-        result |= time_all(args) if args.what == "all" else TIMERS[args.what, args.family](args)
-        if args.json:
-            Path(args.json).write_text(json.dumps(result, indent=1) + "\n")
+        result = time_all(args) if args.what == "all" else TIMERS[args.what, args.family](args)
+        keep(args, result)
     except (OSError, MemoryError) as error:
         sys.exit(f"speed: {error}")
 

@@ -15,7 +15,7 @@ from benchmark.lib.tables import markdown
 MEASURED = PUBLISHED / "studies" / "speed" / "speed.json"
 SMAX, SYNC = "SMAX (JaxMARL)", "gymnasium SyncVectorEnv"
 
-Speeds = Mapping[str, Any]  # name -> label -> repeats, or a script's medians
+Speeds = Mapping[str, Any]  # name -> label -> best, median and ratios of repeats, or a script's medians
 
 
 def short(speed: float) -> str:
@@ -26,9 +26,9 @@ def short(speed: float) -> str:
     return f"{speed:,.0f}"
 
 
-def median(speeds: list[float] | None) -> str:
+def median(speed: Mapping[str, float] | None) -> str:
     """The median of repeats, or – where there are none."""
-    return short(float(np.median(speeds))) if speeds else "–"
+    return short(speed["median"]) if speed else "–"
 
 
 def battles(measured: Speeds) -> str:
@@ -36,8 +36,8 @@ def battles(measured: Speeds) -> str:
     sizes = list(dict.fromkeys(label for found in measured.values() for label in found if "ours" in label))
     rows = []
     for name, found in measured.items():
-        best = max(max(found[label]) for label in sizes)
-        ratio = f"{best / max(found[SMAX]):.1f}" if SMAX in found else "–"
+        best = max(found[label]["best"] for label in sizes)
+        ratio = f"{best / found[SMAX]['best']:.1f}" if SMAX in found else "–"
         rows.append([name, *(median(found.get(label)) for label in sizes), median(found.get(SMAX)), ratio])
     counts = [label.removeprefix("ours, ").removesuffix(" envs") for label in sizes]
     return markdown(["battles stepped together", *counts, "SMAX, 64", "best of ours to best of SMAX"], rows)
@@ -60,8 +60,7 @@ def robots(measured: Speeds) -> str:
     labels = list(dict.fromkeys(label for found in measured.values() for label in found if label != SYNC))
     rows = []
     for label in labels:
-        ratios = (np.array(found[label]) / np.array(found[SYNC]) for found in measured.values())
-        rows.append([label, *(f"{np.median(ratio):.2f}" for ratio in ratios)])
+        rows.append([label, *(f"{found[label][f'to {SYNC}']:.2f}" for found in measured.values())])
     return markdown(["robots", *(name.split()[0] for name in measured)], rows)
 
 
@@ -73,10 +72,9 @@ def learners(measured: Mapping[str, Speeds]) -> str:
     for name, found in cases.items():
         cells = []
         for label in labels:
-            best = max(found[label]) / max(found["sgemm"])
-            turns = np.median(np.array(found[label]) / np.array(found["sgemm"]))
-            cells.append(f"{best:.0%} ({turns:.0%})")
-        rows.append([*name.rsplit(" ", 1), *cells, f"{max(found['sgemm']):.0f}"])
+            best = found[label]["best"] / found["sgemm"]["best"]
+            cells.append(f"{best:.0%} ({found[label]['to sgemm']:.0%})")
+        rows.append([*name.rsplit(" ", 1), *cells, f"{found['sgemm']['best']:.0f}"])
     return markdown(["learner", "rows per agent", *labels, "sgemm, GFLOP/s"], rows)
 
 
@@ -122,6 +120,6 @@ def speed_text(path: Path = MEASURED) -> str:
         learners(learner),
         scripts(e2e),
     ]
-    if "beside BenchMARL" in found["e2e mpe"]:
-        tables.append(beside_benchmarl(found["e2e mpe"]["beside BenchMARL"]))
+    if beside := found["e2e mpe"].get("beside BenchMARL"):
+        tables.append(beside_benchmarl(beside))
     return "\n".join(tables)

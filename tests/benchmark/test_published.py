@@ -165,7 +165,9 @@ def test_verdicts_keep_to_their_definitions(store):
         compares = isinstance(claim.test, Comparison)  # which has signs and p's
         assert (evidence == "") == (word == "not run"), claim.text
         if word == "holds":
-            assert whole and "–" not in evidence and (signs == {("+", True)} or not compares), claim.text
+            every = signs == {("+", True)} if claim.on == "all" else ("+", True) in signs
+            assert every or not compares, claim.text
+            assert (whole and "–" not in evidence) or claim.on == "some", claim.text
         if word == "does not hold":
             opposite = ("−", True) in signs or "(< 5 %)" in evidence or not compares
             assert scale == "paper" and opposite, claim.text

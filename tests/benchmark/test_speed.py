@@ -7,6 +7,7 @@ import pytest
 
 from benchmark import speed
 from benchmark.lib.speed_tables import speed_text
+from benchmark.speed import summary
 
 
 @pytest.mark.parametrize(
@@ -45,7 +46,9 @@ def test_tables_are_of_what_was_measured(tmp_path):
     battles = {"2s3z": {"ours, 1 envs": [100.0, 120.0, 110.0], "SMAX (JaxMARL)": [30.0, 40.0]}}
     battles["corridor"] = {"ours, 1 envs": [12_345.0]}
     worlds = {"simple_spread": {"ours, 1 envs": [2.5e6], "VMAS, 1 envs": [400.0], "mpe2": [2000.0]}}
-    robots = {"Ant-4x2 16": {"ours, 1 threads": [30.0, 20.0], "gymnasium SyncVectorEnv": [20.0, 10.0]}}
+    robot = {"ours, 1 threads": [30.0, 20.0], "gymnasium SyncVectorEnv": [20.0, 10.0]}
+    robots = {"Ant-4x2 16": summary(robot, ["gymnasium SyncVectorEnv"])}
+    battles, worlds = ({name: summary(x) for name, x in found.items()} for found in (battles, worlds))
     rates = {"charts/SPS": 4321.0, "time/env": 0.1, "time/act": 0.2, "time/update": 0.7}
     few = {**rates, "charts/SPS": 99.0}
     measured = {
@@ -53,7 +56,9 @@ def test_tables_are_of_what_was_measured(tmp_path):
         "env smac": battles,
         "env mpe": worlds,
         "env mamujoco": robots,
-        "learner mpe": {"simple_spread/10 1024": {"sgemm": [50.0, 100.0], "1 threads": [40.0, 60.0]}},
+        "learner mpe": {
+            "simple_spread/10 1024": summary({"sgemm": [50.0, 100.0], "1 threads": [40.0, 60.0]}, ["sgemm"])
+        },
         "e2e mpe": {
             "line_control, 2 threads": rates,
             "line_control, 2 threads, compiled": few,
@@ -80,3 +85,18 @@ def test_tables_are_of_what_was_measured(tmp_path):
         "| ippo.py | 4,321 | 43.65 |",
     ):
         assert line in lines, line
+
+
+def test_a_late_failure_loses_nothing(tmp_path, monkeypatch, capsys):
+    """All of it takes an hour and a half."""
+
+    def fails(args):
+        raise MemoryError("none left")
+
+    timers = {("env", "smac"): lambda args: {"3m": 1}, ("env", "mpe"): fails}
+    monkeypatch.setattr(speed, "TIMERS", timers)
+    monkeypatch.setattr(sys, "argv", ["speed.py", "all", f"--json={tmp_path / 'speed.json'}"])
+    with pytest.raises(SystemExit, match="none left"):
+        speed.main()
+    found = json.loads((tmp_path / "speed.json").read_text())
+    assert found["env smac"] == {"3m": 1} and found["machine"]["torch"]
