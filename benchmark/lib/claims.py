@@ -452,6 +452,7 @@ def judge(
     signs: list[int] = []
     numbers: dict[str, list[str]] = {}
     used: list[Group] = []
+    seeds = max((len(group.runs) for cell in cells for group in cell.groups), default=0)
     for cell in cells:
         if claim.test.tasks and cell.task not in claim.test.tasks:
             continue
@@ -464,8 +465,11 @@ def judge(
         here = [groups[name] for name in claim.test.methods or groups if name in groups]
         used += here
         whole = all(run.finished for group in here for run in group.runs)
+        few = {name for name, group in groups.items() if len(group.runs) < seeds}
         for name, finding in claim.test.look(cell, groups):
-            signs.append(finding.sign if whole else 0)  # a run that goes on may still turn
+            # Runs that go on and seeds that are to come may still turn it.
+            told_by = {*claim.test.methods[:1], name}
+            signs.append(finding.sign if whole and not few & told_by else 0)
             numbers.setdefault(name, []).append(finding.words)
     if not used:
         return Judgement("not run")

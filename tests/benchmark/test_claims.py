@@ -396,6 +396,15 @@ def judged(test, cells, roles=None, complete=True, short=False):
 A_ABOVE = Above("a", ("b",))
 
 
+def test_seeds_that_are_to_come_may_turn_a_comparison():
+    """Two of five seeds refute nothing, not even where the others have five."""
+    five = {"a": rising(1, 2, 3, 1, 2), "b": rising(10, 11, 12, 10, 11)}
+    few = {"a": rising(1, 2), "b": rising(10, 11, 12, 10, 11)}
+    assert judged(A_ABOVE, [cell(five)])[0] == NOT
+    assert judged(A_ABOVE, [cell(few, task="y"), cell({**five, "a": five["b"] + 5}, task="x")])[0] == OPEN
+    assert judged(A_ABOVE, [cell(few)], complete=False)[0] == OPEN
+
+
 def test_every_task_must_bear_a_claim_out():
     """'On all five' is refuted by one; numbers stand task after task."""
     good, even, bad = (
