@@ -452,7 +452,7 @@ def judge(
     signs: list[int] = []
     numbers: dict[str, list[str]] = {}
     used: list[Group] = []
-    seeds = max((len(group.runs) for cell in cells for group in cell.groups), default=0)
+    most = max((len(group.runs) for cell in cells for group in cell.groups), default=0)
     for cell in cells:
         if claim.test.tasks and cell.task not in claim.test.tasks:
             continue
@@ -465,7 +465,7 @@ def judge(
         here = [groups[name] for name in claim.test.methods or groups if name in groups]
         used += here
         whole = all(run.finished for group in here for run in group.runs)
-        few = {name for name, group in groups.items() if len(group.runs) < seeds}
+        few = {name for name, group in groups.items() if len(group.runs) < most}
         for name, finding in claim.test.look(cell, groups):
             # Runs that go on and seeds that are to come may still turn it.
             told_by = {*claim.test.methods[:1], name}
