@@ -274,7 +274,8 @@ class Replay:
         self.wide |= large.reshape(-1, len(self.wide)).any(0)
         if self.wide.any():
             self.widen()
-        return np.where(self.wide[:, None], obs, obs.astype(np.float16))
+        with np.errstate(over="ignore"):  # of agents that are kept in single precision
+            return np.where(self.wide[:, None], obs, obs.astype(np.float16))
 
     def widen(self) -> None:
         """Makes room for single precision."""
