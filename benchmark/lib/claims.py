@@ -143,29 +143,29 @@ class Above(Higher):
     """As `Higher`; the opposite, too, where the difference's interval leaves an advantage below NOTHING."""
 
     def look(self, cell: Cell, groups: dict[str, Group]) -> list[tuple[str, Finding]]:
-        found = super().look(cell, groups)
         mine, way = self.numbers(cell, groups[self.method]), gained(cell, groups[self.method])
+        found = super().look(cell, groups)
         for i, (other, finding) in enumerate(found):
-            if other in groups and finding.sign == 0 and way > 0:
-                high = difference(mine, self.numbers(cell, groups[other]))[1] / way
-                if high < NOTHING:
-                    found[i] = other, Finding(-1, f"{finding.words} (< {100 * NOTHING:.0f} %)")
+            if other in groups and way > 0:
+                low, high = (end / way for end in difference(mine, self.numbers(cell, groups[other])))
+                found[i] = other, self.by_size(finding, low, high)
         return found
+
+    def by_size(self, finding: Finding, low: float, high: float) -> Finding:
+        """The finding as the interval of the difference, in shares of what training gains, has it."""
+        if finding.sign == 0 and high < NOTHING:
+            return Finding(-1, f"{finding.words} (< {100 * NOTHING:.0f} %)")
+        return finding
 
 
 @dataclass(frozen=True)
 class Clearly(Above):
     """As `Above`, by NOTHING at least: the lower end of the difference's interval."""
 
-    def look(self, cell: Cell, groups: dict[str, Group]) -> list[tuple[str, Finding]]:
-        found = super().look(cell, groups)
-        mine, way = self.numbers(cell, groups[self.method]), gained(cell, groups[self.method])
-        for i, (other, finding) in enumerate(found):
-            if finding.sign == 1:
-                low = difference(mine, self.numbers(cell, groups[other]))[0]
-                if way <= 0 or low < NOTHING * way:
-                    found[i] = other, Finding(0, finding.words)
-        return found
+    def by_size(self, finding: Finding, low: float, high: float) -> Finding:
+        if finding.sign == 1 and low < NOTHING:
+            return Finding(0, finding.words)
+        return super().by_size(finding, low, high)
 
 
 @dataclass(frozen=True)
