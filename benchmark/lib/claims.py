@@ -146,8 +146,9 @@ class Above(Higher):
         mine, way = self.numbers(cell, groups[self.method]), gained(cell, groups[self.method])
         found = super().look(cell, groups)
         for i, (other, finding) in enumerate(found):
-            if other in groups and way > 0:
-                low, high = (end / way for end in difference(mine, self.numbers(cell, groups[other])))
+            if other in groups:
+                ends = difference(mine, self.numbers(cell, groups[other]))
+                low, high = (end / way for end in ends) if way > 0 else (-np.inf, np.inf)
                 found[i] = other, self.by_size(finding, low, high)
         return found
 

@@ -76,6 +76,14 @@ PROGRAMS: dict[str, list[Words]] = {
         ["TMP/file"],
         ["TMP/file/out"],
     ],
+    "benchmark/since.py": [
+        [],
+        ["no-such-commit"],
+        ["HEAD", "--names", "99z"],
+        ["HEAD", "--turns=1"],
+        ["HEAD", "--num-envs=0"],
+        ["HEAD", "--seconds=nan"],
+    ],
     "benchmark/speed.py": [
         [],
         ["env", "chess"],

@@ -1,0 +1,123 @@
+"""How fast SMAC's battles step in this tree, as ratios to an earlier commit, in turns on one machine.
+
+    python benchmark/since.py 9ae28a7                                    # version 1 of the engine
+    python benchmark/since.py 9ae28a7 --names 2s3z --num-envs 64 512
+
+Each side is a process that steps random play for a moment, one after the other, 80 times; what counts is the
+best tenth of the turns, by CPU time of `step` alone, on one thread and with freed memory kept as the scripts
+keep it. The commit is checked out into a folder that is removed at the end.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import tyro
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from benchmark.lib.arguments import out_of_range  # noqa: E402
+from benchmark.lib.tables import markdown  # noqa: E402
+from envs.smac.maps import MAPS  # noqa: E402
+
+SIDE = """
+import sys, time
+root, keep, name, num_envs = sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4])
+sys.path.insert(0, keep)
+from envs.base import keep_freed_memory
+keep_freed_memory()
+for module in [m for m in sys.modules if m.partition(".")[0] == "envs"]:
+    del sys.modules[module]
+sys.path[0] = root
+import envs
+try:
+    env = envs.make(f"smac/{name}", num_envs, seed=0, backend="embedded", threads=1)
+except ValueError:  # before it had threads
+    env = envs.make(f"smac/{name}", num_envs, seed=0, backend="embedded")
+env.reset()
+env.step(env.sample_actions())
+for line in sys.stdin:
+    steps, spent = 0, 0.0
+    while spent < float(line):
+        actions, begun = env.sample_actions(), time.process_time()
+        env.step(actions)
+        spent, steps = spent + time.process_time() - begun, steps + num_envs
+    print(steps / spent, flush=True)
+"""
+
+
+@dataclass
+class Args:
+    commit: tyro.conf.Positional[str]
+    """what this tree is compared with"""
+    names: tuple[str, ...] = ("2s3z", "27m_vs_30m")
+    """maps, which both must have"""
+    num_envs: tuple[int, ...] = (64, 256)
+    """numbers of environments"""
+    turns: int = 80
+    """turns of each side"""
+    seconds: float = 0.03
+    """CPU time of a turn"""
+
+
+RANGES: dict[str, tuple[float, float]] = {"num_envs": (1, 10**5), "turns": (2, 10**6), "seconds": (1e-3, 60)}
+
+
+def speeds(roots: list[Path], name: str, num_envs: int, turns: int, seconds: float) -> list[float]:
+    """Environment steps per second of CPU time of each root's engine: the best tenth of its turns."""
+    sides = [
+        subprocess.Popen(
+            [sys.executable, "-c", SIDE, str(root), str(ROOT), name, str(num_envs)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=root,
+        )
+        for root in roots
+    ]
+    found: list[list[float]] = [[] for _ in sides]
+    for _ in range(turns):
+        for side, own in zip(sides, found, strict=True):
+            assert side.stdin and side.stdout
+            side.stdin.write(f"{seconds}\n")
+            side.stdin.flush()
+            own.append(float(side.stdout.readline()))
+    for side in sides:
+        side.communicate()
+    return [float(np.quantile(own, 0.9)) for own in found]
+
+
+def main() -> None:
+    args = tyro.cli(Args, description=__doc__)
+    wrong = out_of_range(args, RANGES)
+    if unknown := set(args.names) - set(MAPS):
+        wrong = f"there is no map {', '.join(unknown)}; give some of {', '.join(MAPS)}."
+    if wrong:
+        sys.exit(f"since: {wrong}")
+    with tempfile.TemporaryDirectory() as folder:
+        before = Path(folder) / "before"
+        git = ["git", "-C", str(ROOT), "worktree", "add", "--detach", str(before), args.commit]
+        if subprocess.run(git, capture_output=True).returncode:
+            sys.exit(f"since: {args.commit} cannot be checked out here; give a commit of this repository.")
+        try:
+            rows = []
+            for name in args.names:
+                for num_envs in args.num_envs:
+                    then, now = speeds([before, ROOT], name, num_envs, args.turns, args.seconds)
+                    rows.append([name, str(num_envs), f"{then:,.0f}", f"{now:,.0f}", f"{now / then:.2f}"])
+            print(markdown(["map", "environments", args.commit, "now", "ratio"], rows))
+        except ValueError:
+            sys.exit("since: a side ended before it was timed; its error is above.")
+        finally:
+            remove = ["git", "-C", str(ROOT), "worktree", "remove", "--force", str(before)]
+            subprocess.run(remove, capture_output=True)
+
+
+if __name__ == "__main__":
+    main()
