@@ -9,6 +9,7 @@ at the 95 % level. Where the paper says "far", "small" or "close" without a numb
 from __future__ import annotations
 
 import itertools
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -86,7 +87,9 @@ def difference(one: ArrayLike, other: ArrayLike) -> tuple[float, float]:
     one, other = np.asarray(one), np.asarray(other)
     if min(len(one), len(other)) < 2:
         return -np.inf, np.inf
-    return scipy.stats.ttest_ind(one, other, equal_var=False).confidence_interval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of seeds that are all the same
+        return scipy.stats.ttest_ind(one, other, equal_var=False).confidence_interval()
 
 
 def within(low: float, high: float, margin: float) -> Finding:
