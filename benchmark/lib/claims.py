@@ -36,6 +36,7 @@ class Finding:
 
 
 MISSING = Finding(0, "–")
+BESIDE = " to "  # between the names of a pair in which the first method is not
 
 
 class Test(Protocol):
@@ -173,6 +174,18 @@ class Clearly(Above):
 
 
 @dataclass(frozen=True)
+class OtherWay(Above):
+    """Averages over the run differ from the others', above or below; the opposite where not by NOTHING."""
+
+    def numbers(self, cell: Cell, group: Group) -> list[float]:
+        return list(run_means(group.values(cell.metric)))
+
+    def by_size(self, finding: Finding, low: float, high: float) -> Finding:
+        alike = low > -NOTHING and high < NOTHING
+        return Finding(1 if finding.sign else -1 if alike else 0, finding.words)
+
+
+@dataclass(frozen=True)
 class Behind(Comparison):
     """The method is below the others in the first quarter of the run."""
 
@@ -214,15 +227,12 @@ class Faster(Comparison):
             pair = [groups[name].values(cell.metric) for name in (self.method, other)]
             begin = float(np.mean([values[:, 0].mean() for values in pair]))
             goal = begin + 0.9 * (min(float(final_means(values).mean()) for values in pair) - begin)
-            steps = [
-                [first_reached(groups[name].steps(), x, goal) for x in values]
-                for name, values in zip((self.method, other), pair, strict=True)
-            ]
-            last = [float(groups[name].steps()[-1]) for name in (self.method, other)]
-            mine, theirs = (
-                [end if at is None else at for at in x] for x, end in zip(steps, last, strict=True)
-            )
-            found.append((other, self.compare(mine, theirs)))
+            numbers = []
+            for name, values in zip((self.method, other), pair, strict=True):
+                steps = groups[name].steps()
+                reached = [first_reached(steps, x, goal) for x in values]
+                numbers.append([float(steps[-1]) if at is None else at for at in reached])
+            found.append((other, self.compare(*numbers)))
         return found
 
 
@@ -296,7 +306,7 @@ class Together:
         way, found = gained(cell, groups[self.methods[0]]), []
         for one, other in itertools.combinations(self.methods, 2):
             ends = [final_means(groups[x].values(cell.metric)) for x in (one, other) if x in groups]
-            name = other if one == self.methods[0] else f"{other} to {one}"
+            name = other if one == self.methods[0] else other + BESIDE + one
             if len(ends) < 2 or min(map(len, ends)) < 2 or way == 0:
                 found.append((name, MISSING))
                 continue
@@ -471,9 +481,8 @@ def judge(
         whole = all(run.finished for group in here for run in group.runs)
         few = {name for name, group in groups.items() if len(group.runs) < most}
         for name, finding in claim.test.look(cell, groups):
-            # Runs that go on and seeds that are to come may still turn it.
-            told_by = {*claim.test.methods[:1], name}
-            signs.append(finding.sign if whole and not few & told_by else 0)
+            told_by = {*claim.test.methods[:1], *name.split(BESIDE)}
+            signs.append(finding.sign if whole and not few & told_by else 0)  # runs to come may turn it
             numbers.setdefault(name, []).append(finding.words)
     if not used:
         return Judgement("not run")

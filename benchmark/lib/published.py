@@ -254,12 +254,13 @@ the embedded engine, not StarCraft II: version 1 where a name has no number ([en
 
 Where the paper gives no number, ours are: far below the optimum, less than 90 % of it; close together
 (Figure 8), within 5 % of what training gains; limited, similar or small influence (6, 7, 9, 10), within
-10 %; obvious (5, 6, 7), more than 5 %; IPPO's clips (10), 0.05 to 0.3; at first, the first quarter of the
-run; fast, 90 % of the way of the one that ends lower; converged, 90 % of the way to one's own end; a drop,
-from the best tenth of the run to the last; to win nothing, less than 5 % of the battles; to fluctuate, the
-deviation of the steps between evaluations in the last half; small and stable KL (12), on average within the
-band, and in no tenth of the run more than three times off; never falls, by more than 1e-12; converges, p and
-q move less than 1e-4 in the last tenth.
+10 %; obvious (5, 6, 7), more than 5 %; IPPO's clips (10), 0.05 to 0.3; on the way there, the average
+over the run; at first, the first quarter of the run; fast, 90 % of the way of the one that ends lower;
+converged, 90 % of the way to one's own end; a drop, from the best tenth of the run to the last; to win
+nothing, less than 5 % of the battles; to fluctuate, the deviation of the steps between evaluations in
+the last half; small and stable KL (12), on average within the band, and in no tenth of the run more than
+three times off; never falls, by more than 1e-12; converges, p and q move less than 1e-4 in the last
+tenth.
 
 {markdown(["figure", *CLAIMS_HEAD], rows)}
 ## Still to run

@@ -21,6 +21,7 @@ from benchmark.lib.claims import (
     Fluctuates,
     Higher,
     NeverFalls,
+    OtherWay,
     Sooner,
     Steady,
     Together,
@@ -191,6 +192,17 @@ def test_alike_measures_by_what_training_gains():
     assert found(Alike("base", tuple(expected), 0.1), falls) == expected
 
 
+def test_the_way_there_differs_above_or_below_and_not_by_what_is_next_to_nothing():
+    """'Only affect the performance during the training process' (C): like ends do not hide it."""
+    base, rise = np.array([[0.0], [0.1], [0.2]]), np.minimum(np.linspace(0, 12.5, 101), 10)
+    curves = {"base": base + rise, "early": base + np.minimum(2 * rise, 10), "late": base + rise**3 / 100}
+    curves |= {"same": base + rise + 0.01, "noisy": 30 * base + rise}
+    assert found(OtherWay("base", ("early", "late", "same", "noisy")), curves) == {
+        "early": 1, "late": 1, "same": -1, "noisy": 0,
+    }  # fmt: skip
+    assert found(Higher("base", ("early", "late")), curves) == {"early": 0, "late": 0}
+
+
 def test_higher_is_refuted_by_the_opposite_alone():
     """4.5 grants small influence on some tasks: an advantage of next to nothing does not refute 'lowers'."""
     near = {"a": rising(10, 10.1, 10.2), "b": rising(10.05, 10.1, 10.15), "c": rising(20, 21, 22)}
@@ -233,7 +245,7 @@ def test_together_is_of_every_pair():
 def test_a_drop_is_from_the_best_tenth_to_the_last():
     """What only rises, or swings within its noise, does not drop."""
     K101 = np.arange(101)
-    falls = np.array([10 - 0.05 * np.maximum(K101 - 50, 0) + seed for seed in (0.0, 0.1, 0.2)])
+    falls = np.array([10 - slope * np.maximum(K101 - 50, 0) for slope in (0.05, 0.051, 0.052)])
     assert found(Drops("a"), {"a": falls}) == {"a": 1}
     assert found(Drops("a"), {"a": rising(10, 11, 12)}) == {"a": 0}
     assert found(Drops("a"), {"a": falls[:1]}) == {"a": 0}
@@ -242,7 +254,9 @@ def test_a_drop_is_from_the_best_tenth_to_the_last():
     assert sum(flat) < 10  # of a level of 0.05
 
 
-@pytest.mark.parametrize("test", [Above, Behind, Sooner, Fluctuates, Varies, lambda *x: Alike(*x, 0.1)])
+@pytest.mark.parametrize(
+    "test", [Above, Behind, Sooner, Fluctuates, OtherWay, Varies, lambda *x: Alike(*x, 0.1)]
+)
 def test_missing_methods_and_single_seeds_prove_nothing(test):
     """Else a figure of one seed would have a verdict: there is no spread to judge the difference by."""
     one = HIGH[:1] + (-1.0) ** K
@@ -403,6 +417,9 @@ def test_seeds_that_are_to_come_may_turn_a_comparison():
     assert judged(A_ABOVE, [cell(five)])[0] == NOT
     assert judged(A_ABOVE, [cell(few, task="y"), cell({**five, "a": five["b"] + 5}, task="x")])[0] == OPEN
     assert judged(A_ABOVE, [cell(few)], complete=False)[0] == OPEN
+    pairs, base = Together(("a", "b", "c"), 0.05), rising(100, 100.1, 100.2)
+    assert judged(pairs, [cell({"a": base, "b": base + 4, "c": base - 4})])[0] == NOT
+    assert judged(pairs, [cell({"a": base, "b": base + 4, "c": base[:2] - 4})])[0] == OPEN
 
 
 def test_every_task_must_bear_a_claim_out():
