@@ -144,7 +144,8 @@ def test_compiled_gru_cell_agrees_with_eager():
 def train(directory: Path, *flags: str) -> list[dict[str, float]]:
     """A tiny run of dpo_mpe.py; its rows that tell of an update."""
     tiny = ["--num-envs=8", "--total-timesteps=600", "--eval-every=600", f"--runs-dir={directory}"]
-    finished("dpo_mpe", *tiny, *flags, EVAL_EPISODES=2)
+    groups = dict(GROUP_AGENTS=2, GROUP_ROWS=1)  # of five agents: three groups
+    finished("dpo_mpe", *tiny, *flags, EVAL_EPISODES=2, **groups)
     with open(only(directory) / "metrics.csv") as file:
         return [
             {name: float(x) for name, x in row.items() if x and name not in CLOCK}
@@ -161,10 +162,10 @@ def close(first: list[dict[str, float]], second: list[dict[str, float]]) -> None
 
 
 @COMPILER
-def test_compiled_training_on_two_threads_repeats_and_agrees_with_eager(tmp_path):
-    flags = "--torch-threads=2", "--compile"
-    once, again = (train(tmp_path / name, *flags) for name in ("once", "again"))
-    assert once == again
+def test_compiled_training_of_groups_has_the_same_bits_on_any_threads_and_agrees_with_eager(tmp_path):
+    once, *others = (train(tmp_path / x, "--compile", f"--torch-threads={x}") for x in ("2", "1", "3"))
+    assert others == [once, once]
+    assert len(torch.load(only(tmp_path / "2") / "checkpoint.pt")["optimizers"]) == 3
     close(train(tmp_path / "eager", "--torch-threads=2"), once)
 
 
