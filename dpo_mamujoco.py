@@ -59,9 +59,9 @@ SCRIPT = Path(__file__).stem
 EXIT_REQUEUE = 75  # EX_TEMPFAIL: a signal stopped the run, its checkpoint is on disk, --resume goes on
 LONGEST_EPISODE = 100_000  # steps that an evaluation waits for the end of one
 EVAL_EPISODES = 32  # per evaluation; ten times as many for the absolute metric, unless they are slow
-CHUNK = 512  # rows at a time, so that activations stay in the cache; groups of 4 agents or fewer: more
-GROUP_AGENTS = 2  # about so many agents learn together; of all there are 8 groups at most
-GROUP_ROWS = 4096  # about so many rows they have together; fewer do not pay for a thread
+CHUNK = 512  # rows at a time, 8 // n times as many where n < 8 agents learn together: fits the cache
+GROUP_AGENTS = 2  # agents of a group, about, in at most 8 groups; a thread trains one group at a time
+GROUP_ROWS = 4096  # rows of a group, at least about; fewer do not pay for a thread
 COLUMNS = """
 global_step eval/episodic_return eval/episodic_length
 charts/episodic_return charts/episodic_length charts/SPS time/env time/act time/update
@@ -283,7 +283,7 @@ def gae(rewards, values, final_values, terminations, truncations, gamma, lam):
     only where an episode was truncated.
     """
     advantages = torch.zeros_like(values[:, 1:])
-    advantage = advantages[:, 0]
+    advantage = torch.zeros_like(values[:, 0])
     next_value = values[:, -1]  # what an agent may expect after step t
     for t in reversed(range(len(rewards))):
         done = terminations[t] | truncations[t]
@@ -311,7 +311,7 @@ def dpo_loss(
     returns: in the critics' units, see `rescale`.
     Per agent, eq. (20) is E[ratio A] / N - beta1 E[sqrt KL] - beta2 E[KL], and eq. (8) E[(V - return)^2];
     the entropy bonus stands beside E[ratio A]. slope (n,): 1 / (2 sqrt KL_avg) of the whole batch, where
-    beta1's term is sqrt(KL_avg) instead; slope * KL has its gradient.
+    beta1's term is sqrt(KL_avg) instead.
     """
     mean = agents.actor(obs)
     log_std = agents.actor.log_std
@@ -323,7 +323,7 @@ def dpo_loss(
     if slope is None:
         sqrt_kl = (weight * (kl_s + 1e-12).sqrt()).sum(1)  # sqrt alone: 0 / 0 in its gradient at 0
     else:
-        sqrt_kl = slope * kl
+        sqrt_kl = slope * kl  # has the gradient of sqrt(KL_avg), and half its value
     # N times eq. (20) has the same maximiser, and leaves Adam's eps and the clip at the scale of IPPO's.
     objective = surrogate - agents.team_size * (agents.beta1 * sqrt_kl + agents.beta2 * kl)
     v_loss = (weight * (agents.critic(obs).squeeze(-1) - returns).square()).sum(1)  # eq. (8)
@@ -379,12 +379,13 @@ def update(agents, optimizer, batch, args, loss_fn=dpo_loss) -> dict[str, torch.
     n, rows = batch["weight"].shape
     size = rows if batch["obs"].is_cuda else CHUNK * max(1, 8 // n)
     chunks = [{name: x[:, i : i + size] for name, x in batch.items()} for i in range(0, rows, size)]
-    average = args.sqrt_kl_term == "average"
     for _ in range(args.update_epochs):
         optimizer.zero_grad()
         losses = []
-        # sqrt(KL_avg) is of the whole batch: its slope must be there before the first chunk.
-        slope = 0.5 * (mean_kl(agents, chunks)[0] + 1e-12).rsqrt() if average else None
+        slope = None
+        if args.sqrt_kl_term == "average":  # of the whole batch, so it is needed before the first chunk
+            kl, _ = mean_kl(agents, chunks)
+            slope = 0.5 * (kl + 1e-12).rsqrt()
         for chunk in chunks:
             loss, parts = loss_fn(agents, **chunk, ent_coef=args.ent_coef, slope=slope)
             loss.backward()

@@ -57,9 +57,9 @@ SCRIPT = Path(__file__).stem
 EXIT_REQUEUE = 75  # EX_TEMPFAIL: a signal stopped the run, its checkpoint is on disk, --resume goes on
 LONGEST_EPISODE = 100_000  # steps that an evaluation waits for the end of one
 EVAL_EPISODES = 32  # per evaluation; ten times as many for the absolute metric, unless they are slow
-CHUNK = 512  # rows at a time, so that activations stay in the cache; groups of 2 agents or fewer: more
-GROUP_AGENTS = 4  # about so many agents learn together; of all there are 8 groups at most
-GROUP_ROWS = 4096  # about so many rows they have together; fewer do not pay for a thread
+CHUNK = 512  # rows at a time, 4 // n times as many where n < 4 agents learn together: fits the cache
+GROUP_AGENTS = 4  # agents of a group, about, in at most 8 groups; a thread trains one group at a time
+GROUP_ROWS = 4096  # rows of a group, at least about; fewer do not pay for a thread
 COLUMNS = """
 global_step eval/episodic_return eval/episodic_length eval/win_rate
 charts/episodic_return charts/episodic_length charts/win_rate charts/SPS time/env time/act time/update
@@ -70,9 +70,7 @@ dpo/kl dpo/sqrt_kl dpo/beta1 dpo/beta2 dpo/below_band dpo/above_band
 
 @dataclass
 class Args:
-    map: str = (
-        "27m_vs_30m"  # SMAC map, 8m, MMM2, ..; 10gen_terran_5_vs_5 (SMACv2); my.toml; pettingzoo:MODULE
-    )
+    map: str = "27m_vs_30m"  # SMAC's or SMACv2's: 8m, 10gen_terran_5_vs_5; my.toml; pettingzoo:MODULE
     backend: Literal["auto", "embedded", "starcraft"] = "auto"  # compiled engine, or the game if installed
     env_options: tuple[str, ...] = ()  # further options of the environment, name=value; docs/envs.md
     last_action: bool = False  # observe one's own last action, too
@@ -240,7 +238,7 @@ def gae(rewards, values, final_values, terminations, truncations, alive, gamma, 
     """
     advantages = torch.zeros_like(values[:, 1:])
     valid = torch.zeros_like(alive[:, 1:])
-    advantage = advantages[:, 0]
+    advantage = torch.zeros_like(values[:, 0])
     next_value = values[:, -1]  # what an agent may expect after step t
     next_known = alive[:, -1]
     for t in reversed(range(len(rewards))):
@@ -286,7 +284,7 @@ def dpo_loss(agents, obs, action_mask, actions, old_logp, advantages, returns, w
     weight (N, rows): 1 / (the agent's valid samples in the batch), 0 at other rows, so that sums are means.
     Per agent, eq. (20) is E[ratio A] / N - beta1 E[sqrt KL] - beta2 E[KL], and eq. (8) E[(V - return)^2];
     the entropy bonus stands beside E[ratio A]. slope (n,): 1 / (2 sqrt KL_avg) of the whole batch, where
-    beta1's term is sqrt(KL_avg) instead; slope * KL has its gradient.
+    beta1's term is sqrt(KL_avg) instead.
     """
     logp = masked_log_softmax(agents.actor(obs), action_mask)
     ratio = (logp - old_logp).gather(-1, actions.unsqueeze(-1)).squeeze(-1).exp()
@@ -297,7 +295,7 @@ def dpo_loss(agents, obs, action_mask, actions, old_logp, advantages, returns, w
     if slope is None:
         sqrt_kl = (weight * (kl_s + 1e-12).sqrt()).sum(1)  # sqrt alone: 0 / 0 in its gradient at 0
     else:
-        sqrt_kl = slope * kl
+        sqrt_kl = slope * kl  # has the gradient of sqrt(KL_avg), and half its value
     # N times eq. (20) has the same maximiser, and leaves Adam's eps and the clip at the scale of IPPO's.
     objective = surrogate - agents.team_size * (agents.beta1 * sqrt_kl + agents.beta2 * kl)
     v_loss = (weight * (agents.value(obs) - returns).square()).sum(1)  # eq. (8)
@@ -366,14 +364,15 @@ def update(agents, optimizer, batch, args, loss_fn=dpo_loss) -> dict[str, torch.
     chunks = [chunk for chunk in chunks if cuda or chunk["weight"].any()] or chunks[:1]
     # Adam's momentum would move an agent without a sample, one that died before the batch began.
     sampled = batch["weight"].any(dim=1)
-    moving = bool(optimizer.state) and (cuda or not sampled.all())
-    held = [x.clone() for x in trained(optimizer)] if moving else []
-    average = args.sqrt_kl_term == "average"
+    restore = bool(optimizer.state) and (cuda or not sampled.all())
+    held = [x.clone() for x in trained(optimizer)] if restore else []
     for _ in range(args.update_epochs):
         optimizer.zero_grad()
         losses = []
-        # sqrt(KL_avg) is of the whole batch: its slope must be there before the first chunk.
-        slope = 0.5 * (mean_kl(agents, chunks)[0] + 1e-12).rsqrt() if average else None
+        slope = None
+        if args.sqrt_kl_term == "average":  # of the whole batch, so it is needed before the first chunk
+            kl, _ = mean_kl(agents, chunks)
+            slope = 0.5 * (kl + 1e-12).rsqrt()
         for chunk in chunks:
             loss, parts = loss_fn(agents, **chunk, ent_coef=args.ent_coef, slope=slope)
             loss.backward()
@@ -381,8 +380,9 @@ def update(agents, optimizer, batch, args, loss_fn=dpo_loss) -> dict[str, torch.
         grad_norm = clip_grad_norm_per_agent(agents.actor, args.max_grad_norm)
         clip_grad_norm_per_agent(agents.critic, args.max_grad_norm)
         optimizer.step()
-    for x, before in zip(trained(optimizer), held, strict=False):  # nothing, where nothing is held
-        x.copy_(torch.where(sampled.view(-1, 1, 1), x, before))
+    if restore:
+        for x, before in zip(trained(optimizer), held, strict=True):
+            x.copy_(torch.where(sampled.view(-1, 1, 1), x, before))
     stats = {name: sum(parts[name] for parts in losses) for name in losses[0]}
     stats["losses/grad_norm"] = grad_norm
 

@@ -59,9 +59,9 @@ SCRIPT = Path(__file__).stem
 EXIT_REQUEUE = 75  # EX_TEMPFAIL: a signal stopped the run, its checkpoint is on disk, --resume goes on
 LONGEST_EPISODE = 100_000  # steps that an evaluation waits for the end of one
 EVAL_EPISODES = 32  # per evaluation; ten times as many for the absolute metric, unless they are slow
-CHUNK = 512  # rows at a time, so that activations stay in the cache; groups of 2 agents or fewer: more
-GROUP_AGENTS = 4  # about so many agents learn together; of all there are 8 groups at most
-GROUP_ROWS = 4096  # about so many rows they have together; fewer do not pay for a thread
+CHUNK = 512  # rows at a time, 4 // n times as many where n < 4 agents learn together: fits the cache
+GROUP_AGENTS = 4  # agents of a group, about, in at most 8 groups; a thread trains one group at a time
+GROUP_ROWS = 4096  # rows of a group, at least about; fewer do not pay for a thread
 COLUMNS = """
 global_step eval/episodic_return eval/episodic_length eval/win_rate
 charts/episodic_return charts/episodic_length charts/win_rate charts/SPS time/env time/act time/update
@@ -381,7 +381,7 @@ def gae(rewards, values, final_values, terminations, truncations, alive, gamma, 
     """
     advantages = torch.zeros_like(values[:, 1:])
     valid = torch.zeros_like(alive[:, 1:])
-    advantage = advantages[:, 0]
+    advantage = torch.zeros_like(values[:, 0])
     next_value = values[:, -1]  # what an agent may expect after step t
     next_known = alive[:, -1]
     for t in reversed(range(len(rewards))):
@@ -476,8 +476,8 @@ def update(agents, optimizer, batch, args, loss_fn=ippo_loss) -> dict[str, torch
         old_policies = [agents.policy(chunk.pop("outputs"), chunk["action_mask"]) for chunk in chunks]
     # Adam's momentum would move an agent without a sample, one that died before the batch began.
     sampled = batch["weight"].any(dim=1)
-    moving = bool(optimizer.state) and (cuda or not sampled.all())
-    held = [x.clone() for x in trained(optimizer)] if moving else []
+    restore = bool(optimizer.state) and (cuda or not sampled.all())
+    held = [x.clone() for x in trained(optimizer)] if restore else []
     for _ in range(args.update_epochs):
         optimizer.zero_grad()
         losses = []
@@ -488,8 +488,9 @@ def update(agents, optimizer, batch, args, loss_fn=ippo_loss) -> dict[str, torch
         grad_norm = clip_grad_norm_per_agent(agents.actor, args.max_grad_norm)
         clip_grad_norm_per_agent(agents.critic, args.max_grad_norm)
         optimizer.step()
-    for x, before in zip(trained(optimizer), held, strict=False):  # nothing, where nothing is held
-        x.copy_(torch.where(sampled.view(-1, 1, 1), x, before))
+    if restore:
+        for x, before in zip(trained(optimizer), held, strict=True):
+            x.copy_(torch.where(sampled.view(-1, 1, 1), x, before))
     stats = {name: sum(parts[name] for parts in losses) for name in losses[0]}
     stats["losses/grad_norm"] = grad_norm
 

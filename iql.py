@@ -59,7 +59,7 @@ EXIT_REQUEUE = 75  # EX_TEMPFAIL: a signal stopped the run, its checkpoint is on
 LONGEST_EPISODE = 100_000  # steps that an evaluation waits for the end of one
 EVAL_EPISODES = 32  # per evaluation; ten times as many for the absolute metric, unless they are slow
 HIDDEN = 128  # units of every layer
-GROUP_AGENTS = 4  # about so many learn together, in 8 groups at most; fewer do not pay for a thread
+GROUP_AGENTS = 4  # agents of a group, about, in at most 8 groups; a thread trains one group at a time
 LOG_EVERY = 2048  # environment steps that a row of metrics.csv averages over, at least
 COLUMNS = """
 global_step eval/episodic_return eval/episodic_length eval/win_rate
