@@ -563,6 +563,7 @@ def train(args: Args, envs, eval_envs, agents: Agents, state: dict) -> tuple[Pat
                 episodes += infos["episodes"]
                 if "final_obs" in infos:
                     final_values[:, step] = agents.value(agents.obs_norm(infos["final_obs"]))
+                    final_values[:, step] *= infos["final_alive"]  # the dead have nothing to expect
                 if not infos["alive"].all():
                     raise environments.BrokenEnvironment(f"Agents of {args.env_id} die; use ippo.py for it.")
             values[:, T] = agents.value(agents.obs_norm(next_obs))

@@ -167,16 +167,17 @@ class StackedMLP(nn.Module):
 class Agents(nn.Module):
     """Actor pi_i, critic V_i and coefficients beta1_i, beta2_i of N agents."""
 
-    def __init__(self, num_agents: int, obs_dim: int, num_actions: int, layer_norm: bool = True):
+    def __init__(
+        self, num_agents: int, obs_dim: int, num_actions: int, layer_norm: bool = True, norm_obs: bool = True
+    ):
         super().__init__()
         self.team_size = num_agents  # N of eq. (20): of all, also in a `group`
         self.actor = StackedMLP(num_agents, obs_dim, num_actions, 0.01, layer_norm)
         self.critic = StackedMLP(num_agents, obs_dim, 1, 1.0, layer_norm)
         self.register_buffer("beta1", torch.zeros(num_agents))
         self.register_buffer("beta2", torch.zeros(num_agents))
-        # It has no parameters: observations go through it once, in the rollout, not at every epoch. Of one or
-        # two numbers it would leave nothing or a sign.
-        norm = layer_norm and obs_dim > 2
+        # It has no parameters: observations go through it once, in the rollout, not at every epoch.
+        norm = layer_norm and norm_obs
         self.obs_norm = nn.LayerNorm(obs_dim, elementwise_affine=False) if norm else nn.Identity()
 
     def value(self, obs: torch.Tensor) -> torch.Tensor:
@@ -589,7 +590,8 @@ def main() -> None:
         video_envs.reset()
         video_envs.render()  # where it cannot, that is told before the training
 
-    agents = Agents(envs.num_agents, envs.obs_dim, envs.num_actions, args.layer_norm)
+    norm_obs = min(envs.agent_obs_dims) > 2  # of one or two numbers LayerNorm would leave nothing or a sign
+    agents = Agents(envs.num_agents, envs.obs_dim, envs.num_actions, args.layer_norm, norm_obs)
     agents.beta1 += args.beta_init * (args.sqrt_kl_term != "off")
     agents.beta2 += args.beta_init * args.kl_term
     agents.to(args.device)

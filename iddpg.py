@@ -469,10 +469,13 @@ def train(args: Args, envs, eval_envs, agents: Agents, state: dict) -> tuple[Pat
         clock.lap("env")
 
         # --- store ---
-        after = next_obs
+        after, alive = next_obs, infos["alive"]
         if "final_obs" in infos:
             over = terminated | truncated
             after = torch.where(over[:, None], infos["final_obs"], next_obs)
+            alive = alive & (infos["final_alive"] | ~truncated)
+        if not alive.all():
+            raise environments.BrokenEnvironment(f"Agents of {args.env_id} die; use ippo.py for it.")
         replay.add(obs=obs, next_obs=after, actions=actions, rewards=rewards, terminations=terminated)
         window["episodes"] += infos["episodes"]
         clock.lap("act")

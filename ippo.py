@@ -314,6 +314,7 @@ class Agents(nn.Module):
         num_actions: int,
         discrete: bool = True,
         layer_norm: bool = True,
+        norm_obs: bool = True,
         log_std_init: float = 0.0,
     ):
         super().__init__()
@@ -322,8 +323,8 @@ class Agents(nn.Module):
         self.actor = StackedMLP(num_agents, obs_dim, num_actions, 0.01, layer_norm)
         self.critic = StackedMLP(num_agents, obs_dim, 1, 1.0, layer_norm)
         self.return_norm = RunningNorm(num_agents, 1)
-        if discrete:  # LayerNorm would leave nothing or a sign of one or two numbers
-            norm = layer_norm and obs_dim > 2
+        if discrete:
+            norm = layer_norm and norm_obs
             self.obs_norm = nn.LayerNorm(obs_dim, elementwise_affine=False) if norm else nn.Identity()
         else:
             self.obs_norm = RunningNorm(num_agents, obs_dim)
@@ -720,7 +721,8 @@ def main() -> None:
         video_envs.render()  # where it cannot, that is told before the training
 
     sizes = (envs.num_agents, envs.obs_dim, envs.num_actions)
-    agents = Agents(*sizes, envs.discrete, args.layer_norm, args.log_std_init)
+    norm_obs = min(envs.agent_obs_dims) > 2  # of one or two numbers LayerNorm would leave nothing or a sign
+    agents = Agents(*sizes, envs.discrete, args.layer_norm, norm_obs, args.log_std_init)
     agents.to(args.device)
     if args.eval_only:
         with restoring(args, state):

@@ -1,8 +1,8 @@
 """Sections 3.1 to 3.3, Proposition F.2 and Figure 11 of the paper, statement by statement.
 
 On random games and policies, F.2 on one game; tests are named by the paper's numbers. Both readings of the
-root, (20) and (21), are tested in `tests/scripts/test_learner.py`. Every quantity that a statement needs is computed
-here a second time, by enumerating joint actions. What the paper says that is not so has a counterexample.
+root, (20) and (21), are tested in `tests/scripts/test_learner.py`. Every quantity that a statement
+needs is computed here a second time, by enumerating joint actions. What the paper says that is not so has a counterexample.
 """
 
 import functools
@@ -279,7 +279,10 @@ def test_theorem_3_4_no_value_falls_when_c_outweighs_the_interaction(game, kink,
     joint, own, kl_joint, kls = game.surrogates(new)
     surrogate = own / game.N - m_hat * np.sqrt(kls) - c * kls
     assert (surrogate >= -game.tol).all()  # the last line of (19), per agent
-    for share in (0.8, 1.2):  # of the way: less or more is no better, which an objective other than (18) fails
+    for share in (
+        0.8,
+        1.2,
+    ):  # of the way: less or more is no better, which an objective other than (18) fails
         near = game.old ** (1 - share) * new**share
         near /= near.sum(axis=-1, keepdims=True)
         _, own_near, _, kls_near = game.surrogates(near)
@@ -372,7 +375,7 @@ def test_figure_11_moves_with_another_m_hat_than_the_theorems():
         path, _ = iterate_matrix_games([payoff] * len(grid), grid, literal, 10.0, 1)
         moving = (path[1] != path[0]).any(axis=(0, 2))
         assert round(100 * moving.mean()) == (29 if payoff == PAYOFFS["4"] else 0)
-        # 15 q - 5, what agent 1 has to gain over 2, times sqrt(2 p (1 - p)) exceeds sqrt(20), or the like of p.
+        # 15 q - 5, what there is to gain over N, times sqrt(2 p (1 - p)) exceeds sqrt(20), or so with q for p.
         assert (grid[moving].max(axis=1) > 1 / 3 + np.sqrt(40) / 15).all()
         centre = [iterate_matrix_games(payoff, [(0.5, 0.5)], m_hat, 10.0, 1)[0] for m_hat in (0.353, 0.354)]
         assert [(path[1] == path[0]).all() for path in centre] == [False, payoff == PAYOFFS["1"]]

@@ -97,6 +97,8 @@ class MaMujocoVectorEnv(TeamVectorEnv):
             raise ValueError(
                 f'obs must be "khop" or "full" and agent_obsk at least 0, got {obs!r}, {agent_obsk}.'
             )
+        if obs == "full" and agent_obsk != 2:
+            raise ValueError('With obs "full" agents see everything, however far away; leave agent_obsk out.')
         kind, parts = get_partition(name, partition)
         robot = get_robot(kind, version)
         self.robot, self.model, self.agent_joints = robot, load_model(robot.xml), parts

@@ -192,6 +192,7 @@ class ParallelVectorEnv(TeamVectorEnv):
             self._guard(e, self._look_back, seen, about, left, final_obs[e], final_alive[e])
             if truncated[e]:  # the others would have gone on, who was terminated not
                 final_alive[e] &= [not ends.get(agent) for agent in self.possible_agents]
+                self._guard(e, self._check_last, seen, final_alive[e])
             episode["r"][e], episode["l"][e] = self._returns[e], self._lengths[e]
             self._guard(e, self._begin)
         self._check_seen()
@@ -335,6 +336,12 @@ class ParallelVectorEnv(TeamVectorEnv):
                 if agent in seen:
                     final_obs[i, : self.agent_obs_dims[i]] = self._vector(i, seen[agent])
         self._check_finite(final_obs)
+
+    def _check_last(self, _: int, seen: Mapping, final_alive: np.ndarray) -> None:
+        """BrokenEnvironment if an agent that would have gone on was not shown what its time limit cut off."""
+        for agent, alive in zip(self.possible_agents, final_alive, strict=True):
+            if alive and agent not in seen:
+                raise BrokenEnvironment(f"{self.name} returned no observation of {agent} at its time limit.")
 
     def _lives(self, agent: str, about: Mapping) -> bool:
         """Whether an agent that is there lives, which only its info can deny."""

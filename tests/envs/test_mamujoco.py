@@ -186,7 +186,7 @@ def test_padding_is_zero_to_see_and_does_nothing_to_act_on():
 def test_full_observation_and_custom_partitions():
     """Every way to divide a robot drives the same robot."""
     parts = [["foot_joint"], ["thigh_joint", "leg_joint"]]
-    custom = started("Hopper", partition=parts, obs="full", agent_obsk=0)
+    custom = started("Hopper", partition=parts, obs="full")
     plain = started("Hopper-3x1")
     assert custom.env_id == "mamujoco/Hopper-custom" and custom.agent_act_dims == (1, 2)
     assert custom.agent_obs_dims == (11, 11) and custom.agent_joints == (("foot_joint",), tuple(parts[1]))
@@ -226,6 +226,7 @@ def test_bad_input_ends_in_a_sentence():
         ("Hopper-3x1", {"agent_obs": 1}, "did you mean 'agent_obsk'"),
         ("Hopper-3x1", {"agent_obsk": -1}, "agent_obsk at least 0"),
         ("Hopper-3x1", {"obs": "half"}, '"khop" or "full"'),
+        ("Hopper-3x1", {"obs": "full", "agent_obsk": 1}, "leave agent_obsk out"),
         ("Hopper-3x1", {"threads": 0}, "threads must be at least 1"),
         ("Hopper-3x1", {"render_mode": "human"}, "rgb_array"),
     ):

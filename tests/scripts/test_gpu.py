@@ -143,8 +143,14 @@ def test_compiled_gru_cell_agrees_with_eager():
 
 def train(directory: Path, *flags: str) -> list[dict[str, float]]:
     """A tiny run of dpo_mpe.py; its rows that tell of an update."""
-    tiny = ["--num-envs=8", "--total-timesteps=600", "--eval-every=600", f"--runs-dir={directory}"]
-    groups = dict(GROUP_AGENTS=2, GROUP_ROWS=1)  # of five agents: three groups
+    tiny = [
+        "--num-agents=10",
+        "--num-envs=8",
+        "--total-timesteps=600",
+        "--eval-every=600",
+        f"--runs-dir={directory}",
+    ]
+    groups = dict(GROUP_AGENTS=4, GROUP_ROWS=1)  # three: of three, three and four agents
     finished("dpo_mpe", *tiny, *flags, EVAL_EPISODES=2, **groups)
     with open(only(directory) / "metrics.csv") as file:
         return [

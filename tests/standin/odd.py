@@ -149,6 +149,31 @@ class DeadStay(Plain):
         return {"alive": not (agent == "right" and self.steps >= 2)}
 
 
+class ActorsDie(DeadStay):
+    """The same with real actions."""
+
+    actions = gym.spaces.Box(-1, 1, (2,), np.float32)
+
+
+class LeavesLast(Plain):
+    """Real actions; the right one is terminated on the step on which the left one reaches its limit."""
+
+    actions = gym.spaces.Box(-1, 1, (2,), np.float32)
+
+    def step(self, actions):
+        seen, paid, ended, cut, about = super().step(actions)
+        ended["right"], cut["right"] = cut["right"], False
+        return seen, paid, ended, cut, about
+
+
+class BlindEnd(Plain):
+    """At its time limit agents are shown nothing."""
+
+    def step(self, actions):
+        seen, *others = super().step(actions)
+        return seen if self.agents else {}, *others
+
+
 class Endless(Plain):
     """No episode ends."""
 

@@ -66,3 +66,6 @@ class Reach(Toy):
     def action_space(self, agent):
         i = self.possible_agents.index(agent)
         return gym.spaces.Box(-i - 1.0, i + 1.0, (1, i + 1), np.float64)
+
+
+parallel_env = Toy

@@ -47,13 +47,11 @@ def test_damaged_checkpoints_are_refused_or_do_no_harm(tmp_path):
 
 
 def test_odd_environments_are_played_or_refused(tmp_path):
-    """One that is played, one that is refused, one that would not end."""
-    found = [
-        one
-        for name in ("iql, OldReset", "ippo, NoInfos", "ippo, Endless")
-        for one in environments.storm(tmp_path / name, quiet, name)
-    ]
-    assert len(found) == 3 and not wrong(found)
+    """Some are played, some refused, one would not end; scripts that know no deaths say so."""
+    names = ["iql, OldReset", "iql, BlindEnd", "ippo, NoInfos", "ippo, Endless", "ippo, ActorsDie"]
+    names += ["dpo_mamujoco, ActorsDie", "iddpg, ActorsDie", "dpo_mamujoco, LeavesLast", "iddpg, LeavesLast"]
+    found = [one for name in names for one in environments.storm(tmp_path / name, quiet, name)]
+    assert len(found) == len(names) and not wrong(found)
 
 
 @pytest.mark.parametrize(
