@@ -2,7 +2,8 @@
 
 On random games and policies, F.2 on one game; tests are named by the paper's numbers. Both readings of the
 root, (20) and (21), are tested in `tests/scripts/test_learner.py`. Every quantity that a statement
-needs is computed here a second time, by enumerating joint actions. What the paper says that is not so has a counterexample.
+needs is computed here a second time, by enumerating joint actions. What the paper says that is not so has
+a counterexample.
 """
 
 import functools
@@ -375,7 +376,7 @@ def test_figure_11_moves_with_another_m_hat_than_the_theorems():
         path, _ = iterate_matrix_games([payoff] * len(grid), grid, literal, 10.0, 1)
         moving = (path[1] != path[0]).any(axis=(0, 2))
         assert round(100 * moving.mean()) == (29 if payoff == PAYOFFS["4"] else 0)
-        # 15 q - 5, what there is to gain over N, times sqrt(2 p (1 - p)) exceeds sqrt(20), or so with q for p.
+        # (15 q - 5) sqrt(2 p (1 - p)) > sqrt(20) there, or the same with p for q.
         assert (grid[moving].max(axis=1) > 1 / 3 + np.sqrt(40) / 15).all()
         centre = [iterate_matrix_games(payoff, [(0.5, 0.5)], m_hat, 10.0, 1)[0] for m_hat in (0.353, 0.354)]
         assert [(path[1] == path[0]).all() for path in centre] == [False, payoff == PAYOFFS["1"]]
