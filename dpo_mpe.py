@@ -73,7 +73,9 @@ class Args:
     task: Literal["simple_spread", "line_control", "circle_control"] = "simple_spread"
     num_agents: int = 5  # agents, 2 or more
     vision: float = 1.0  # how far others and landmarks are seen in line_control and circle_control; inf: all
-    collision_penalty: float = 0.0  # price of a collision, per ordered pair of agents / (2 num_agents)
+    collision_penalty: float = (
+        0.0  # p: p / (2 num_agents) per ordered pair that collides, each with itself too
+    )
     episode_length: int = 25  # steps of an episode, which ends by truncation
     seed: int = 1  # seed of environments, parameters and sampled actions
     total_timesteps: int = 2_000_000  # environment steps: one moves all agents of one environment
