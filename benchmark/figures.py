@@ -40,7 +40,7 @@ from benchmark.lib.claims import (
     Varies,
 )
 from benchmark.lib.runs import KL, RETURN
-from envs.smac.units import ENGINE_VERSION
+from envs.smac.maps import MAPS
 
 SCALES = ("smoke", "small", "paper")
 """smoke: seconds a run, tiny settings, to see that everything works. small: an hour or two a figure on four
@@ -474,7 +474,7 @@ def make_run(task: Task, method: Method, seed: int, scale: str, exact: bool = Fa
             settings["env_options"] = tuple(f"{name}={value}" for name, value in options.items())
     told = resolve(script, settings | {"seed": seed})
     if family == "smac":
-        told["engine_version"] = ENGINE_VERSION
+        told["engine_version"] = MAPS[task.env_id.removeprefix("smac/")].version
     resolved = json.dumps(told, sort_keys=True)
     return Run(script, as_flags(settings), seed, task.name, label_of(method.settings), steps, resolved)
 

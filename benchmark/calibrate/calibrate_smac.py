@@ -32,7 +32,6 @@ from benchmark.lib.arguments import nowhere, out_of_range  # noqa: E402
 from envs.smac import combat  # noqa: E402
 from envs.smac.generated import GENERATED  # noqa: E402
 from envs.smac.maps import MAPS  # noqa: E402
-from envs.smac.units import ENGINE_VERSION  # noqa: E402
 
 STOP, NORTH, SOUTH, EAST, WEST, ATTACK = 1, 2, 3, 4, 5, 6
 REACH = 5.75  # a marine's range with two marines' radii, centre to centre
@@ -183,7 +182,12 @@ def main() -> None:
                 f"| {name} | {policy} | {win:.1%} ({low:.1%} to {high:.1%}) | {score:.2f} | {length:.0f} |",
                 flush=True,
             )
-            row = {"map": name, "engine_version": ENGINE_VERSION, "policy": policy, "episodes": len(battles)}
+            row = {
+                "map": name,
+                "engine_version": (MAPS | GENERATED)[name].version,
+                "policy": policy,
+                "episodes": len(battles),
+            }
             found = {"win_rate": win, "return": score, "length": length}
             rows.append(row | {key: round(float(value), 4) for key, value in found.items()})
     if args.csv:

@@ -25,7 +25,6 @@ sys.path.insert(0, str(ROOT))
 
 from benchmark.calibrate.calibrate_smac import play  # noqa: E402
 from envs.smac.maps import MAPS  # noqa: E402
-from envs.smac.units import ENGINE_VERSION  # noqa: E402
 
 LOGS = Path(__file__).with_name("real_random_play.csv")
 
@@ -97,7 +96,7 @@ def compare(name: str, episodes: int, num_envs: int, seed: int) -> dict[str, Any
     real_length = Sample(real_return.episodes, mean_length, spread)
     return {
         "map": name,
-        "engine_version": ENGINE_VERSION,
+        "engine_version": MAPS[name].version,
         "real_episodes": real_return.episodes,
         "real_return": round(real_return.mean, 3),
         "real_return_error": round(real_return.error, 3),

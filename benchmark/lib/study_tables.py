@@ -97,10 +97,10 @@ def battles_table(cells: Sequence[Cell]) -> str:
     path = PUBLISHED / "scripted_play.csv"
     with open(path, newline="") as file:
         played = list(csv.DictReader(file))
-    versions = {row["engine_version"] for row in played}
-    if len(versions) != 1 or {cell.env.rpartition("embedded")[2] for cell in cells} != versions:
-        raise ResultsError(f"{path} is of another version of the engine than the runs; play it again.")
+    names = {row["map"]: f"smac-{row['map']}-embedded{row['engine_version']}" for row in played}
     trained = {cell.env: max(cell.groups, key=absolute) for cell in cells}
+    if not trained.keys() <= set(names.values()):
+        raise ResultsError(f"{path} is of another version of the engine than the runs; play it again.")
     scripts = list(dict.fromkeys(row["policy"] for row in played))
     by_map: dict[str, dict[str, str]] = {}
     for row in played:
@@ -108,7 +108,7 @@ def battles_table(cells: Sequence[Cell]) -> str:
         by_map.setdefault(row["map"], {})[row["policy"]] = found
     rows = []
     for name, own in by_map.items():
-        group = trained.get(f"smac-{name}-embedded{played[0]['engine_version']}")
+        group = trained.get(names[name])
         rows.append([name, *(own.get(script, "–") for script in scripts), told(group) if group else "–"])
     counts = sorted({int(row["episodes"]) for row in played})
     return f"""{markdown(["map", *scripts, "trained"], rows)}

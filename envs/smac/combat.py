@@ -249,6 +249,8 @@ def find_target(u, k, alarm, floats, ints, plain, now, i, gap, own_low, own_high
         j = k[ATTACKER, friend]
         if j < 0 or u[HP, j] <= 0.0 or not can_hit(floats, ints, plain, i, j):
             continue
+        if not plain and floats[BLAST, i] > 0.0 and ints[ATTRIBUTES, j] & STRUCTURE:
+            continue
         if friend != i and gap_between(u, floats, i, friend) > CALL_RADIUS:
             continue
         dx, dy = u[X, j] - x, u[Y, j] - y
@@ -445,7 +447,10 @@ def push(u, target, order, step, line, who, floats, ints, widest, table, walls, 
     for a in range(living):
         i, r = who[a], line[2, a]
         x = min(max(line[0, a] + step[0, i], r), SIZE - r)
-        y = min(max(line[1, a] + step[1, i], table[BAND_LOW] + r), table[BAND_HIGH] - r)
+        low, high = table[BAND_LOW], table[BAND_HIGH]
+        if not plain and ints[PLANE, i] == AIR:
+            low, high = 0.0, float(SIZE)
+        y = min(max(line[1, a] + step[1, i], low + r), high - r)
         step[0, i] = step[1, i] = 0.0
         if not plain and ints[ATTRIBUTES, i] & STRUCTURE:
             continue

@@ -158,7 +158,7 @@ def rules_of(battle: SmacMap) -> np.ndarray:
     goal = battle.goal or (battle.ally_point, battle.ally_point)
     orders = (*goal[0], *goal[1], battle.hunt + battle.drawn, explodes, battle.crowded)
     table = np.array(
-        [*battle.band, *points, 0.0 if battle.drawn else START_JITTER, *units.WEAPON_DELAY, *rules, *orders],
+        [*battle.fence, *points, 0.0 if battle.drawn else START_JITTER, *units.WEAPON_DELAY, *rules, *orders],
         dtype=np.float64,
     )
     return table

@@ -38,7 +38,6 @@ class SmacVectorEnv(TeamVectorEnv):
 
     metadata = {"render_modes": ["rgb_array"], "autoreset_mode": AutoresetMode.SAME_STEP, "render_fps": 8}
     backend = "embedded"
-    label = f"embedded{units.ENGINE_VERSION}"
     wins = True
     episode_limit: int
 
@@ -61,8 +60,7 @@ class SmacVectorEnv(TeamVectorEnv):
             raise ValueError(f"conic_view is for the maps of SMACv2, as 10gen_terran_5_vs_5, not {map_name}.")
         if conic_view:
             battle = replace(battle, views=VIEWS)
-            self.label += "-conic"
-        self.map = battle
+        self.map, self.label = battle, f"embedded{battle.version}" + "-conic" * conic_view
         self.env_id = f"smac/{battle.name}"
         self.num_envs = num_envs
         self.reward_fix = bool(reward_fix) or battle.drawn
@@ -261,7 +259,7 @@ class SmacVectorEnv(TeamVectorEnv):
             "length": self._length.copy(),
             "return": self._return.copy(),
             "action_mask": self._mask.copy(),
-            "battle": np.array([self.map.digest], dtype=np.uint64),
+            "battle": np.array([self.map.identity], dtype=np.uint64),
         }
         if self.map.drawn:
             state |= {"kinds": self._kinds.copy(), "views": self._views.copy()}
@@ -276,7 +274,8 @@ class SmacVectorEnv(TeamVectorEnv):
                     f"have shape {now.shape}."
                 )
         if not np.array_equal(state["battle"], self.get_state()["battle"]):
-            raise ValueError(f"This state is of another battle: {self.map.name} has changed since.")
+            since = f"{self.map.name} has changed since, or the engine plays it otherwise by now"
+            raise ValueError(f"This state is of another battle: {since}.")
         self._check_state(state)
         self._units = np.array(state["units"], dtype=np.float64)
         self._links = np.array(state["links"], dtype=np.int64)
@@ -333,7 +332,7 @@ class SmacVectorEnv(TeamVectorEnv):
 
     def describe(self) -> dict[str, Any]:
         """The engine's version, whose results are of battles of its own; and a user's battle, as it was."""
-        about: dict[str, Any] = {"engine_version": units.ENGINE_VERSION}
+        about: dict[str, Any] = {"engine_version": self.map.version}
         if self.map.source:
             about |= {"battle": json.loads(self.map.source), "battle_digest": f"{self.map.digest:016x}"}
         return about

@@ -16,9 +16,11 @@ import numpy as np
 from envs.smac import terrain
 from envs.smac.terrain import PICTURES, SIZE
 from envs.smac.units import (
+    AIR,
     BANELING,
     COLOSSUS_UNIT,
     ENEMY_MEDIVAC,
+    ENGINE_VERSION,
     GROUND,
     HYDRALISK,
     MARAUDER,
@@ -118,6 +120,20 @@ class SmacMap:
         """Tells a user's battle from what its file said before; 0 of SMAC's own."""
         return int(hashlib.sha256(self.source.encode()).hexdigest()[:16], 16) if self.source else 0
 
+    @cached_property
+    def identity(self) -> int:
+        """Tells apart battles, and those of one name that go otherwise: by its file, or by the engine."""
+        told = f"{self.name} {self.version} {self.source}"
+        return int(hashlib.sha256(told.encode()).hexdigest()[:16], 16)
+
+    @property
+    def version(self) -> int:
+        """The last version of the engine that changed this battle (`units.ENGINE_VERSION`)."""
+        low, high = int(self.band[0]), int(self.band[1])
+        beyond = bool(self.ground) and (self.reachable[:, :low].any() or self.reachable[:, high:].any())
+        fenced = self.band != (0.0, float(SIZE)) and any(kind.plane == AIR for kind in self.kinds)
+        return ENGINE_VERSION if beyond or fenced or self.source else 2
+
     @property
     def bits(self) -> int:
         return len(self.ally_bits)
@@ -159,6 +175,11 @@ class SmacMap:
         grid = np.zeros((SIZE, SIZE), dtype=np.bool_)
         grid[:, int(self.band[0]) : int(self.band[1])] = True
         return grid
+
+    @property
+    def fence(self) -> Point:
+        """The y within which the engine keeps who walks: the band, where there are no walls."""
+        return (0.0, float(SIZE)) if self.ground else self.band
 
     @cached_property
     def reachable(self) -> np.ndarray:
@@ -244,7 +265,7 @@ class SmacMap:
     @cached_property
     def starts(self) -> np.ndarray:
         """(2, U) float64: x and y of every unit's place, before `START_JITTER`."""
-        grid = self.pathing_grid
+        grid = self.reachable
         allies = _pack(self.ally_types, _each(self.allies, self.ally_points, self.ally_point), grid)
         # The enemy's units are packed as in a mirror.
         points = _each(self.enemies, self.enemy_points, self.enemy_point)

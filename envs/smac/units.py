@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-ENGINE_VERSION = 2
-"""Raised with whatever changes how battles go: results of different versions never mix. The first version had
-no turning and numbered agents before the jitter of their starts; results of it hold no version."""
+ENGINE_VERSION = 3
+"""Raised with whatever changes how battles go: results of different versions never mix. A battle has the last
+version that changed it (`SmacMap.version`). The first had no turning and numbered agents before the jitter of
+their starts; results of it hold no version. The second kept units on maps with walls, and flyers, within the
+band of the open maps."""
 LOOPS_PER_SECOND = 16
 STEP_LOOPS = 8
 """Game loops in one environment step (SMAC's step_mul)."""

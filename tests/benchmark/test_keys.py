@@ -12,6 +12,7 @@ import pytest
 from benchmark import figures
 from benchmark.figures import FIGURES, NOT_OF_A_RUN, SCALES, make_run, manifest, panel_runs
 from benchmark.lib.store import PUBLISHED, Store
+from envs.smac.maps import MAPS, SmacMap
 from envs.smac.units import ENGINE_VERSION
 
 RUNS = {  # one of each
@@ -188,7 +189,7 @@ def test_resolved_settings_are_what_the_script_parses():
                 args, _ = MODULES[script].parse_args(entry.arguments[1:])
                 told = {name: x for name, x in dataclasses.asdict(args).items() if name not in NOT_OF_A_RUN}
                 if entry.task.startswith("smac"):
-                    told["engine_version"] = ENGINE_VERSION
+                    told["engine_version"] = MAPS[entry.task.removeprefix("smac-")].version
                 assert entry.settings == json.dumps(told, sort_keys=True), entry.key
     assert {script for script, _ in seen} == {f"{script}.py" for script in RUNS}
 
@@ -219,7 +220,7 @@ def test_an_engine_of_smac_has_results_of_its_own(monkeypatch):
     """Else battles that go otherwise would be drawn in one curve, or be taken for run already."""
     others = make_run(figures.SPREAD, figures.DPO, 1, "paper")
     now = make_run(figures.EIGHT, figures.DPO, 1, "paper")
-    monkeypatch.setattr(figures, "ENGINE_VERSION", ENGINE_VERSION + 1)
+    monkeypatch.setattr(SmacMap, "version", ENGINE_VERSION + 1)
     later = make_run(figures.EIGHT, figures.DPO, 1, "paper")
     first = now.on_first_engine()
     assert len({now.key, later.key, first.key}) == 3 and later.on_first_engine().key == first.key

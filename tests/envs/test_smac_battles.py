@@ -99,6 +99,15 @@ def test_a_ground_may_be_drawn(tmp_path):
     assert env.map.pathing_grid.sum() == 28 * 16
 
 
+def test_a_crowd_starts_where_the_battle_is_fought(tmp_path):
+    """Who starts behind a wall could not be reached, and no battle would end."""
+    text = simple(allies="stalker", count="60", more="ground = '6h_vs_8z'")
+    text = text.replace("[9, 16]", "[14.6, 9.5]").replace("[23, 16]", "[14.4, 16.8]")
+    battle = SmacVectorEnv(written(tmp_path / "mine.toml", text), 1).map
+    x, y = np.floor(battle.starts).astype(int)
+    assert battle.reachable[x, y].all() and not battle.reachable[battle.pathing_grid].all()
+
+
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [

@@ -769,5 +769,5 @@ def test_battles_with_anything_special_are_not_plain():
 def test_the_engines_version_is_told_and_names_runs():
     """Curves of battles that go otherwise would be taken for one another's."""
     env = envs.make("smac/3m", 1, backend="embedded")
-    assert envs.describe(env)["engine_version"] == units.ENGINE_VERSION == 2
+    assert envs.describe(env)["engine_version"] == env.unwrapped.map.version == 2
     assert envs.env_name(env) == "smac-3m-embedded2"

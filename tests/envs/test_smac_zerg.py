@@ -84,6 +84,50 @@ def test_walls_keep_what_walks_on_the_ground(name):
         assert GRIDS[f"{name}/reachable"][cells[:, 0], cells[:, 1]].all()
 
 
+@pytest.mark.parametrize("name", WALLED)
+def test_nothing_but_walls_bounds_the_ground(name):
+    """The band of the open maps cut off where corridor's zerglings start, and where they are sent."""
+    env, grid = SmacVectorEnv(name, seed=5), GRIDS[f"{name}/reachable"]
+    rows = np.flatnonzero(grid.any(axis=0))
+    for y in (rows[0], rows[-1]):
+        x = np.flatnonzero(grid[:, y]).mean().round()
+        x = min(np.flatnonzero(grid[:, y]), key=lambda one: abs(one - x)) + 0.5
+        env.reset()
+        arrange(env, X={0: x}, Y={0: y + 0.5})
+        env.step(only(env, 1))
+        u = env.get_state()["units"][0]
+        assert np.hypot(u[combat.X, 0] - x, u[combat.Y, 0] - y - 0.5) < 0.5
+
+
+def test_flyers_leave_the_band():
+    """Walls are for those that walk: a medivac is sent where the mask says that it may go."""
+    env = SmacVectorEnv("MMM", seed=1)
+    env.reset()
+    medivac = [kind.plane for kind in env.unit_types(0)].index(units.AIR)
+    arrange(env, X={medivac: 5.0}, Y={medivac: 23.5})
+    north = only(env, 1)
+    north[0, medivac] = 2
+    env.step(north)
+    assert env.get_state()["units"][0, combat.Y, medivac] > 23.6
+
+
+def test_a_battles_version_is_the_last_that_changed_it():
+    """Runs of corridor would mix with those before it, or runs of 8m be thrown away for nothing."""
+    changed = {name for name in maps.MAPS if get_map(name).version == 3}
+    walled = {"2m_vs_1z", "so_many_baneling", "bane_vs_bane", "corridor", "2c_vs_64zg"}
+    assert changed == {*walled, "MMM", "MMM2"} and units.ENGINE_VERSION == 3
+    assert {get_map(name).version for name in maps.MAPS.keys() - changed} == {2}
+    assert SmacVectorEnv("corridor").label == "embedded3" and SmacVectorEnv("6h_vs_8z").label == "embedded2"
+
+
+def test_a_state_is_of_its_map():
+    """Zealots would go on with the health of marines."""
+    env = SmacVectorEnv("3m", seed=1)
+    env.reset()
+    with pytest.raises(ValueError, match="of another battle: 3s_vs_3z has changed since, or the engine"):
+        SmacVectorEnv("3s_vs_3z").set_state(env.get_state())
+
+
 @pytest.mark.parametrize("name", ["corridor", "so_many_baneling", "2c_vs_64zg"])
 def test_ways_lead_around_walls_and_end(name):
     """Units would run against a wall for ever, or take a long way round."""
@@ -305,6 +349,24 @@ def test_agents_banelings_do_not_explode_unless_told(monkeypatch):
     attack(env, 0)
     # Structures take 80, less 2 of armour.
     np.testing.assert_allclose(300 - health(env)[2], 78, atol=0.2)
+
+
+def test_banelings_come_for_no_structure_that_hits_them(monkeypatch):
+    """Not even when they are called for help."""
+    places = [(10, 16), (25, 10), (16.5, 16), (17.5, 16)]
+    allies = ((units.SPINE_CRAWLER, 1), (units.MARINE, 1))
+    env = battle(monkeypatch, allies, ((units.BANELING, 2),), places)
+    state = env.get_state()
+    state["links"][0, combat.ORDER, 2:] = combat.ATTACK_MOVE
+    state["units"][0, combat.HP, 2:] = state["units"][0, combat.HPMAX, 2:] = 1000.0
+    env.set_state(state)
+    hurt = False
+    for _ in range(4):
+        attack(env, 0)
+        state = env.get_state()
+        hurt |= (state["links"][0, combat.ATTACKER, 2:] == 0).any()
+        assert (state["links"][0, combat.TARGET, 2:] != 0).all()
+    assert hurt
 
 
 def test_beams_hit_what_stands_in_line_across(monkeypatch):
