@@ -15,6 +15,7 @@ on a GPU is resumed on one.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import shutil
@@ -93,13 +94,15 @@ def pack(runs: Path, out: Path, pieces: int = 4) -> list[str]:
     not fit.
     """
     files = sorted(path for path in runs.rglob("*") if path.is_file() and not path.match("events.*"))
+    files = [path for path in files if path.suffix != ".tmp"]
     files = [path for path in files if path.name != "checkpoint.pt" or not (path.parent / "done").exists()]
     left: list[str] = []
     while True:
         packed = io.BytesIO()
         with tarfile.open(fileobj=packed, mode="w:gz") as tar:
             for path in files:
-                tar.add(path, path.relative_to(runs))
+                with contextlib.suppress(FileNotFoundError):  # of a script that still ends
+                    tar.add(path, path.relative_to(runs))
         data = packed.getvalue()
         checkpoints = [path for path in files if path.name == "checkpoint.pt"]
         if len(data) <= pieces * PIECE or not checkpoints:

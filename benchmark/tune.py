@@ -24,7 +24,7 @@ import tyro
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 try:
-    import optuna  # noqa: F401
+    from optuna.exceptions import StorageInternalError
 except ImportError:
     sys.exit("tune: Optuna is not installed; pip install -r requirements.txt.")
 
@@ -89,7 +89,8 @@ def check_results(path: Path, plan: Plan) -> None:
 
 
 def run_generation(tuning: Tuning, executor: Local, args: Args, display: Display, stops: list[int]) -> None:
-    """Runs what the trials that wait still need, and says what they came to; False if it was stopped."""
+    """Runs what the trials that wait still need, and says what they came to; ResultsError after all of that
+    where some run did not end by itself."""
     results = tuning.folder / "results"
     going = tuning.sample(args.trials)
     runs = {run.key: run for trial in going for run in tuning.runs(trial)}
@@ -103,9 +104,15 @@ def run_generation(tuning: Tuning, executor: Local, args: Args, display: Display
     for key, code in executor.ended().items():
         benchmark.judge(key, code)
     still = {*benchmark.keys("waiting"), *benchmark.keys("running")}
+    left: list[ResultsError] = []
     for trial in going:
         if not still.intersection(run.key for run in tuning.runs(trial)):
-            display.say(tuning.tell(trial, Store(results)))
+            try:
+                display.say(tuning.tell(trial, Store(results)))
+            except ResultsError as error:
+                left.append(error)
+    if left:
+        raise left[0]
 
 
 def main() -> int:
@@ -135,8 +142,10 @@ def tune(args: Args, tuning: Tuning, published: Path) -> int:
     stops = stops_by_signals()
     display.say(f"{args.trials} trials of {args.method} on {tuning.plan.task.name} in {tuning.folder}")
     while not stops and tuning.is_open(args.trials):
-        run_generation(tuning, executor, args, display, stops)
-        publish(published, tuning.as_published(args.trials, Store(tuning.folder / "results")))
+        try:
+            run_generation(tuning, executor, args, display, stops)
+        finally:
+            publish(published, tuning.as_published(args.trials, Store(tuning.folder / "results")))
     told = tuning.as_published(args.trials, Store(tuning.folder / "results"))
     publish(published, told)
     if tuning.is_open(args.trials):
@@ -151,5 +160,5 @@ if __name__ == "__main__":
     in_utf8()
     try:
         sys.exit(main())
-    except (ResultsError, OSError) as error:
+    except (ResultsError, OSError, StorageInternalError) as error:
         sys.exit(f"tune: {error}")

@@ -3,14 +3,14 @@
 A claim is a sentence of ours for one of the paper's, its section, the panel it speaks of, and a test. A test
 looks at each task of the panel and answers with signs: +1 as claimed, -1 the opposite, 0 neither; comparisons
 at the 95 % level. Where the paper says "far", "small" or "close" without a number, the number is ours.
-`judge` makes a verdict of the signs.
+`benchmark.lib.verdicts` makes a verdict of the signs.
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -19,8 +19,8 @@ import scipy.stats
 from numpy.typing import ArrayLike
 
 from benchmark.lib.cells import Cell, p_words
-from benchmark.lib.groups import Group, band, million
-from benchmark.lib.runs import KL, WIN_RATE
+from benchmark.lib.groups import Group, band
+from benchmark.lib.runs import KL, RETURN, WIN_RATE, Array
 from benchmark.lib.statistics import final_means, first_reached, mean_ci, run_means, welch
 
 LEVEL = 0.05  # of every p
@@ -33,6 +33,7 @@ class Finding:
 
     sign: int
     words: str
+    p: float = math.nan
 
 
 MISSING = Finding(0, "–")
@@ -69,18 +70,16 @@ class Claim:
         return (not tasks or task in tasks) and (not methods or role in methods)
 
 
-@dataclass(frozen=True)
-class Judgement:
-    """holds, does not hold, open or not run; the numbers by method and task, seeds and steps of the runs."""
-
-    verdict: str
-    evidence: str = ""
-
-
 def gained(cell: Cell, group: Group) -> float:
     """What training gains, on average over seeds: the unit in which differences are small or large."""
     values = group.values(cell.metric)
-    return float(np.mean(final_means(values) - values[:, 0]))
+    return float(np.mean(final_means(values) - begins(cell, values)))
+
+
+def begins(cell: Cell, values: Array) -> Array:
+    """From where each seed's values (seeds, points) rise: untrained play, which may be worse than random."""
+    random = cell.references.get("random", -np.inf) if cell.metric == RETURN else -np.inf
+    return np.maximum(values[:, 0], random)
 
 
 def difference(one: ArrayLike, other: ArrayLike) -> tuple[float, float]:
@@ -128,10 +127,10 @@ class Comparison:
 
     def compare(self, mine: list[float], theirs: list[float]) -> Finding:
         """The sign of the difference where it is significant."""
-        p = welch(mine, theirs)
-        up = np.mean(mine) > np.mean(theirs)
-        sign = (1 if up != self.lower else -1) if p < LEVEL else 0
-        return Finding(sign, f"{'+' if up != self.lower else '−'} {p_words(p)}")
+        p, more = welch(mine, theirs), float(np.mean(mine) - np.mean(theirs))
+        up = (more > 0) != self.lower
+        mark = "=" if more == 0 else "+" if up else "−"
+        return Finding((1 if up else -1) if p < LEVEL else 0, f"{mark} {p_words(p)}", p)
 
 
 @dataclass(frozen=True)
@@ -182,7 +181,7 @@ class OtherWay(Above):
 
     def by_size(self, finding: Finding, low: float, high: float) -> Finding:
         alike = low > -NOTHING and high < NOTHING
-        return Finding(1 if finding.sign else -1 if alike else 0, finding.words)
+        return Finding(1 if finding.sign else -1 if alike else 0, finding.words, finding.p)
 
 
 @dataclass(frozen=True)
@@ -204,9 +203,10 @@ class Sooner(Comparison):
 
     def numbers(self, cell: Cell, group: Group) -> list[float]:
         values, steps, last = group.values(cell.metric), group.steps(), final_means(group.values(cell.metric))
-        ends = values[:, 0] + 0.9 * (last - values[:, 0])
+        begin = begins(cell, values)
+        ends = begin + 0.9 * (last - begin)
         reached = [first_reached(steps, x, end) for x, end in zip(values, ends, strict=True)]
-        rises = last > values[:, 0]  # a run that only falls never gets there
+        rises = last > begin  # a run that only falls never gets there
         return [
             at if up and at is not None else float(steps[-1]) for at, up in zip(reached, rises, strict=True)
         ]
@@ -225,7 +225,7 @@ class Faster(Comparison):
                 found.append((other, MISSING))
                 continue
             pair = [groups[name].values(cell.metric) for name in (self.method, other)]
-            begin = float(np.mean([values[:, 0].mean() for values in pair]))
+            begin = float(np.mean([begins(cell, values).mean() for values in pair]))
             goal = begin + 0.9 * (min(float(final_means(values).mean()) for values in pair) - begin)
             numbers = []
             for name, values in zip((self.method, other), pair, strict=True):
@@ -358,7 +358,8 @@ class Drops:
         p = np.nan
         if len(best) > 1 and np.ptp(best - last) > 0:
             p = min(1.0, 9 * float(scipy.stats.ttest_rel(best, last).pvalue))
-        return [(self.method, Finding(1 if p < LEVEL else 0, f"{np.mean(last - best):+.3g}, {p_words(p)}"))]
+        words = f"{np.mean(last - best):+.3g}, {p_words(p)}"
+        return [(self.method, Finding(1 if p < LEVEL else 0, words, p))]
 
 
 @dataclass(frozen=True)
@@ -393,6 +394,8 @@ class Steady:
 
     def look(self, cell: Cell, groups: dict[str, Group]) -> list[tuple[str, Finding]]:
         group = groups[self.method]
+        if not group.has(KL):
+            return [(self.method, MISSING)]
         values = group.values(KL)
         values = values[:, ~np.isnan(values).any(axis=0)]  # before training there is none
         if values.shape[1] < 10:
@@ -451,70 +454,3 @@ class Trapped(Exact):
         trapped = any(end < optimum - 0.01 for end in ends)
         words = ", ".join(f"{end:.3f}" for end in sorted(set(ends))) or "nothing moves"
         return [("", Finding(1 if trapped else -1, f"ends at {words} of {optimum:g}"))]
-
-
-# --- verdicts ---------------------------------------------------------------------------------------------
-
-
-def judge(
-    claim: Claim, cells: Sequence[Cell], roles: dict[str, str], complete: bool, short: bool
-) -> Judgement:
-    """The verdict on a claim by the cells of a panel. roles: method's name -> the name that claims use.
-
-    complete: no run of the paper's is missing. short: runs have fewer steps than they should in the end.
-    """
-    signs: list[int] = []
-    numbers: dict[str, list[str]] = {}
-    used: list[Group] = []
-    most = max((len(group.runs) for cell in cells for group in cell.groups), default=0)
-    for cell in cells:
-        if claim.test.tasks and cell.task not in claim.test.tasks:
-            continue
-        groups = {roles.get(group.method, group.method): group for group in cell.groups}
-        complete = complete and groups.keys() >= set(claim.test.methods)
-        if claim.test.methods and claim.test.methods[0] not in groups:
-            for name in claim.test.methods[1:] or claim.test.methods:
-                numbers.setdefault(name, []).append(MISSING.words)
-            continue
-        here = [groups[name] for name in claim.test.methods or groups if name in groups]
-        used += here
-        whole = all(run.finished for group in here for run in group.runs)
-        few = {name for name, group in groups.items() if len(group.runs) < most}
-        for name, finding in claim.test.look(cell, groups):
-            told_by = {*claim.test.methods[:1], *name.split(BESIDE)}
-            signs.append(finding.sign if whole and not few & told_by else 0)  # runs to come may turn it
-            numbers.setdefault(name, []).append(finding.words)
-    if not used:
-        return Judgement("not run")
-    told = [
-        f"{name}: {', '.join(words)}".removeprefix(": ")
-        for name, words in numbers.items()
-        if set(words) != {"–"}
-    ]
-    lacking = [name for name, words in numbers.items() if set(words) == {"–"}]
-    told += [f"missing: {' / '.join(lacking)}"] * bool(lacking)
-    if not any("J" in group.runs[0].columns for group in used):  # the exact iteration has neither
-        counts = sorted({len(group.runs) for group in used})
-        budgets = sorted({run.total_timesteps for group in used for run in group.runs}, reverse=True)
-        seeds = " to ".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
-        told.append(f"{seeds} seed{'s' * (counts[-1] > 1)}, {', '.join(map(million, budgets))}")
-    return Judgement(verdict(signs, complete, short, claim.on), "; ".join(told))
-
-
-def verdict(signs: Sequence[int], complete: bool, short: bool, on: str = "all") -> str:
-    """holds, does not hold or open, of the signs that were found on all tasks.
-
-    The opposite on one task is enough, except in short runs, and where the statement is of most comparisons
-    (then more than half decide) or of some (then one that holds is enough, and all must be the opposite to
-    refute it). What is neither seen nor excluded is open, when all runs are there as well: five seeds see a
-    difference of 1.5 deviations every other time.
-    """
-    if on != "all":
-        enough = len(signs) / 2 if on == "most" else 0
-        if signs.count(1) > enough and not short and (complete or on == "some"):
-            return "holds"
-        against = len(signs) / 2 if on == "most" else len(signs) - 1
-        return "does not hold" if signs.count(-1) > against and complete and not short else "open"
-    if -1 in signs and not short:
-        return "does not hold"
-    return "holds" if complete and not short and all(sign == 1 for sign in signs) else "open"

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 
 from benchmark.figures import FIGURES, Figure, Method, Panel, Task, panel_runs
 from benchmark.figures import Run as Planned
 from benchmark.lib.cells import Cell
-from benchmark.lib.groups import Group, check_alike
+from benchmark.lib.groups import Group, check_alike, end_together
 from benchmark.lib.runs import RETURN, WIN_RATE, ResultsError, Run
 from benchmark.lib.store import Store
 from benchmark.lib.studies import Curves
@@ -77,6 +77,8 @@ def figure_cells(name: str, scale: str, seeds: Sequence[int], store: Store) -> t
         group.runs = done or group.runs
     for cell in cells.values():
         check_one_engine(cell)
+        if not FIGURES[name].exact:
+            end_together(cell.groups)
     return list(cells.values()), Gaps(missing, unfinished)
 
 
@@ -105,13 +107,16 @@ def study_cells(panels: Iterable[Curves], store: Store) -> list[Cell]:
                     groups.append(Group(sorted(runs, key=lambda run: run.seed)))
                     check_alike(groups[-1])
             if groups:
+                end_together(groups)
                 cells.append(Cell(env, panel.name, tuple(panel.methods), panel.metric, groups))
     return cells
 
 
 def chosen(store: Store, env: str, end: str, steps: int) -> list[Run]:
-    """The runs in an environment whose keys end so; steps: with this budget, 0: with any."""
-    rows = (run for run in store.runs.values() if run.env == env and fnmatchcase(run.key, f"*__{end}"))
+    """The runs in an environment whose keys end so, `?` the seed; steps: with this budget, 0: with any."""
+    parts = (re.escape(part).replace(r"\?", ".") for part in end.split("__?", 1))
+    ends = re.compile(r".*__" + r"__\d+".join(parts))
+    rows = (run for run in store.runs.values() if run.env == env and ends.fullmatch(run.key))
     return [store.load(run.key) for run in rows if steps in (0, run.total_timesteps)]
 
 

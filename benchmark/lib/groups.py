@@ -22,14 +22,17 @@ class Group:
     """The seeds of one method in one environment."""
 
     runs: list[Run]
+    until: float = math.inf
+    """Evaluations after this step are left out: another method that it is compared with has none."""
 
     @property
     def method(self) -> str:
         return self.runs[0].method
 
     def steps(self) -> Array:
-        """The evaluation grid that all seeds reached: the shortest run's, (points,)."""
-        return min((run.steps for run in self.runs), key=lambda steps: steps[-1])
+        """The evaluation grid that all seeds reached: the shortest run's up to `until`, (points,)."""
+        grid = min((run.steps for run in self.runs), key=lambda steps: steps[-1])
+        return grid[grid <= self.until]
 
     def values(self, column: str) -> Array:
         """A column on that grid, (seeds, points); nan where nothing was logged.
@@ -55,6 +58,21 @@ def band(group: Group) -> tuple[float, float, float]:
     settings = group.runs[0].settings
     target, delta = (float(settings.get(name, math.nan)) for name in ("d_target", "delta"))
     return target / delta, target, target * delta
+
+
+def end_together(groups: Sequence[Group]) -> None:
+    """Lets finished runs of one budget end with the last evaluation that all of them have.
+
+    Scripts of before did not evaluate at the very end: a mean over the last tenth would be of other steps.
+    """
+    budgets: dict[float, list[Group]] = {}
+    for group in groups:
+        if all(run.finished for run in group.runs):
+            budgets.setdefault(group.runs[0].total_timesteps, []).append(group)
+    for members in budgets.values():
+        end = min(float(group.steps()[-1]) for group in members)
+        for group in members:
+            group.until = end
 
 
 def check_alike(group: Group) -> None:

@@ -10,7 +10,6 @@ from pathlib import Path
 from benchmark.figures import FIGURES, Figure
 from benchmark.lib.basins import basins_table, draw_basins
 from benchmark.lib.cells import Cell, aggregate_table, comparison_table
-from benchmark.lib.claims import judge
 from benchmark.lib.diagnostics import draw_diagnostics
 from benchmark.lib.documents import fill, put_between
 from benchmark.lib.drawing import draw_cells
@@ -23,6 +22,7 @@ from benchmark.lib.store import PUBLISHED, Store
 from benchmark.lib.studies import STUDIES, Study
 from benchmark.lib.study_tables import battles_table, learning_table, peer_table
 from benchmark.lib.tables import make_table, markdown
+from benchmark.lib.verdicts import judge
 
 ROOT = PUBLISHED.parents[1]
 DOCUMENTS = ("README.md", "docs/*.md", "benchmark/results/studies/*/README.md")
@@ -86,6 +86,7 @@ def claim_rows(name: str, scale: str, seeds: Sequence[int], store: Store) -> lis
     cells, gaps = figure_cells(name, scale, seeds, store)
     runs = planned_runs(figure, scale, seeds, store)
     short = scale != "paper" and not figure.exact
+    count = 1 if figure.exact else len(seeds)
     rows = []
     for claim in figure.claims:
         row = [f"{claim.text} ({claim.section})", "", "", "", ""]
@@ -99,7 +100,7 @@ def claim_rows(name: str, scale: str, seeds: Sequence[int], store: Store) -> lis
                 }
                 complete = not keys & (gaps.missing | gaps.unfinished)
                 roles = {method.name: method.role for method in panel.methods if method.role}
-                judgement = judge(claim, own, roles, complete, short)
+                judgement = judge(claim, own, roles, count, complete, short)
                 row[1 + 2 * panel.best : 3 + 2 * panel.best] = [judgement.verdict, judgement.evidence]
         rows.append(row)
     return rows

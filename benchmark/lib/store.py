@@ -125,7 +125,8 @@ class Store:
         if fcntl is None:
             yield  # type: ignore[unreachable]
             return
-        descriptor = os.open(self.folder, os.O_RDONLY)
+        # A file: on NFS a lock on a folder is this machine's alone.
+        descriptor = os.open(self.folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             yield
@@ -181,8 +182,14 @@ def as_csv(header: list[str], rows: Iterable[list[str]]) -> str:
 def replace(path: Path, text: str) -> None:
     """Writes a file so that it is there whole, the old or the new one, whenever somebody looks."""
     new = path.with_name(f".{path.name}.{os.getpid()}")
-    new.write_text(text)
-    new.replace(path)
+    try:
+        with open(new, "w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())  # or a power loss may leave the new name with nothing in it
+        new.replace(path)
+    finally:
+        new.unlink(missing_ok=True)
 
 
 def read_references(env: str) -> dict[str, float]:

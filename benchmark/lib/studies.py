@@ -175,6 +175,17 @@ STUDIES = {
                 "particle worlds",
                 steps=2_000_000,
             ),
+            Curves(
+                (STALKERS + "2",),
+                {
+                    "DPO": "dpo_smac__?",
+                    "floor 0.05": "dpo_smac__beta-min-0.05__?",
+                    "the dead learned from": "dpo_smac__exclude-dead-false__?",
+                },
+                "2s3z, engine 2",
+                WIN_RATE,
+                steps=500_000,
+            ),
         ),
     ),
     "literal": Study(
@@ -297,14 +308,12 @@ STUDIES = {
         tables=("runs",),
     ),
     "maps": Study(
-        "DPO with floor 0.05 on further battles, engine 2",
+        "DPO with floor 0.05 on further battles, engines 2 and 3",
         (
             Curves((EIGHT + "2",), {"DPO, floor 0.05": "dpo_smac__beta-min-0.05__?"}, "win rate", WIN_RATE),
             *(
-                Curves(
-                    (f"smac-{name}-embedded2",), {"DPO, floor 0.05": "dpo_smac__beta-min-0.05__?"}, "return"
-                )
-                for name in ("6h_vs_8z", "corridor", "10gen_terran_5_vs_5")
+                Curves((f"smac-{name}",), {"DPO, floor 0.05": "dpo_smac__beta-min-0.05__?"}, "return")
+                for name in ("6h_vs_8z-embedded2", "10gen_terran_5_vs_5-embedded2")
             ),
         ),
         tables=("runs", "battles"),

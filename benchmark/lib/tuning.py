@@ -162,9 +162,15 @@ class Tuning:
         return trial_runs(plan.task, plan.method, trial.number, rounded(trial.params), plan.steps, plan.seeds)
 
     def tell(self, trial: FrozenTrial, store: Store) -> str:
-        """Ends a trial of which no run goes on, as good as its runs are; a line that says how it ended."""
+        """Ends a trial of which no run goes on, as good as its runs are; a line that says how it ended.
+
+        ResultsError, with the trial still open, where it was not its settings that ended a run.
+        """
         values, _, note = outcome(self.runs(trial), self.folder, store)
         if note:
+            if not all(any(told in one for told in DIVERGED) for one in note.split("; seed ")):
+                what = f"trial {trial.number} has a run that did not end by itself"
+                raise ResultsError(f"{what}: {note}; mend that, and the same command tries it again.")
             self.study.tell(trial.number, state=TrialState.FAIL)
             return f"trial {trial.number} failed: {note}"
         value = math.fsum(x for x in values if x is not None) / len(values)
@@ -192,6 +198,10 @@ class Tuning:
             )
         made_with = f"Optuna {optuna.__version__}, TPE, {GENERATION} trials a generation"
         return self.plan.identity() | {"sampler": made_with, "planned_trials": count, "trials": rows}
+
+
+DIVERGED = ("are not finite at step", "its return is no number")
+"""What a run says that its settings ended."""
 
 
 def six_digits(value: float) -> float:

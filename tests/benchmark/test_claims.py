@@ -27,11 +27,11 @@ from benchmark.lib.claims import (
     Together,
     Trapped,
     Varies,
-    judge,
-    verdict,
 )
 from benchmark.lib.groups import Group
 from benchmark.lib.runs import KL, RETURN, Run
+from benchmark.lib.statistics import welch
+from benchmark.lib.verdicts import judge, verdict
 
 POINTS, EVERY = 21, 1_000  # evaluations of a made-up run, and steps between them
 K = np.arange(POINTS)
@@ -201,6 +201,35 @@ def test_the_way_there_differs_above_or_below_and_not_by_what_is_next_to_nothing
         "early": 1, "late": 1, "same": -1, "noisy": 0,
     }  # fmt: skip
     assert found(Higher("base", ("early", "late")), curves) == {"early": 0, "late": 0}
+
+
+def test_what_training_gains_begins_at_random_play_where_untrained_policies_are_worse(monkeypatch):
+    """Greedy untrained particles run away: 5 % of the way back is no small difference of what they learn."""
+    curves = {"a": rising(-5.6, -5.5, -5.4, start=-40), "b": rising(-6.6, -6.5, -6.4, start=-40)}
+    assert found(Alike("a", ("b",), 0.05), curves) == {"b": 1}
+    monkeypatch.setattr(Cell, "references", {"random": -15.0})
+    assert found(Alike("a", ("b",), 0.05), curves) == {"b": -1}
+    slow = {"a": np.linspace(-40, -5, POINTS) + np.zeros((3, 1)), "b": np.linspace(-40, -5, POINTS)[None]}
+    reached = Sooner("a", ("b",)).numbers(cell(slow), cell(slow).groups[0])
+    assert reached == [EVERY * 19.0] * 3  # -15 + 0.9 * 10 less what the last tenth is below -5
+
+
+def test_seeds_without_spread_that_differ_are_a_difference():
+    """A method that wins all battles with every seed is above one that wins none."""
+    flat = {"a": np.ones((3, POINTS)), "b": np.zeros((3, POINTS)), "c": np.ones((3, POINTS))}
+    flat["a"][:, 0] = 0.0
+    assert found(Above("a", ("b",)), flat) == {"b": 1} and found(Higher("b", ("a",)), flat) == {"a": -1}
+    assert found(Higher("a", ("c",)), flat) == {"c": 0}
+
+
+def test_one_of_many_comparisons_must_hold_at_a_level_that_all_share():
+    """Of six at 0.05, one in four papers would 'hold' by chance."""
+    near = {"a": rising(10, 11, 12, 13, 14), "b": rising(12.6, 13.6, 14.6, 15.6, 16.6)}
+    tasks = [cell(near, task=f"task {i}") for i in range(6)]
+    p = welch(near["a"][:, -1], near["b"][:, -1])
+    assert 0.05 / 6 < p < 0.05
+    assert judged(Higher("b", ("a",)), tasks[:1], on="some")[0] == HOLDS
+    assert judged(Higher("b", ("a",)), tasks, on="some")[0] == OPEN
 
 
 def test_higher_is_refuted_by_the_opposite_alone():
@@ -402,8 +431,9 @@ def test_statements_on_most_and_on_some(on, signs, complete, short, word):
         assert verdict(order, complete, short, on) == word
 
 
-def judged(test, cells, roles=None, complete=True, short=False):
-    found = judge(Claim("text", "4", "", test), cells, roles or {}, complete, short)
+def judged(test, cells, roles=None, complete=True, short=False, seeds=0, on="all"):
+    seeds = seeds or max((len(group.runs) for one in cells for group in one.groups), default=0)
+    found = judge(Claim("text", "4", "", test, on), cells, roles or {}, seeds, complete, short)
     return found.verdict, found.evidence
 
 
@@ -417,6 +447,12 @@ def test_seeds_that_are_to_come_may_turn_a_comparison():
     assert judged(A_ABOVE, [cell(five)])[0] == NOT
     assert judged(A_ABOVE, [cell(few, task="y"), cell({**five, "a": five["b"] + 5}, task="x")])[0] == OPEN
     assert judged(A_ABOVE, [cell(few)], complete=False)[0] == OPEN
+    both = {"a": rising(1, 1.1), "b": rising(10, 10.1)}
+    assert judged(A_ABOVE, [cell(both)])[0] == NOT
+    assert judged(A_ABOVE, [cell(both)], complete=False, seeds=5)[0] == OPEN
+    small = {"a": {KL: np.full((1, POINTS), 1.0)}}
+    assert judged(Steady("a"), [cell(small)])[0] == NOT
+    assert judged(Steady("a"), [cell(small)], complete=False, seeds=5)[0] == OPEN
     pairs, base = Together(("a", "b", "c"), 0.05), rising(100, 100.1, 100.2)
     assert judged(pairs, [cell({"a": base, "b": base + 4, "c": base - 4})])[0] == NOT
     assert judged(pairs, [cell({"a": base, "b": base + 4, "c": base[:2] - 4})])[0] == OPEN

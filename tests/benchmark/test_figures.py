@@ -153,7 +153,7 @@ def test_methods_are_compared_with_the_first_of_their_panel(tmp_path):
         ]
         ps.append(welch(means[0], means[1][::2]))
         assert rows["| IPPO, final"] == f"| IPPO, final | {' | '.join(map(p_words, ps))} |"
-        assert ps[3] < ps[1] and list(rows)[2:6:2] == ["| IPPO, final", "| IQL, final"]
+        assert list(rows)[2:6:2] == ["| IPPO, final", "| IQL, final"]
         assert next(iter(rows)) == f"| p against {first}"
 
 
@@ -215,7 +215,7 @@ def test_claims_are_judged_by_the_panel_of_their_settings(tmp_path):
     assert verdict == best == "does not hold"
     ps = [welch(*([final(x, task, s) for s in range(1, 6)] for x in ("DPO", "IPPO"))) for task in TASKS]
     assert evidence.startswith(
-        f"IPPO: + {', + '.join(map(p_words, ps))}; IQL: {', '.join(['− 1 (< 5 %)'] * 3)}; 5"
+        f"IPPO: + {', + '.join(map(p_words, ps))}; IQL: {', '.join(['= 1 (< 5 %)'] * 3)}; 5"
     )
     assert its.startswith(f"IPPO: {', '.join(['− < 0.001'] * 3)}; IQL: ")
     words = claims_in_words("fig5", "paper", range(1, 6), store)
