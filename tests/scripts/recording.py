@@ -15,7 +15,7 @@ E, N, OBS, A, LIMIT = 4, 3, 6, 5, 8
 
 
 class Recording(TeamVectorEnv):
-    """If `changed`, agent 1 sees something else; rewards and ends, the team's, are the same in both.
+    """The agent `changed` sees something else; rewards and ends, the team's, are the same for all of them.
 
     kind: "choices" of A actions, "real" actions, a "table" of OBS states, or "battle": with deaths, actions
     that are not available, and early ends, by termination and truncation. Others end after LIMIT steps.
@@ -25,7 +25,7 @@ class Recording(TeamVectorEnv):
     num_envs, num_agents, obs_dim, num_states, num_actions, episode_limit = E, N, OBS, OBS, A, LIMIT
     agent_obs_dims, agent_act_dims = (OBS,) * N, (A,) * N
 
-    def __init__(self, kind: Literal["choices", "real", "table", "battle"], changed: bool = False):
+    def __init__(self, kind: Literal["choices", "real", "table", "battle"], changed: int | None = None):
         self.kind, self.changed = kind, changed
         self.discrete, self.wins, self.exact = kind != "real", kind == "battle", kind == "table"
         self.single_observation_space = gym.spaces.Box(-np.inf, np.inf, (N, OBS), np.float32)
@@ -37,8 +37,8 @@ class Recording(TeamVectorEnv):
     def own(self, what: int, *shape: int) -> np.ndarray:
         """Numbers (E, N, ...) of this moment, from 0 to 1, of each agent's own."""
         numbers = np.random.default_rng([self.clock, what]).random((E, N, *shape))
-        if self.changed:
-            numbers[:, 1] = np.random.default_rng([self.clock, what, 1]).random((E, *shape))
+        if self.changed is not None:
+            numbers[:, self.changed] = np.random.default_rng([self.clock, what, 1]).random((E, *shape))
         return numbers
 
     def see(self, what: int) -> np.ndarray:
@@ -82,6 +82,6 @@ class Recording(TeamVectorEnv):
         return 0.0
 
 
-def recording(kind: Literal["choices", "real", "table", "battle"], changed: bool = False) -> AgentsFirst:
+def recording(kind: Literal["choices", "real", "table", "battle"], changed: int | None = None) -> AgentsFirst:
     """A Recording as learners see it."""
     return AgentsFirst(Recording(kind, changed))

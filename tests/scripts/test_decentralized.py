@@ -38,26 +38,43 @@ def make_agents(script: Any, kind: str) -> torch.nn.Module:
     return script.Agents(N, OBS, A)
 
 
-def agents_first(saved: Any) -> list[torch.Tensor]:
-    """All tensors (N, ...) of networks, statistics and optimisers in a checkpoint."""
-    if isinstance(saved, dict):
-        return [x for value in saved.values() for x in agents_first(value)]
-    if isinstance(saved, list | tuple):
-        return [x for value in saved for x in agents_first(value)]
-    return [saved] if isinstance(saved, torch.Tensor) and saved.dim() and len(saved) == N else []
+def tensors(saved: Any) -> list[torch.Tensor]:
+    """All tensors with a first dimension in a part of a checkpoint."""
+    if isinstance(saved, dict | list | tuple):
+        values = saved.values() if isinstance(saved, dict) else saved
+        return [x for value in values for x in tensors(value)]
+    return [saved] if isinstance(saved, torch.Tensor) and saved.dim() else []
 
 
+def own(saved: dict[str, Any], agent: int) -> list[torch.Tensor]:
+    """Of one agent the networks, targets, statistics and moments in a checkpoint."""
+    optimizers = saved["optimizers"]
+    each = len(optimizers) // N  # of agents that learn in groups of one; else all are in one group
+    stacks = [saved[key] for key in ("agents", "target") if key in saved] + [optimizers] * (not each)
+    found = [x[agent] for x in tensors(stacks) if len(x) == N]
+    return found + [x[0] for x in tensors(optimizers[each * agent : each * (agent + 1)])]
+
+
+@pytest.mark.parametrize(("who", "grouped"), [(1, False), (0, True), (2, True)])
 @pytest.mark.parametrize("case", CASES)
-def test_whole_training_of_an_agent_ignores_what_another_agent_sees(case, tmp_path, monkeypatch):
-    """From rollout to Adam only the reward and the end of the episode are common to the agents."""
+def test_whole_training_of_an_agent_ignores_what_another_agent_sees(
+    case, who, grouped, tmp_path, monkeypatch
+):
+    """From rollout to Adam only the reward and the end of the episode are common to the agents.
+
+    grouped: each agent learns in a group of its own, as where there are many.
+    """
     name, kind, flags = CASES[case]
     script = importlib.import_module(name)
     if hasattr(script, "CHUNK"):  # on-policy
         monkeypatch.setattr(script, "CHUNK", 4)
         flags = flags | dict(update_epochs=2) | ({} if name == "dpo_matrix" else dict(num_steps=LIMIT))
+    for constant in ("GROUP_AGENTS", "GROUP_ROWS"):
+        if grouped and hasattr(script, constant):
+            monkeypatch.setattr(script, constant, 1)
     flags = flags | dict(num_envs=E, total_timesteps=5 * E * LIMIT, eval_every=10**6)
-    trained, initial = [], {}
-    for changed in (False, True):
+    saved, initial = [], {}
+    for changed in (None, who):
         torch.manual_seed(0)
         flags["runs_dir"] = str(tmp_path / str(changed))
         agents = make_agents(script, kind)
@@ -67,14 +84,15 @@ def test_whole_training_of_an_agent_ignores_what_another_agent_sees(case, tmp_pa
         evaluated = 1.0 if name == "dpo_matrix" else recording(kind)
         with undisturbed(script):
             script.train(script.Args(**flags), recording(kind, changed), evaluated, agents, {})
-        saved = load(only(tmp_path / str(changed)))
-        learned = [saved[key] for key in ("agents", "target", "optimizers", "optimizer") if key in saved]
-        trained.append(agents_first(learned))
+        saved.append(load(only(tmp_path / str(changed))))
         for key, before in initial.items():
-            after = saved["agents"][key]
+            after = saved[-1]["agents"][key]
             assert all(not torch.equal(before[i], after[i]) for i in range(N)), key
-    assert len(trained[0]) >= 3 * len(initial)  # parameters and Adam's two moments of each
-    for one, other in zip(*trained, strict=True):
-        assert torch.equal(one[[0, 2]], other[[0, 2]])
-    parameters = [(x, y) for x, y in zip(*trained, strict=True) if x.dim() == 3 and x.shape[1] > 1]
-    assert all(not torch.equal(one[1], other[1]) for one, other in parameters)
+    kinds = 2 if name == "iddpg" else 1  # of networks with an optimiser of their own
+    assert len(saved[0]["optimizers"]) == kinds * (N if grouped else 1)
+    for agent in range(N):
+        one, other = (own(state, agent) for state in saved)
+        assert len(one) >= 3 * len(initial)  # parameters and Adam's two moments of each
+        same = [torch.equal(x, y) for x, y in zip(one, other, strict=True)]
+        matrices = [equal for x, equal in zip(one, same, strict=True) if x.dim() == 2 and x.shape[0] > 1]
+        assert all(same) if agent != who else matrices and not any(matrices)
