@@ -271,7 +271,14 @@ def test_the_enemys_medivacs_come_along():
 
 def test_shields_that_regenerate_do_not_pay():
     """SMACv2 takes max(0, .) where SMAC takes the absolute value."""
-    assert drawn("10gen_protoss_5_vs_5", 1).reward_fix
+    env = drawn("10gen_protoss_5_vs_5", 1)
+    assert env.reward_fix
+    place(env, [0] * 10, [(2.0, 2.0 + i) for i in range(5)] + [(28.0, 24.0 + i) for i in range(5)])
+    state = env.get_state()
+    state["units"][0, combat.SH, 5:] -= 10.0
+    env.set_state(state)
+    assert env.step(np.ones((1, 5), int))[1] == 0
+    assert (env.get_state()["units"][0, combat.SH, 5:] > state["units"][0, combat.SH, 5:]).all()
 
 
 @pytest.mark.parametrize("race", TYPES)

@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from envs.smac import observe, reward
+from envs.smac import SmacVectorEnv, combat, observe, reward
 from envs.smac.maps import MAPS, get_map
+from tests.envs.test_smac_engine import arrange, only
 
 REFERENCE = np.load(Path(__file__).parent / "data" / "smac_reference.npz")
 RECORDED = sorted({key.split("/")[0] for key in REFERENCE.files})
@@ -150,6 +151,38 @@ def test_regenerating_shields_pay_unless_fixed():
     np.testing.assert_allclose(reward("2s3z", ally, ally, before, after), 5 * 4 / 51)
     np.testing.assert_array_equal(reward("2s3z", ally, ally, before, after, reward_fix=True), 0)
     np.testing.assert_allclose(reward("2s3z", ally, ally, after, before, reward_fix=True), 5 * 4 / 51)
+
+
+@pytest.mark.parametrize(("fix", "paid"), [(False, 1 / 34), (True, 0.0)])
+def test_a_battle_pays_for_regenerating_shields_unless_fixed(fix, paid):
+    """The switch would do nothing: a shield regains 1 in a step, of 680 that are scaled to 20."""
+    env = SmacVectorEnv("3s_vs_3z", seed=1, reward_fix=fix)
+    env.reset()
+    arrange(env, SH={3: 10.0})
+    np.testing.assert_allclose(env.step(only(env, 1))[1], paid, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["2s3z", "MMM2", "1c3s5z", "corridor"])
+def test_battles_are_seen_and_paid_as_the_functions_say(name):
+    """Parity with SMAC is that of `observe` and `reward`: what the environment returns must be theirs."""
+    env, A = SmacVectorEnv(name, num_envs=8, seed=4), get_map(name).num_agents
+    env.reset()
+    fields = slice(0, 8)
+    paid, dead = 0.0, False
+    for _ in range(40):
+        before = env.get_state()["units"][:, fields].swapaxes(1, 2)
+        actions = env.sample_actions()
+        obs, rewards, terminated, truncated, infos = env.step(actions)
+        after = env.get_state()["units"][:, fields].swapaxes(1, 2)
+        going = ~(terminated | truncated)
+        seen, state, mask = observe(name, after[:, :A], after[:, A:], actions)
+        np.testing.assert_allclose(obs[going], seen[going], atol=1e-6)
+        np.testing.assert_allclose(env.state()[going], state[going], atol=1e-6)
+        np.testing.assert_array_equal(infos["action_mask"][going], mask[going])
+        own = reward(name, before[:, :A], after[:, :A], before[:, A:], after[:, A:])
+        np.testing.assert_allclose(rewards[going], own[going], atol=1e-5)
+        paid, dead = paid + float(own[going].sum()), dead or bool((after[going][:, :, combat.HP] <= 0).any())
+    assert paid > 0 and dead
 
 
 def test_wrong_shapes_are_named():

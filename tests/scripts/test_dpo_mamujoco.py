@@ -70,6 +70,27 @@ def test_gaussian_kl_and_its_root_agree_with_float64(size):
     assert all(gradient.isfinite().all() and gradient.abs().max() < 1e4 for gradient in gradients)
 
 
+def test_loss_and_its_gradients_are_those_of_eq_20_and_8():
+    """Agent by agent, from PyTorch's distributions: a wrong sign or N of a term would train, only worse."""
+    agents = make_agents().double()
+    batch = {name: x.double() for name, x in make_batch(make_agents()).items()}
+    agents.beta1, agents.beta2 = torch.tensor([[0.3, 0.2, 0.1], [0.05, 0.4, 0.15]]).double()
+    loss, _ = dpo.dpo_loss(agents, **batch, ent_coef=0.07)
+    mean, log_std, total = agents.actor(batch["obs"]), agents.actor.log_std, 0.0
+    for i, d in enumerate(ACT_DIMS):
+        old = Normal(batch["old_mean"][i, :, :d], batch["old_log_std"][i, :, :d].exp())
+        old, new = (Independent(x, 1) for x in (old, Normal(mean[i, :, :d], log_std[i, :, :d].exp())))
+        played, kl = batch["actions"][i, :, :d], kl_divergence(old, new)
+        ratio = (new.log_prob(played) - old.log_prob(played)).exp()
+        total -= (ratio * batch["advantages"][i]).mean() + 0.07 * new.entropy().mean()
+        total += N * (agents.beta1[i] * kl.sqrt().mean() + agents.beta2[i] * kl.mean())
+        total += (agents.value(batch["obs"])[i] - batch["returns"][i]).square().mean()
+    assert loss.item() == pytest.approx(total.item(), rel=1e-5)
+    gradients = (torch.autograd.grad(x, [*agents.parameters()]) for x in (loss, total))
+    for ours, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-8)
+
+
 def test_the_root_of_the_average_in_chunks_has_the_gradient_of_the_whole():
     """Section 4.5 has the root of the average; a chunk alone does not know it, and E[sqrt KL] is not it."""
     agents, batch = make_agents(), make_batch(make_agents())

@@ -5,7 +5,6 @@ What holds for all scripts is tested in test_runs.py.
 
 from __future__ import annotations
 
-import itertools
 import json
 from types import SimpleNamespace
 
@@ -173,24 +172,6 @@ def test_replay_keeps_the_newest_steps():
     restored.load_state_dict(replay.state_dict())
     again = restored.sample(400, np.random.default_rng(0))
     assert all(torch.equal(again[name], x) for name, x in batch.items()) and restored.added == 18
-
-
-def test_steps_at_which_an_episode_ends_lead_to_what_it_ended_with(monkeypatch, tmp_path):
-    """Not to the next episode's beginning: values would leak from one into the other."""
-    kept = []
-
-    class Watched(iddpg.Replay):
-        def add(self, **step):
-            kept.append({name: x.clone() for name, x in step.items()})
-            super().add(**step)
-
-    monkeypatch.setattr(iddpg, "Replay", Watched)
-    tiny = ["--env-id=mamujoco/Hopper-3x1", "--num-envs=2", "--total-timesteps=200", "--warmup-steps=1000"]
-    finished("iddpg", *tiny, f"--runs-dir={tmp_path}", EVAL_EPISODES=1)
-    pairs = list(itertools.pairwise(kept))
-    ends = torch.stack([step["terminations"] for step, _ in pairs])
-    follows = torch.stack([(now["next_obs"] == then["obs"]).all(2).all(0) for now, then in pairs])
-    assert torch.equal(follows, ~ends) and ends.any()
 
 
 # Whole runs; what holds for all scripts is in test_runs.py.
