@@ -342,6 +342,14 @@ def travel(u, step, floats, ints, cells, hops, plain, i, gx, gy, short):
 
 
 @piece
+def goes_straight(u, cells, hops, plain, i, target):
+    """Whether no wall is between unit i and its target."""
+    if plain or hops.shape[0] == 0:
+        return True
+    return first_stop(cells, hops, u[X, i], u[Y, i], u[X, target], u[Y, target]) < 0
+
+
+@piece
 def go_around(u, step, floats, i, dx, dy, distance):
     """Walk past the bodies that hold unit i up on its way along (dx, dy); False if there are none.
 

@@ -96,6 +96,7 @@ from envs.smac.combat import (
     fire,
     gap_between,
     go_around,
+    goes_straight,
     hurt,
     in_melee,
     push,
@@ -271,6 +272,7 @@ def _fight(u, k, rng, b, step, attacker, alarm, A, floats, ints, table, cells, h
         if (
             floats[RANGE, i] < HAND_TO_HAND
             and gap < AROUND_GAP
+            and goes_straight(u, cells, hops, plain, i, target)
             and go_around(u, step, floats, i, dx, dy, distance)
         ):
             return

@@ -140,7 +140,8 @@ def walkable(picture: str, ground: str = ".o") -> np.ndarray:
     """(32, 32) bool, indexed [x, y], of a picture: where one of the characters of `ground` is.
 
     Blocks that touch corner to corner are cliffs that run diagonally, cut off: where both neighbours of a
-    blocked block are walkable, so is its cell in that corner. Without it corridor's choke would be shut.
+    blocked block are walkable, so is its cell in that corner. Without it corridor's choke would be shut. The
+    end of a wall, walkable on three sides, is none.
     ValueError unless the picture is one.
     """
     rows = picture.split()
@@ -151,10 +152,12 @@ def walkable(picture: str, ground: str = ".o") -> np.ndarray:
     blocks = np.array([[letter in ground for letter in row] for row in rows[::-1]]).T
     grid = blocks.repeat(2, 0).repeat(2, 1)
     edged = np.pad(blocks, 1)
+    sides = [edged[:-2, 1:-1], edged[2:, 1:-1], edged[1:-1, :-2], edged[1:-1, 2:]]
+    diagonal = np.sum(sides, axis=0) < 3
     for dx in (0, 1):
         for dy in (0, 1):
             beside = edged[2 * dx : 2 * dx + SIZE // 2, 1:-1] & edged[1:-1, 2 * dy : 2 * dy + SIZE // 2]
-            grid[dx::2, dy::2] |= beside
+            grid[dx::2, dy::2] |= beside & diagonal
     return grid
 
 

@@ -99,6 +99,28 @@ def test_nothing_but_walls_bounds_the_ground(name):
         assert np.hypot(u[combat.X, 0] - x, u[combat.Y, 0] - y - 0.5) < 0.5
 
 
+def test_the_end_of_a_wall_is_no_diagonal_cliff():
+    """Cut off at its corners, 2c_vs_64zg's wall would be two cells shorter, and the swarm there sooner."""
+    wall = ~get_map("2c_vs_64zg").pathing_grid[:, 12:14]
+    assert wall[4:28].all() and not wall[:4].any() and not wall[28:].any()
+
+
+def test_who_is_held_up_behind_a_wall_does_not_go_around_through_it():
+    """It would walk along the wall, away from its way, for a cell that is near only as the crow flies."""
+    env = SmacVectorEnv("2c_vs_64zg", seed=1)
+    env.reset()
+    away = {i: 2.5 + 0.4 * i for i in range(3, 66)}
+    arrange(
+        env, X={0: 16.0, 1: 16.5, 2: 15.0} | away, Y={0: 15.5, 1: 15.5, 2: 11.0} | dict.fromkeys(away, 8.0)
+    )
+    state = env.get_state()
+    state["units"][0, [combat.LAST_X, combat.LAST_Y], 2] = state["units"][0, [combat.X, combat.Y], 2]
+    state["units"][0, combat.PACE, 2] = 0.4
+    env.set_state(state)
+    env.step(only(env, 1))
+    assert env.get_state()["units"][0, combat.ASIDE, 2] == 0.0
+
+
 def test_flyers_leave_the_band():
     """Walls are for those that walk: a medivac is sent where the mask says that it may go."""
     env = SmacVectorEnv("MMM", seed=1)
