@@ -50,6 +50,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 import envs as environments
+from envs.matrix import PAYOFFS
 from envs.matrix.exact import evaluate_exactly
 
 try:
@@ -128,6 +129,9 @@ class Args:
             raise ValueError(f"--m-hat must be theory or a number from 0, got {self.m_hat}.")
         if self.m_hat == 0 and self.c == 0:
             raise ValueError("--c must be positive where --m-hat is 0, got 0.")
+        exact = (self.m_hat, self.c, self.start) != ("theory", 10.0, (0.5, 0.5))
+        if exact and self.game == "stochastic" and not self.payoff:
+            raise ValueError("--m-hat, --c and --start are of the exact iteration: add --game 1 or --payoff.")
 
 
 RANGES = {
@@ -572,11 +576,14 @@ def solve_surrogate(old: np.ndarray, gain: np.ndarray, m_hat: float, c: float) -
         value = (old * w * z).sum(axis=-1) - m_hat * np.sqrt(k) - c * k
         return ratio, value, eta - c - 0.5 * m_hat / np.sqrt(np.maximum(k, 1e-300))
 
-    grid = np.linspace(np.log(1e-15), np.log(1e9), 500)
-    _, values, _ = point(grid[:, None])
+    # The best point's y shrinks with the probability of the best action, once that is next to nothing.
+    rows = np.arange(len(old))
+    rarest = np.clip(1e6 * old[rows, w.argmax(axis=-1)], 1e-290, 1.0)
+    grid = np.linspace(np.log(1e-15 * rarest), np.log(1e9), 500)
+    _, values, _ = point(grid)
     best = values.argmax(axis=0)
-    low = grid[np.maximum(best - 1, 0)]
-    high = grid[np.minimum(best + 1, len(grid) - 1)]
+    low = grid[np.maximum(best - 1, 0), rows]
+    high = grid[np.minimum(best + 1, len(grid) - 1), rows]
     for _ in range(55):  # K falls with y: at the maximum the slope in K turns from + (above) to − (below)
         middle = 0.5 * (low + high)
         _, _, slope = point(middle)
@@ -622,10 +629,12 @@ def iterate_matrix_game(args: Args) -> None:
     """The exact iteration on a 2x2 game: J, p and q as metrics.csv and curves.png in a run directory."""
     game = "matrix/1" if args.payoff else args.env_id  # any: the payoff stands for it
     env = environments.make(game, 1, device="cpu", payoff=args.payoff)
-    m_hat = m_hat_theory(2, float(np.abs(env.rewards).max()), 0.0) if args.m_hat == "theory" else args.m_hat
+    payoff = np.reshape(args.payoff or PAYOFFS[args.game], (1, 2, 2)).astype(float)  # env's is float32
+    m_hat = m_hat_theory(2, float(np.abs(payoff).max()), 0.0) if args.m_hat == "theory" else args.m_hat
+    if m_hat + args.c == 0:
+        sys.exit(f"{SCRIPT}: --c must be positive for a payoff of zeros, whose M-hat is 0; got 0.")
     policies = np.array([[[x, 1 - x]] for x in args.start])
-    tables = (env.rewards.astype(np.float64), env.transitions.astype(np.float64))
-    path, returns = iterate(*tables, policies, 0.0, m_hat, args.c, ITERATIONS)
+    path, returns = iterate(payoff, env.transitions.astype(float), policies, 0.0, m_hat, args.c, ITERATIONS)
     p = path[:, 0, 0, 0]
     q = path[:, 1, 0, 0]
 
@@ -638,7 +647,7 @@ def iterate_matrix_game(args: Args) -> None:
         table = csv.writer(file, lineterminator="\n")
         table.writerow(["iteration", "J", "p", "q"])
         table.writerows(zip(range(len(p)), returns, p, q, strict=True))
-    optimum = env.optimum().value
+    optimum = float(payoff.max())
     figure = matplotlib.figure.Figure(figsize=(9, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2)
     left.plot(returns, color="black", label="J")
@@ -650,7 +659,7 @@ def iterate_matrix_game(args: Args) -> None:
         axes.set_xscale("symlog", linthresh=1)  # most happens early, and the start belongs to it
         axes.set_xlabel("iteration")
         axes.legend()
-    figure.suptitle(f"Payoff {env.payoff.ravel().tolist()}, M-hat = {m_hat:g}, C = {args.c:g}")
+    figure.suptitle(f"Payoff {payoff.ravel().tolist()}, M-hat = {m_hat:g}, C = {args.c:g}")
     figure.savefig(directory / "curves.png", dpi=120)
     (directory / "done").write_text(json.dumps({"J": returns[-1], "optimum": optimum}) + "\n")
     end = (
@@ -809,7 +818,7 @@ def load(path: Path) -> dict:
 
 def check_parts(state: dict) -> None:
     """An exception if a part of a checkpoint that all scripts have is missing or of another type."""
-    optional = {field.name for field in fields(Args) if "|" in str(field.type)}
+    optional = {x.name for x in fields(Args) if "|" in str(x.type) or "Union" in str(x.type)}
     for name, value in vars(Args(**state["args"])).items():
         if name not in optional and type(value) is not type(getattr(Args, name)):
             raise TypeError(name)
@@ -900,6 +909,9 @@ class Run:
                 what = "is not as the checkpoint knows it; restore it or start a new run"
                 sys.exit(f"{SCRIPT}: {self.metrics} {what}.")
             about = json.loads((self.directory / "args.json").read_text())
+            now = environments.describe(envs)
+            if differs := {name: x for name, x in now.items() if about.get(name) != x}:
+                about.setdefault("resumed", []).append({"global_step": start_step} | differs)
             os.truncate(self.metrics, state["metrics_bytes"])  # later rows will be written again
             (self.directory / "done").unlink(missing_ok=True)
         else:
@@ -1032,7 +1044,7 @@ def save_video(directory: Path, envs, frames: list[np.ndarray]) -> None:
     """video.mp4 of frames (H, W, 3) uint8; robots, which tell more a second, in slow motion."""
     fps = min(20, envs.metadata["render_fps"])
     odd = [(0, frames[0].shape[0] % 2), (0, frames[0].shape[1] % 2), (0, 0)]  # the codec takes even sizes
-    frames = [np.pad(frame, odd, mode="edge") for frame in frames]
+    frames = (np.pad(frame, odd, mode="edge") for frame in frames)  # one at a time: robots' take gigabytes
     imageio.mimsave(directory / "video.mp4", frames, fps=fps, macro_block_size=1)
 
 

@@ -736,7 +736,7 @@ def load(path: Path) -> dict:
 
 def check_parts(state: dict) -> None:
     """An exception if a part of a checkpoint that all scripts have is missing or of another type."""
-    optional = {field.name for field in fields(Args) if "|" in str(field.type)}
+    optional = {x.name for x in fields(Args) if "|" in str(x.type) or "Union" in str(x.type)}
     for name, value in vars(Args(**state["args"])).items():
         if name not in optional and type(value) is not type(getattr(Args, name)):
             raise TypeError(name)
@@ -827,6 +827,9 @@ class Run:
                 what = "is not as the checkpoint knows it; restore it or start a new run"
                 sys.exit(f"{SCRIPT}: {self.metrics} {what}.")
             about = json.loads((self.directory / "args.json").read_text())
+            now = environments.describe(envs)
+            if differs := {name: x for name, x in now.items() if about.get(name) != x}:
+                about.setdefault("resumed", []).append({"global_step": start_step} | differs)
             os.truncate(self.metrics, state["metrics_bytes"])  # later rows will be written again
             (self.directory / "done").unlink(missing_ok=True)
         else:
@@ -959,7 +962,7 @@ def save_video(directory: Path, envs, frames: list[np.ndarray]) -> None:
     """video.mp4 of frames (H, W, 3) uint8; robots, which tell more a second, in slow motion."""
     fps = min(20, envs.metadata["render_fps"])
     odd = [(0, frames[0].shape[0] % 2), (0, frames[0].shape[1] % 2), (0, 0)]  # the codec takes even sizes
-    frames = [np.pad(frame, odd, mode="edge") for frame in frames]
+    frames = (np.pad(frame, odd, mode="edge") for frame in frames)  # one at a time: robots' take gigabytes
     imageio.mimsave(directory / "video.mp4", frames, fps=fps, macro_block_size=1)
 
 

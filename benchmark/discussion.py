@@ -38,6 +38,7 @@ from benchmark.lib.arguments import out_of_range  # noqa: E402
 from benchmark.lib.statistics import welch  # noqa: E402
 from benchmark.lib.tables import markdown, plus_minus  # noqa: E402
 from envs.matrix.exact import evaluate_exactly  # noqa: E402
+from envs.matrix.games import check_memory  # noqa: E402
 
 # By name, as mypy checks envs and benchmark alone.
 dpo_matrix = importlib.import_module("dpo_matrix")
@@ -417,6 +418,11 @@ def fault(args: Args) -> str:
         numbers = size.split("x")
         if len(numbers) != 3 or not all(number.isdecimal() and 1 <= int(number) < 1000 for number in numbers):
             return f"--sizes are states x agents x actions, as 30x3x5; got {size!r}."
+    for size in args.sizes * args.measure:  # before hours are spent on those that fit
+        try:
+            check_memory(*map(int, size.split("x")))
+        except MemoryError as error:
+            return str(error)
     if not args.measure and not (args.out / "measured.csv").is_file():
         return f"there is no {args.out / 'measured.csv'}; measure it, without --no-measure."
     return out_of_range(args, RANGES)
@@ -428,7 +434,7 @@ def main() -> None:
         sys.exit(f"discussion: {wrong}")
     try:
         write(args)
-    except (OSError, MemoryError) as error:
+    except (OSError, MemoryError, environments.BrokenEnvironment) as error:
         sys.exit(f"discussion: {error}")
 
 

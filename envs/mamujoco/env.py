@@ -406,10 +406,10 @@ class MaMujocoVectorEnv(TeamVectorEnv):
     def set_state(self, state: dict[str, np.ndarray]) -> None:
         """Continue from a `get_state()` of the same task and num_envs; ValueError if it is of another."""
         for key, now in self.get_state().items():
-            if key not in state or np.shape(state[key]) != now.shape:
+            if key not in state or (np.shape(state[key]), state[key].dtype) != (now.shape, now.dtype):
                 raise ValueError(
                     f"This state is not one of {self.num_envs} environments of {self.env_id}: {key!r} must "
-                    f"have shape {now.shape}."
+                    f"be {now.dtype} of shape {now.shape}."
                 )
             if not np.isfinite(state[key]).all():
                 raise ValueError(f"This state is damaged: {key!r} holds values that are not finite.")

@@ -244,11 +244,14 @@ class TabularGame(TeamVectorEnv):
     def set_state(self, state: dict[str, np.ndarray]) -> None:
         """Continue from a `get_state()` of the same game and num_envs; ValueError if it does not fit."""
         now = self.get_state()
-        fits = all(key in state and np.shape(state[key]) == array.shape for key, array in now.items())
-        if not fits or np.max(state["state"]) >= self.num_states:
+        fits = all(
+            key in state and (np.shape(state[key]), state[key].dtype) == (array.shape, array.dtype)
+            for key, array in now.items()
+        )
+        if not fits or np.max(state["state"]) >= self.num_states or np.min(state["state"]) < 0:
             raise ValueError(
                 f"This state is not one of {self.num_envs} environments of {self.env_id} with "
-                f"{self.num_states} states: it must hold {', '.join(now)}, of shape ({self.num_envs},)."
+                f"{self.num_states} states: it must hold {', '.join(now)}, as saved of {self.num_envs}."
             )
         for key, array in now.items():
             setattr(self, f"_{key}", np.array(state[key], dtype=array.dtype))

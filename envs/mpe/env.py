@@ -342,10 +342,10 @@ class MpeVectorEnv(TeamVectorEnv):
         """Continue from a `get_state()` of the same task and sizes; ValueError if it does not fit."""
         now = self.get_state()
         for name, array in now.items():
-            if name not in state or np.shape(state[name]) != array.shape:
+            if name not in state or (np.shape(state[name]), state[name].dtype) != (array.shape, array.dtype):
                 raise ValueError(
                     f"This state is not one of {self.num_envs} environments of {self.env_id} with "
-                    f"{self.num_agents} agents: {name!r} must have shape {array.shape}."
+                    f"{self.num_agents} agents: {name!r} must be {array.dtype} of shape {array.shape}."
                 )
         length = np.asarray(state["length"])
         sound = {

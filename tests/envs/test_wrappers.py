@@ -260,6 +260,10 @@ def test_states_that_do_not_fit_are_refused(game):
         for bad in (missing, state | {name: state[name][:1]}, state | {name: state[name].to(torch.float64)}):
             with pytest.raises(ValueError, match=f"not one of 2 environments of .*'{name}' must be"):
                 env.set_state(bad)
+    for name in (name for name in state if not name.startswith("next_")):  # cast, random streams lose digits
+        other = torch.float32 if state[name].dtype == torch.float64 else torch.float64
+        with pytest.raises(ValueError, match="not one of 2 environments"):
+            env.set_state(state | {name: state[name].to(other)})
     with pytest.raises(ValueError, match="damaged"):
         env.set_state(state | {"length": state["length"] - 1})
 

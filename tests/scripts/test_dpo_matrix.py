@@ -146,6 +146,8 @@ def test_run_logs_every_update_and_exact_evaluations_beside_the_optimum(tmp_path
         (["--game=1", "--m-hat=inf"], "--m-hat must be theory or a number"),
         (["--d-target=nan"], "--d-target"),
         (["--game=1", "--m-hat=0", "--c=0"], "--c must be positive where --m-hat is 0"),
+        (["--m-hat=0.3"], "are of the exact iteration: add --game 1 or --payoff"),
+        (["--start=0.3", "0.4"], "are of the exact iteration: add --game 1 or --payoff"),
     ],
 )
 def test_what_cannot_be_read_is_rejected_with_a_sentence(tmp_path, flags, sentence):
@@ -159,6 +161,30 @@ def test_a_game_that_is_too_large_is_refused_with_a_sentence(tmp_path):
     said = refused("dpo_matrix", f"--runs-dir={tmp_path / 'runs'}", "--num-agents=12")
     assert "Take fewer states, agents or actions" in said
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_payoff_of_zeros_has_no_m_hat_to_go_by(tmp_path):
+    """Theorem 3.3's is 0 there."""
+    runs = f"--runs-dir={tmp_path / 'runs'}"
+    assert "--c must be positive for a payoff of zeros" in refused(
+        "dpo_matrix", runs, *["--payoff", "0", "0", "0", "0", "--c", "0"]
+    )
+    assert not (tmp_path / "runs").exists()
+
+
+def test_payoffs_are_iterated_as_they_are_given(tmp_path):
+    """In single precision these four are one number, and nothing would move."""
+    payoff = ["--payoff", "100000001", *["100000000"] * 3]
+    finished("dpo_matrix", f"--runs-dir={tmp_path}", *payoff, "--m-hat=0")
+    done = json.loads((only(tmp_path) / "done").read_text())
+    assert done == {"J": pytest.approx(100000001.0, abs=1e-3), "optimum": 100000001.0}
+
+
+def test_the_best_point_is_found_for_an_action_that_is_next_to_impossible():
+    """0.5 x − 0.2 sqrt(−log(1 − x)) is 0.15 at x = 0.85: the root's kink at 0 is not all there is."""
+    (p, _), _ = dpo.solve_surrogate(np.array([[1e-20, 1.0]] * 2), np.array([[0.5, 0.0]] * 2), 0.2, 0.0)
+    x = np.linspace(0, 1, 10**6)[1:-1]
+    assert p == pytest.approx(x[(0.5 * x - 0.2 * np.sqrt(-np.log1p(-x))).argmax()], abs=1e-5)
 
 
 @pytest.mark.parametrize(("m_hat", "moves"), [("theory", False), ("0.3", True)])

@@ -237,6 +237,29 @@ def test_memory_begins_anew_with_an_episode():
     assert not torch.allclose(anew[:, 1], first[:, 1], atol=1e-3)
 
 
+def test_targets_are_copies_of_the_networks_at_that_episode(tmp_path, monkeypatch):
+    """Counted in updates or steps instead, they would follow sooner or later than is said."""
+    after: list[dict[str, torch.Tensor]] = []
+    true = iql.update
+
+    def watched(agents, *told, **more):
+        stats = true(agents, *told, **more)
+        after.append({name: x.detach().clone() for name, x in agents.named_parameters()})
+        return stats
+
+    monkeypatch.setattr(iql, "update", watched)
+    torch.manual_seed(0)
+    flags = dict(num_envs=4, total_timesteps=160, batch_episodes=2, eval_every=10**6, target_every=8)
+    with undisturbed(iql):
+        args = iql.Args(runs_dir=str(tmp_path), **flags)
+        iql.train(args, recording("choices"), recording("choices"), iql.QNetworks(3, 11, 5), {})
+    target = load(only(tmp_path))["target"]
+    # 20 episodes; the first update is with the second of them, the copies at the 8th and the 16th.
+    assert len(after) == 19 and after[14].keys() == target.keys()
+    assert all(torch.equal(target[name], x) for name, x in after[14].items())
+    assert not any(torch.equal(target[name], x) for name, x in after[15].items() if x.shape[1] > 1)
+
+
 def test_exploration_takes_available_actions_and_draws_alike_whatever_was_chosen():
     """An unavailable action ends a run; draws that depend on others' actions share something."""
     mask = torch.rand(N, 3000, A, generator=torch.Generator().manual_seed(0)) < 0.6
@@ -298,6 +321,7 @@ def test_targets_follow_every_so_many_episodes(tmp_path):
         ([*GAME, "--buffer-episodes=1000000000"], "lower --buffer-episodes"),
         (["--env-id=pettingzoo:mpe2.simple_spread_v3"], "add --env-options episode_limit=STEPS"),
         (["--env-id=mamujoco/Hopper-3x1"], "continuous actions"),
+        (["--env-id=smac/3m", "--env-options=exclude_dead=false"], "the dead are in the loss: drop it"),
     ],
 )
 def test_what_cannot_be_done_is_refused_with_a_sentence(tmp_path, flags, sentence):

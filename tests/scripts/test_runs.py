@@ -20,6 +20,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import envs as environments
 from tests.scripts import running
+from tests.scripts.cases import Case
 from tests.scripts.running import (
     ROOT,
     SCRIPTS,
@@ -101,10 +102,14 @@ def test_same_seed_gives_the_same_run_and_another_seed_another(case, reference, 
     assert not any(torch.equal(before[name], x) for name, x in after.items() if "weights" in name)
 
 
+def small_groups(case: Case) -> dict[str, int]:
+    """Constants with which three agents learn in several groups."""
+    return {"GROUP_AGENTS": 1} if case.script in ("iql", "iddpg") else {"GROUP_AGENTS": 2, "GROUP_ROWS": 1}
+
+
 def test_results_are_the_same_bits_on_any_number_of_threads(case, tmp_path):
     """The default is as many as there are cores: a seed would mean another run on every machine."""
-    off_policy = case.script in ("iql", "iddpg")
-    small = {"GROUP_AGENTS": 1} if off_policy else {"GROUP_AGENTS": 2, "GROUP_ROWS": 1}
+    small = small_groups(case)
     runs = []
     for threads in (1, 2, 3, 0):
         flags = [*case.tiny, "--torch-threads", threads, "--runs-dir", tmp_path / str(threads)]
@@ -118,13 +123,40 @@ def test_results_are_the_same_bits_on_any_number_of_threads(case, tmp_path):
     assert groups == {"iql": 3, "iddpg": 6}.get(case.script, 2)  # of 3 agents, else nothing is divided
 
 
-def test_run_goes_on_with_another_number_of_threads(case, reference, tmp_path):
-    """A machine that is free has seldom as many cores as the one before."""
-    case.finished(*case.tiny, "--torch-threads=1", "--total-timesteps", case.turn, "--runs-dir", tmp_path)
-    directory = only(tmp_path)
-    case.finished("--resume", directory, "--torch-threads=2", "--total-timesteps", case.total)
+def test_run_goes_on_with_another_number_of_threads(case, tmp_path):
+    """A machine that is free has seldom as many cores as the one before; agents learn in several groups."""
+    constants = case.constants | small_groups(case)
+    begin = [*case.tiny, "--torch-threads=1"]
+    running.finished(case.script, *begin, "--runs-dir", tmp_path / "whole", **constants)
+    halfway = case.total // 2 // case.turn * case.turn
+    until = ["--total-timesteps", halfway, "--runs-dir", tmp_path / "parts"]
+    running.finished(case.script, *begin, *until, **constants)
+    directory = only(tmp_path / "parts")
+    assert 0 < halfway < case.total and load(directory)["global_step"] == halfway
+    resume = ["--resume", directory, "--torch-threads=2", "--total-timesteps", case.total]
+    running.finished(case.script, *resume, **constants)
     assert json.loads((directory / "args.json").read_text())["torch_threads"] == 2
-    assert rows(directory)[-1]["global_step"] == rows(reference)[-1]["global_step"]
+    parts, whole = load(directory), load(only(tmp_path / "whole"))
+    assert parts["global_step"] == whole["global_step"]
+    for name in {"agents", "target", "optimizers"} & whole.keys():
+        assert same(parts[name], whole[name]), name
+
+
+def test_what_a_run_goes_on_with_is_told(tmp_path):
+    """Else a run that goes on after a change of the code would name the commit of its first steps alone."""
+    tiny = ["--num-states=6", "--num-agents=2", "--num-envs=4", "--eval-every=48"]
+    tiny = [*tiny, f"--runs-dir={tmp_path}"]
+    running.finished("dpo_matrix", *tiny, "--total-timesteps=24")
+    directory = only(tmp_path)
+    about = json.loads((directory / "args.json").read_text())
+    assert "resumed" not in about
+    (directory / "args.json").write_text(json.dumps(about | {"git_commit": "older"}))
+    running.finished("dpo_matrix", f"--resume={directory}", "--total-timesteps=48")
+    running.finished("dpo_matrix", f"--resume={directory}", "--total-timesteps=72")
+    told = json.loads((directory / "args.json").read_text())
+    assert told["git_commit"] == "older"
+    now = {"git_commit": about["git_commit"]}
+    assert told["resumed"] == [{"global_step": 24} | now, {"global_step": 48} | now]
 
 
 # Stopped and resumed.
