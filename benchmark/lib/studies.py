@@ -308,9 +308,14 @@ STUDIES = {
         tables=("runs",),
     ),
     "maps": Study(
-        "DPO with floor 0.05 on further battles, engines 2 and 3",
+        "DPO on further battles, engines 2 and 3",
         (
-            Curves((EIGHT + "2",), {"DPO, floor 0.05": "dpo_smac__beta-min-0.05__?"}, "win rate", WIN_RATE),
+            Curves(
+                (EIGHT + "2",),
+                {"DPO": "dpo_smac__?", "DPO, floor 0.05": "dpo_smac__beta-min-0.05__?"},
+                "win rate",
+                WIN_RATE,
+            ),
             *(
                 Curves((f"smac-{name}",), {"DPO, floor 0.05": "dpo_smac__beta-min-0.05__?"}, "return")
                 for name in ("6h_vs_8z-embedded2", "10gen_terran_5_vs_5-embedded2")
