@@ -318,7 +318,7 @@ STUDIES = {
             ),
             *(
                 Curves((f"smac-{name}",), {"DPO, floor 0.05": "dpo_smac__beta-min-0.05__?"}, "return")
-                for name in ("6h_vs_8z-embedded2", "10gen_terran_5_vs_5-embedded2")
+                for name in ("6h_vs_8z-embedded2", "corridor-embedded3", "10gen_terran_5_vs_5-embedded2")
             ),
         ),
         tables=("runs", "battles"),
