@@ -178,10 +178,11 @@ def test_dpo_learns_to_win_battles(tmp_path):
     mean_return, win_rate = random_play(300)
     # The best of seven: greedy policies this young lose a battle they won 4,096 steps ago.
     assert max(evaluations(only(tmp_path), "eval/win_rate")) > win_rate + 0.05
-    assert max(evaluations(only(tmp_path))) > 3 * mean_return
+    # To attack whom one can returns 8; the last three, or one that was lucky would do.
+    assert np.mean(evaluations(only(tmp_path))[-3:]) > 4 * mean_return
 
 
-def test_pettingzoo_is_learned_too(tmp_path):
+def test_pettingzoo_is_played_too(tmp_path):
     """Any ParallelEnv with discrete actions and a shared reward is a --map, under its own name."""
     flags = ["--map=pettingzoo:mpe2.simple_spread_v3", "--env-options", "reward=mean", "--num-envs=2"]
     finished(

@@ -439,7 +439,7 @@ def test_reward_that_is_not_shared_ends_a_run_with_a_sentence(tmp_path, script, 
     assert 'reward="sum"' in said
 
 
-def test_continuous_pettingzoo_environments_are_learned_too(tmp_path):
+def test_continuous_pettingzoo_environments_are_played_too(tmp_path):
     """The same script, with what an agent that has left sees kept out of every mean."""
     flags = ["--env-id=pettingzoo:mpe2.simple_spread_v3", "--num-envs=2", "--num-steps=30", "--value-norm"]
     flags += ["--env-options", "reward=mean", CONTINUOUS, "--total-timesteps=120", "--eval-every=1000"]
@@ -456,6 +456,15 @@ def test_ippo_learns_the_stochastic_game(tmp_path):
     first, *_, last = evaluations(only(tmp_path))
     best = StochasticGame(1, 0, 6, 3, 4).optimum().value
     assert last > first + 0.5 * (best - first)
+
+
+def test_ippo_learns_to_point_where_it_is_shown(tmp_path):
+    """Continuous policies that do not learn would pass every test of their formulas."""
+    flags = ["--env-id=pettingzoo:tests.standin.pointing", "--num-envs=8", "--num-steps=32"]
+    flags += ["--total-timesteps=6144", "--eval-every=3072", "--learning-rate=0.002"]
+    finished("ippo", *flags, f"--runs-dir={tmp_path}", EVAL_EPISODES=8)
+    first, *_, last = evaluations(only(tmp_path))
+    assert first < 4 and last > 5.5
 
 
 def test_ippo_learns_to_do_what_it_sees(tmp_path):
