@@ -49,13 +49,13 @@ class Args:
     steps: int = 300_000
     """environment steps of each run"""
     seeds_per_trial: int = 1
-    """seeds 101, 102, ...; a trial's value is their mean. Seeds 1 to 10 are kept for the final runs"""
+    """seeds 101, 102, ...; a trial's value is their mean. Seeds 11 to 20 are kept for the final runs"""
     sampler_seed: int = 0
     """of what is sampled"""
     jobs: int = 0
     """runs at a time, which changes no trial; 0: one per usable core"""
     retries: int = 1
-    """how often a run that failed is tried again, before its trial has failed"""
+    """how often a run that failed is tried again"""
     runs_dir: Path = Path("runs/tuning")
     """where the study and its runs are kept"""
     results: Path = Path("runs/results/tuning")

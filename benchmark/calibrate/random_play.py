@@ -24,9 +24,13 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from benchmark.calibrate.calibrate_smac import play  # noqa: E402
+from benchmark.lib.arguments import nowhere, out_of_range  # noqa: E402
 from envs.smac.maps import MAPS  # noqa: E402
 
 LOGS = Path(__file__).with_name("real_random_play.csv")
+
+
+RANGES: dict[str, tuple[float, float]] = {"episodes": (1, 10**6), "num_envs": (1, 10**5), "seed": (0, 2**31)}
 
 
 @dataclass
@@ -112,6 +116,8 @@ def compare(name: str, episodes: int, num_envs: int, seed: int) -> dict[str, Any
 
 def main() -> None:
     args = tyro.cli(Args, description=__doc__)
+    if wrong := out_of_range(args, RANGES) or nowhere("csv", args.csv):
+        sys.exit(f"random_play: {wrong}")
     with open(LOGS, newline="") as file:
         logged = dict.fromkeys(row["map"] for row in csv.DictReader(file))
     offered = [name for name in logged if name in MAPS]

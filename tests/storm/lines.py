@@ -125,6 +125,13 @@ PROGRAMS: dict[str, list[Words]] = {
         ["--seed=-1"],
         ["--csv=TMP/none/x.csv"],
     ],
+    "benchmark/calibrate/random_play.py": [
+        ["--maps", "99z"],
+        ["--episodes=0"],
+        ["--num-envs=0"],
+        ["--seed=-1"],
+        ["--csv=TMP/none/x.csv"],
+    ],
     "benchmark/calibrate/calibrate_smac.py": [
         ["--maps", "99z"],
         ["--policies", "genius"],
