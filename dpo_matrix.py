@@ -129,9 +129,6 @@ class Args:
             raise ValueError(f"--m-hat must be theory or a number from 0, got {self.m_hat}.")
         if self.m_hat == 0 and self.c == 0:
             raise ValueError("--c must be positive where --m-hat is 0, got 0.")
-        exact = (self.m_hat, self.c, self.start) != ("theory", 10.0, (0.5, 0.5))
-        if exact and self.game == "stochastic" and not self.payoff:
-            raise ValueError("--m-hat, --c and --start are of the exact iteration: add --game 1 or --payoff.")
 
 
 RANGES = {
@@ -673,6 +670,8 @@ def main() -> None:
     args, state = parse_args()
     if args.game != "stochastic" or args.payoff:
         return iterate_matrix_game(args)
+    if not state and (args.m_hat, args.c, args.start) != ("theory", 10.0, (0.5, 0.5)):
+        sys.exit(f"{SCRIPT}: --m-hat, --c and --start are of the exact iteration: add --game 1 or --payoff.")
     torch.set_num_threads(1)  # cores are for groups of agents, --torch-threads, not for single operators
     torch.manual_seed(args.seed)
     names = ("num_states", "num_agents", "num_actions", "game_seed")
@@ -1044,8 +1043,9 @@ def save_video(directory: Path, envs, frames: list[np.ndarray]) -> None:
     """video.mp4 of frames (H, W, 3) uint8; robots, which tell more a second, in slow motion."""
     fps = min(20, envs.metadata["render_fps"])
     odd = [(0, frames[0].shape[0] % 2), (0, frames[0].shape[1] % 2), (0, 0)]  # the codec takes even sizes
-    frames = (np.pad(frame, odd, mode="edge") for frame in frames)  # one at a time: robots' take gigabytes
-    imageio.mimsave(directory / "video.mp4", frames, fps=fps, macro_block_size=1)
+    with imageio.get_writer(directory / "video.mp4", fps=fps, macro_block_size=1) as video:
+        for frame in frames:  # padded one at a time: a robot's take gigabytes
+            video.append_data(np.pad(frame, odd, mode="edge"))
 
 
 class Clock:

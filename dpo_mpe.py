@@ -890,8 +890,9 @@ def save_video(directory: Path, envs, frames: list[np.ndarray]) -> None:
     """video.mp4 of frames (H, W, 3) uint8; robots, which tell more a second, in slow motion."""
     fps = min(20, envs.metadata["render_fps"])
     odd = [(0, frames[0].shape[0] % 2), (0, frames[0].shape[1] % 2), (0, 0)]  # the codec takes even sizes
-    frames = (np.pad(frame, odd, mode="edge") for frame in frames)  # one at a time: robots' take gigabytes
-    imageio.mimsave(directory / "video.mp4", frames, fps=fps, macro_block_size=1)
+    with imageio.get_writer(directory / "video.mp4", fps=fps, macro_block_size=1) as video:
+        for frame in frames:  # padded one at a time: a robot's take gigabytes
+            video.append_data(np.pad(frame, odd, mode="edge"))
 
 
 class Clock:

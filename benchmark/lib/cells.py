@@ -13,6 +13,8 @@ from benchmark.lib.runs import KL, RETURN, WIN_RATE, Array
 from benchmark.lib.statistics import bootstrap_iqm, final_means, run_means, welch
 from benchmark.lib.store import read_references
 from benchmark.lib.tables import markdown
+from envs.smac.generated import GENERATED
+from envs.smac.maps import MAPS
 
 SUMMARIES = {"final": final_means, "over the run": run_means}
 
@@ -86,12 +88,19 @@ class Cell:
         )
 
 
+def today(task: str) -> int:
+    """The version of SMAC's engine that plays a task (smac-8m, smac-8m-embedded2) today; 0 of other maps."""
+    name = task.removeprefix("smac-").partition("-embedded")[0]
+    maps = MAPS | GENERATED
+    return maps[name].version if name in maps else 0
+
+
 def by_panel(cells: Sequence[Cell]) -> list[list[Cell]]:
-    """The cells of each panel; those of another version of SMAC's engine are a panel of their own."""
-    panels: dict[tuple[str, ...], list[Cell]] = {}
+    """The cells of each panel; battles that the engine plays otherwise by now are a panel of their own."""
+    panels: dict[tuple[str, str, bool], list[Cell]] = {}
     for cell in cells:
-        version = cell.env.rpartition("-")[2] if cell.family == "smac" else ""
-        panels.setdefault((cell.panel, cell.metric, version), []).append(cell)
+        of_today = cell.family != "smac" or cell.env.endswith(f"-embedded{today(cell.task)}")
+        panels.setdefault((cell.panel, cell.metric, of_today), []).append(cell)
     return list(panels.values())
 
 

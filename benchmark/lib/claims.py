@@ -109,6 +109,7 @@ class Comparison:
     others: tuple[str, ...]
     tasks: tuple[str, ...] = ()
     lower = False  # whether the lower number is as claimed
+    of_steps = False  # whether numbers are steps of evaluations, as coarse as these
 
     @property
     def methods(self) -> tuple[str, ...]:
@@ -128,6 +129,8 @@ class Comparison:
     def compare(self, mine: list[float], theirs: list[float]) -> Finding:
         """The sign of the difference where it is significant."""
         p, more = welch(mine, theirs), float(np.mean(mine) - np.mean(theirs))
+        if math.isnan(p) and min(len(mine), len(theirs)) > 1 and abs(more) > 1e-9 and not self.of_steps:
+            p = 0.0  # neither has any spread
         up = (more > 0) != self.lower
         mark = "=" if more == 0 else "+" if up else "−"
         return Finding((1 if up else -1) if p < LEVEL else 0, f"{mark} {p_words(p)}", p)
@@ -199,7 +202,7 @@ class Behind(Comparison):
 class Sooner(Comparison):
     """The method needs fewer steps to go 90 % of the way up from where it begins to where it ends."""
 
-    lower = True
+    lower = of_steps = True
 
     def numbers(self, cell: Cell, group: Group) -> list[float]:
         values, steps, last = group.values(cell.metric), group.steps(), final_means(group.values(cell.metric))
@@ -216,7 +219,7 @@ class Sooner(Comparison):
 class Faster(Comparison):
     """The method needs fewer steps to a common level: 90 % of the way of the one that ends lower."""
 
-    lower = True
+    lower = of_steps = True
 
     def look(self, cell: Cell, groups: dict[str, Group]) -> list[tuple[str, Finding]]:
         found = []

@@ -14,6 +14,7 @@ from benchmark.lib.statistics import interpolate
 # Settings that seeds of one method may differ in, besides how far they went, where and with which versions.
 MAY_DIFFER = {"eval_only", "capture_video", "torch_threads", "compile", "memory_share", "checkpoint_every"}
 MAY_DIFFER |= {"backend"}  # which one was asked for; the one that played is compared
+MAY_DIFFER |= {"resumed"}  # with which versions and on which machine a run went on
 MAY_DIFFER |= {"collect", "update", "load"}  # what peer_ippo.py measured
 
 

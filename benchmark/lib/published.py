@@ -244,7 +244,8 @@ settings*: of each method ([tuning.md](tuning.md)).
 *Holds*: on every task as claimed, at the 95 % level, with all seeds and steps. *Does not hold*: on
 some task it is the opposite, or what advantage there may be, none of it significant, is less than 5 % of what
 training gains. Of a statement on
-most tasks more than half of the comparisons decide; one on some tasks holds with one. *Open*: tasks, seeds or
+most tasks more than half of the comparisons decide; one on some tasks holds with one, at a
+level that all of its comparisons share (0.05 over their number). *Open*: tasks, seeds or
 steps are missing, or five seeds do not tell.
 
 Evidence: by method, task after task. As claimed (+) or the other way round (−), and Welch's p of the

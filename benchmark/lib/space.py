@@ -18,9 +18,7 @@ TASKS = {task.env_id: task for task in (GAME, SPREAD, CHEETAH, STALKERS)}
 METHODS = ("dpo", "ippo")
 TUNING_SEED = 101  # of tuning runs the first seed; so many more may follow
 SEEDS_PER_TRIAL = 100
-FINAL_SEEDS = range(
-    11, 21
-)  # of the runs that compare methods; the best known settings were found with 1 to 5
+FINAL_SEEDS = range(11, 21)  # of the runs that compare methods; what is known best was found with 1 to 5
 
 
 @dataclass(frozen=True)

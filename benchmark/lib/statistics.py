@@ -39,14 +39,11 @@ def mean_ci(values: ArrayLike, confidence: float = 0.95) -> tuple[Array, Array, 
 def welch(first: ArrayLike, second: ArrayLike) -> float:
     """p of Welch's two-sided t test that two methods' scores, (seeds,) each, have the same mean.
 
-    It is nan where one has a single seed; where neither has any spread but that of rounding it is 0, or nan
-    where all are the same.
+    It is nan where one has a single seed, or neither has any spread but that of rounding.
     """
     first, second = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
-    if min(len(first), len(second)) < 2:
+    if min(len(first), len(second)) < 2 or all(np.allclose(x, x[0], 1e-9, 1e-12) for x in (first, second)):
         return math.nan
-    if all(np.allclose(x, x[0], 1e-9, 1e-12) for x in (first, second)):
-        return math.nan if np.isclose(first[0], second[0], 1e-9, 1e-12) else 0.0
     with warnings.catch_warnings(action="ignore"):  # of one without spread, which is no reason not to test
         return float(scipy.stats.ttest_ind(first, second, equal_var=False).pvalue)
 

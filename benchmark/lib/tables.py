@@ -69,7 +69,8 @@ def table_row(env: str, group: Group) -> list[str]:
     """The cells of one line, in the order of the table's head."""
     steps = group.steps()
     budget = max(run.total_timesteps for run in group.runs)
-    reached = million(steps[-1]) + (f" of {million(budget)}" if steps[-1] < budget else "")
+    last = min(run.steps[-1] for run in group.runs)
+    reached = million(last) + (f" of {million(budget)}" if last < budget else "")
     cells = [env, group.method, str(len(group.runs)), reached]
     digits = return_digits(group)
     for column, decimals in (("eval/win_rate", 2), ("eval/episodic_return", digits)):

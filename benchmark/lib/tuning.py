@@ -200,7 +200,7 @@ class Tuning:
         return self.plan.identity() | {"sampler": made_with, "planned_trials": count, "trials": rows}
 
 
-DIVERGED = ("are not finite at step", "its return is no number")
+DIVERGED = ("are not finite", "has diverged", "its return is no number")
 """What a run says that its settings ended."""
 
 
@@ -226,7 +226,8 @@ def outcome(runs: Sequence[Planned], folder: Path, store: Store) -> tuple[list[f
         if values[-1] is None:
             place = folder / run.key
             ended = finished(run_directory(place))
-            said = "its return is no number" if ended else PATH.sub("…", last_words(place))
+            kept = "its return is no number" if made else "it is finished, and not recorded"
+            said = kept if ended else PATH.sub("…", last_words(place))
             notes.append(f"seed {run.seed}: {said}")
     return values, sorted(commits), "; ".join(notes)
 

@@ -121,8 +121,8 @@ def report(results: Path) -> str:
 Both methods have as many trials, as many settings, the same budget and the same tuning seeds. Trial 0 is
 the paper's settings; DPO's trial 1 the best known ones, which earlier and unequal effort found, and of
 which IPPO has none; the rest is sampled by Optuna's TPE, {GENERATION} at a time. A trial's value is its
-return in the last tenth of the evaluations, mean over its seeds; a trial fails where one of its runs diverges. All
-trials are in this folder's JSON files.
+return in the last tenth of the evaluations, mean over its seeds; a trial fails where one of its runs
+diverges. All trials are in this folder's JSON files.
 
 {markdown(HEAD, map(row_of, tunings))}
 The best of many noisy numbers is better than its settings are, and short runs favour what learns fast:

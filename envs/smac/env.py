@@ -273,7 +273,9 @@ class SmacVectorEnv(TeamVectorEnv):
                     f"This state is not one of {self.num_envs} environments of {self.env_id}: {key!r} must "
                     f"be {now.dtype} of shape {now.shape}."
                 )
-        if not np.array_equal(state["battle"], self.get_state()["battle"]):
+        # Up to version 2 SMAC's own battles had no number.
+        unnumbered = not state["battle"].any() and not self.map.source and self.map.version == 2
+        if not unnumbered and not np.array_equal(state["battle"], self.get_state()["battle"]):
             since = f"{self.map.name} has changed since, or the engine plays it otherwise by now"
             raise ValueError(f"This state is of another battle: {since}.")
         self._check_state(state)

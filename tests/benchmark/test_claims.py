@@ -28,7 +28,7 @@ from benchmark.lib.claims import (
     Trapped,
     Varies,
 )
-from benchmark.lib.groups import Group
+from benchmark.lib.groups import Group, end_together
 from benchmark.lib.runs import KL, RETURN, Run
 from benchmark.lib.statistics import welch
 from benchmark.lib.verdicts import judge, verdict
@@ -220,6 +220,8 @@ def test_seeds_without_spread_that_differ_are_a_difference():
     flat["a"][:, 0] = 0.0
     assert found(Above("a", ("b",)), flat) == {"b": 1} and found(Higher("b", ("a",)), flat) == {"a": -1}
     assert found(Higher("a", ("c",)), flat) == {"c": 0}
+    late = {"a": np.tile(np.minimum(K / 5, 1), (3, 1)), "b": np.tile(np.minimum(K / 6, 1), (3, 1))}
+    assert found(Sooner("a", ("b",)), late) == {"b": 0}  # evaluations are no finer than that
 
 
 def test_one_of_many_comparisons_must_hold_at_a_level_that_all_share():
@@ -384,6 +386,15 @@ def test_exact_iterations_are_judged_by_all_or_by_some(test, iterations, sign, t
     assert (finding.sign, finding.words) == (sign, told)
 
 
+def test_methods_end_with_the_last_evaluation_that_all_have():
+    """Scripts of before did not evaluate at the end: the last tenth would be of other steps."""
+    whole, before = group("a", {RETURN: rising(1, 2)}), group("b", {RETURN: rising(1, 2)[:, :-1]})
+    going = group("c", {RETURN: rising(1, 2)[:, :3]}, finished=False)
+    end_together([whole, before, going])
+    assert [len(x.steps()) for x in (whole, before, going)] == [POINTS - 1, POINTS - 1, 3]
+    assert whole.values(RETURN).shape == before.values(RETURN).shape == (2, POINTS - 1)
+
+
 # --- verdicts ---------------------------------------------------------------------------------------------
 
 HOLDS, NOT, OPEN = "holds", "does not hold", "open"
@@ -418,7 +429,8 @@ def test_verdicts_by_their_table(signs, complete, short, word):
         ("most", [-1, -1, 0], False, False, OPEN),
         ("most", [1, 1, 0], False, False, OPEN),
         ("most", [1, 1, 0], True, True, OPEN),
-        ("some", [1, -1, 0], False, False, HOLDS),
+        ("some", [1, -1, 0], False, False, OPEN),
+        ("some", [1, -1, 0], True, False, HOLDS),
         ("some", [1], True, True, OPEN),
         ("some", [-1, -1], True, False, NOT),
         ("some", [-1, -1], False, False, OPEN),

@@ -4,6 +4,7 @@ import io
 import json
 import shutil
 import sys
+from types import SimpleNamespace
 
 import made_runs
 import numpy as np
@@ -15,13 +16,20 @@ from test_statistics import welch
 from benchmark import plot
 from benchmark.figures import FIGURES, panel_runs
 from benchmark.lib import statistics as stats
-from benchmark.lib.cells import aggregate_table, by_panel, comparison_table, interquartile_means, p_words
+from benchmark.lib.cells import (
+    Cell,
+    aggregate_table,
+    by_panel,
+    comparison_table,
+    interquartile_means,
+    p_words,
+)
 from benchmark.lib.gather import NoRunError, figure_cells
-from benchmark.lib.groups import engine
+from benchmark.lib.groups import Group, engine
 from benchmark.lib.marl_eval import marl_eval
 from benchmark.lib.published import claim_rows, claims_in_words, figure_pictures, figure_text, still_to_run
 from benchmark.lib.record import record
-from benchmark.lib.runs import ResultsError
+from benchmark.lib.runs import RETURN, ResultsError
 from benchmark.lib.store import PUBLISHED, Store
 
 SEEDS = (1, 2, 3)
@@ -131,6 +139,21 @@ def test_aggregates_are_interquartile_means_of_normalised_scores(figure_2):
                 assert found == pytest.approx(stats.bootstrap_iqm(scores), rel=1e-4) and low < value < high
                 row += f" {value:.3f} ({low:.3f} to {high:.3f}) |"
             assert row in table.splitlines()
+
+
+def test_battles_of_todays_engine_share_a_panel_whatever_their_version():
+    """MMM2 is of version 3 and 8m of 2: both as the engine plays them now; those of version 1 are not."""
+
+    def cells(*envs):
+        runs = [SimpleNamespace(env=env) for env in envs]
+        tasks = [env.rpartition("-")[0] for env in envs]
+        return [
+            Cell(task, "", ("DPO",), RETURN, [Group([run])]) for task, run in zip(tasks, runs, strict=True)
+        ]
+
+    assert len(by_panel(cells("smac-8m-embedded2", "smac-MMM2-embedded3"))) == 1
+    assert len(by_panel(cells("smac-8m-embedded2", "smac-MMM2-embedded2"))) == 2
+    assert len(by_panel(cells("smac-8m-embedded", "smac-MMM2-embedded"))) == 1
 
 
 def test_methods_are_compared_with_the_first_of_their_panel(tmp_path):

@@ -148,6 +148,12 @@ def test_a_state_is_of_its_map():
     env.reset()
     with pytest.raises(ValueError, match="of another battle: 3s_vs_3z has changed since, or the engine"):
         SmacVectorEnv("3s_vs_3z").set_state(env.get_state())
+    unnumbered = env.get_state() | {"battle": np.zeros(1, np.uint64)}  # as up to version 2
+    env.set_state(unnumbered)
+    changed = SmacVectorEnv("corridor", seed=1)
+    changed.reset()
+    with pytest.raises(ValueError, match="the engine plays it otherwise"):
+        changed.set_state(changed.get_state() | {"battle": np.zeros(1, np.uint64)})
 
 
 @pytest.mark.parametrize("name", ["corridor", "so_many_baneling", "2c_vs_64zg"])

@@ -146,8 +146,6 @@ def test_run_logs_every_update_and_exact_evaluations_beside_the_optimum(tmp_path
         (["--game=1", "--m-hat=inf"], "--m-hat must be theory or a number"),
         (["--d-target=nan"], "--d-target"),
         (["--game=1", "--m-hat=0", "--c=0"], "--c must be positive where --m-hat is 0"),
-        (["--m-hat=0.3"], "are of the exact iteration: add --game 1 or --payoff"),
-        (["--start=0.3", "0.4"], "are of the exact iteration: add --game 1 or --payoff"),
     ],
 )
 def test_what_cannot_be_read_is_rejected_with_a_sentence(tmp_path, flags, sentence):
@@ -161,6 +159,13 @@ def test_a_game_that_is_too_large_is_refused_with_a_sentence(tmp_path):
     said = refused("dpo_matrix", f"--runs-dir={tmp_path / 'runs'}", "--num-agents=12")
     assert "Take fewer states, agents or actions" in said
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("flags", [["--m-hat=0.3"], ["--start", "0.3", "0.4"], ["--c=5"]])
+def test_flags_of_the_exact_iteration_are_refused_where_they_would_do_nothing(tmp_path, flags):
+    """Who forgets --game would train the stochastic game for minutes instead."""
+    told = refused("dpo_matrix", f"--runs-dir={tmp_path / 'runs'}", *flags)
+    assert "are of the exact iteration: add --game 1 or --payoff" in told and not (tmp_path / "runs").exists()
 
 
 def test_a_payoff_of_zeros_has_no_m_hat_to_go_by(tmp_path):
