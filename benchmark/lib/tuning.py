@@ -26,7 +26,7 @@ from optuna.trial import FrozenTrial, TrialState
 from benchmark.figures import Method, Task, make_run
 from benchmark.figures import Run as Planned
 from benchmark.lib.jobs import finished, last_words, run_directory
-from benchmark.lib.runs import RETURN, ResultsError, read_json
+from benchmark.lib.runs import RETURN, ResultsError, read_json, read_run
 from benchmark.lib.space import (
     TUNING_SEED,
     Choice,
@@ -225,11 +225,24 @@ def outcome(runs: Sequence[Planned], folder: Path, store: Store) -> tuple[list[f
         values.append(six_digits(final) if math.isfinite(final) else None)
         if values[-1] is None:
             place = folder / run.key
-            ended = finished(run_directory(place))
-            kept = "its return is no number" if made else "it is finished, and not recorded"
-            said = kept if ended else PATH.sub("…", last_words(place))
+            directory = run_directory(place)
+            said = PATH.sub("…", last_words(place))
+            if finished(directory):
+                lost = (
+                    made is None and directory is not None and can_be_read(directory)
+                )  # by a full disk, say
+                said = "it is finished, and not recorded" if lost else "its return is no number"
             notes.append(f"seed {run.seed}: {said}")
     return values, sorted(commits), "; ".join(notes)
+
+
+def can_be_read(directory: Path) -> bool:
+    """Whether a run's directory holds what the store takes."""
+    try:
+        read_run(directory)
+    except ResultsError:
+        return False
+    return True
 
 
 # --- published tunings ------------------------------------------------------------------------------------
