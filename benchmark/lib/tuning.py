@@ -166,9 +166,10 @@ class Tuning:
 
         ResultsError, with the trial still open, where it was not its settings that ended a run.
         """
-        values, _, note = outcome(self.runs(trial), self.folder, store)
-        if note:
-            if not all(any(told in one for told in DIVERGED) for one in note.split("; seed ")):
+        values, _, notes = outcome(self.runs(trial), self.folder, store)
+        if notes:
+            note = "; ".join(notes)
+            if not all(any(told in one for told in DIVERGED) for one in notes):
                 what = f"trial {trial.number} has a run that did not end by itself"
                 raise ResultsError(f"{what}: {note}; mend that, and the same command tries it again.")
             self.study.tell(trial.number, state=TrialState.FAIL)
@@ -183,7 +184,7 @@ class Tuning:
         for trial in self.trials():
             if trial.state == TrialState.RUNNING:
                 continue
-            values, commits, note = outcome(self.runs(trial), self.folder, store)
+            values, commits, notes = outcome(self.runs(trial), self.folder, store)
             rows.append(
                 {
                     "number": trial.number,
@@ -193,7 +194,7 @@ class Tuning:
                     "by_seed": values,
                     "settings": rounded(trial.params),
                     "commit": ", ".join(commits),
-                    "note": note,
+                    "note": "; ".join(notes),
                 }
             )
         made_with = f"Optuna {optuna.__version__}, TPE, {GENERATION} trials a generation"
@@ -208,8 +209,10 @@ def six_digits(value: float) -> float:
     return float(f"{value:.6g}")
 
 
-def outcome(runs: Sequence[Planned], folder: Path, store: Store) -> tuple[list[float | None], list[str], str]:
-    """Of a trial's runs their final returns, commits, and, if one has no return, why; else an empty note.
+def outcome(
+    runs: Sequence[Planned], folder: Path, store: Store
+) -> tuple[list[float | None], list[str], list[str]]:
+    """Of a trial's runs their final returns, commits, and, of each that has no return, why.
 
     The final return is the tables': the mean of the last tenth of the evaluations.
     """
@@ -228,12 +231,11 @@ def outcome(runs: Sequence[Planned], folder: Path, store: Store) -> tuple[list[f
             directory = run_directory(place)
             said = PATH.sub("…", last_words(place))
             if finished(directory):
-                lost = (
-                    made is None and directory is not None and can_be_read(directory)
-                )  # by a full disk, say
-                said = "it is finished, and not recorded" if lost else "its return is no number"
+                said = "its return is no number"
+                if made is None and directory and can_be_read(directory):  # the disk was full, say
+                    said = "it is finished, and not recorded"
             notes.append(f"seed {run.seed}: {said}")
-    return values, sorted(commits), "; ".join(notes)
+    return values, sorted(commits), notes
 
 
 def can_be_read(directory: Path) -> bool:

@@ -193,7 +193,7 @@ def test_alike_measures_by_what_training_gains():
 
 
 def test_the_way_there_differs_above_or_below_and_not_by_what_is_next_to_nothing():
-    """'Only affect the performance during the training process' (C): like ends do not hide it."""
+    """Clips "only affect the performance of IPPO during the training process" (C): like ends hide nothing."""
     base, rise = np.array([[0.0], [0.1], [0.2]]), np.minimum(np.linspace(0, 12.5, 101), 10)
     curves = {"base": base + rise, "early": base + np.minimum(2 * rise, 10), "late": base + rise**3 / 100}
     curves |= {"same": base + rise + 0.01, "noisy": 30 * base + rise}

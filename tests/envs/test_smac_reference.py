@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from envs.smac import SmacVectorEnv, combat, observe, reward
+from envs.smac.contract import UNIT_COLUMNS
 from envs.smac.maps import MAPS, get_map
 from tests.envs.test_smac_engine import arrange, only
 
@@ -167,7 +168,7 @@ def test_battles_are_seen_and_paid_as_the_functions_say(name):
     """Parity with SMAC is that of `observe` and `reward`: what the environment returns must be theirs."""
     env, A = SmacVectorEnv(name, num_envs=8, seed=4), get_map(name).num_agents
     env.reset()
-    fields = slice(0, 8)
+    fields = slice(0, len(UNIT_COLUMNS))
     paid, dead = 0.0, False
     for _ in range(40):
         before = env.get_state()["units"][:, fields].swapaxes(1, 2)
