@@ -6,14 +6,24 @@ Reproduce: python dpo_matrix.py --d-target 0.01 --beta-min 0.05  # learns; the r
            python dpo_matrix.py --game 3 --m-hat 0.3  # iterates (17), (18) exactly, without samples
            python dpo_matrix.py --game 3              # with the theorem's M-hat nothing moves: docs/dpo.md
 
-Tensors are (num_agents N, num_steps T, num_envs E, ...) or (N, batch, ...), tables (N, states S,
-actions A): agents always come first. They share nothing; stacking their networks only batches the arithmetic.
+Each agent i, from its own samples alone, maximises
+
+    E[ratio A_i] / N - beta1_i E_s[sqrt KL_s] - beta2_i E_s[KL_s],   KL_s = KL(pi_old || pi) in state s   (20)
+
+and after an update multiplies its betas by omega if E_s[KL_s] > d_target * delta, and divides them by omega
+if E_s[KL_s] < d_target / delta (21). To understand the algorithm, read dpo_loss, adapt_beta, update and
+train, in that order; the rest is networks, speed and bookkeeping.
+
+Tensors are (num_agents N, num_steps T, num_envs E, ...) or (N, batch, ...), tables (N, states S, actions A):
+agents come first, except in the team's rewards, terminations and truncations, (T, E). n is the number of
+agents in a group that learns together (see Learner). Agents share nothing; stacking their networks only
+batches the arithmetic.
 """
 
 import os
 import signal
 
-if __name__ == "__main__":  # the imports take seconds, in which there is nothing to save
+if __name__ == "__main__":  # while the imports run, seconds, there is nothing to save
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: os._exit(75))
 
@@ -27,7 +37,6 @@ import io
 import itertools
 import json
 import math
-import operator
 import shutil
 import sys
 import time
@@ -62,15 +71,16 @@ SCRIPT = Path(__file__).stem
 EXIT_REQUEUE = 75  # EX_TEMPFAIL: a signal stopped the run, its checkpoint is on disk, --resume goes on
 ITERATIONS = 10_000  # of the exact iteration at most: it need not converge, nor quickly
 STEADY = 1e-12  # it ends where no probability changes by more
-CHUNK = 512  # rows at a time, 8 // n times as many where n < 8 agents learn together: fits the cache
-GROUP_AGENTS = 2  # agents of a group, about, in at most 8 groups; a thread trains one group at a time
+CHUNK = 512  # rows per backward pass, 8 // n times as many for groups of n < 8 agents: fits the cache
+GROUP_AGENTS = 2  # agents per group, about, in at most 8 groups; a thread trains one group at a time
 GROUP_ROWS = 10**9  # all agents are one group: their tables are too small to pay for threads
+# Of metrics.csv; a row leaves empty what it does not report.
 COLUMNS = """
 global_step eval/episodic_return eval/greedy_return eval/optimum
 charts/episodic_return charts/episodic_length charts/SPS time/env time/act time/update
 losses/policy_loss losses/value_loss losses/entropy losses/grad_norm losses/explained_variance
 dpo/kl dpo/sqrt_kl dpo/beta1 dpo/beta2 dpo/below_band dpo/above_band
-""".split()  # noqa: SIM905 (of metrics.csv, whose rows may leave some out)
+""".split()  # noqa: SIM905
 
 
 @dataclass
@@ -93,9 +103,9 @@ class Args:
     delta: float = 1.5  # eq. (21): the betas change where KL leaves [d_target / delta, d_target * delta]
     omega: float = 2.0  # eq. (21): the factor by which they change
     beta_init: float = 0.01  # initial beta1 and beta2 (themselves, not N times)
-    beta_min: float = 0.001  # floor of N * beta, without which 143 halvings make a beta 0 for ever
+    beta_min: float = 0.001  # floor of N * beta; without one, 143 halvings make a beta 0 for ever
     beta_max: float = 1000.0  # ceiling of N * beta (N times: the surrogate of eq. (20) has weight 1/N)
-    # state: root of each state's KL, eq. (20); average: of KL_avg, section 4.5; off: DPO_w/o_sqrt (IPPO-KL)
+    # beta1's term. state: E_s[sqrt KL_s], eq. (20); average: sqrt E_s[KL_s], section 4.5; off: DPO_w/o_sqrt
     sqrt_kl_term: Literal["state", "average", "off"] = "state"
     kl_term: bool = True  # off: beta2 = 0, the ablation DPO_w/o_kl
 
@@ -108,7 +118,7 @@ class Args:
     eval_every: int = 20_480  # environment steps between evaluations, which are exact: they solve for returns
     checkpoint_every: int = 102_400  # environment steps between checkpoints
     runs_dir: str = "runs"  # where run directories are made
-    resume: str = ""  # run directory (or .pt file) to go on with, under its own arguments
+    resume: str = ""  # run directory (or .pt file) to continue, with the arguments it began with
     eval_only: bool = False  # with --resume: evaluate its policies, and stop
     device: Literal["cpu", "cuda"] = "cpu"  # cuda: the first GPU that CUDA_VISIBLE_DEVICES names
     torch_threads: int = 0  # as in the other scripts; tables are too small for more than one
@@ -170,9 +180,9 @@ class StackedMLP(nn.Module):
         for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
             if weight.shape[-1] > 1:
                 x = torch.baddbmm(bias, x, weight)
-            else:  # matrix products are slow where they have a single column
+            else:  # a matrix product with a single column is slow
                 x = (x * weight.mT).sum(-1, keepdim=True) + bias
-            if layer < 2:
+            if layer < len(self.weights) - 1:
                 x = F.layer_norm(x, x.shape[-1:]) if self.layer_norm else x
                 x = x.relu_()
         return x
@@ -184,7 +194,7 @@ class Agents(nn.Module):
 
     def __init__(self, num_agents: int, obs_dim: int, num_actions: int):
         super().__init__()
-        self.team_size = num_agents  # N of eq. (20): of all, also in a `group`
+        self.team_size = num_agents  # N of eq. (20): the whole team's, also in a `group`
         self.actor = StackedMLP(num_agents, obs_dim, num_actions, head_gain=0.01, layer_norm=False)
         self.critic = StackedMLP(num_agents, obs_dim, 1, head_gain=1.0, layer_norm=False)
         self.register_buffer("beta1", torch.zeros(num_agents))
@@ -195,11 +205,12 @@ class Agents(nn.Module):
         return self.critic(obs).squeeze(-1)
 
     def group(self, part: slice) -> "Agents":
-        """Some of the agents as a module of their own, whose parameters and betas are views of this one's."""
+        """Some of the agents as a module of views: who trains it trains these agents."""
         members = copy.deepcopy(self)
+        # .data gives every view a version of its own, else autograd would take another thread's step for a
+        # change to what it saved.
         for mine, whole in zip(members.parameters(), self.parameters(), strict=True):
             mine.data = whole.data[part]
-        # .data: autograd counts changes per view, so no thread's step spoils another's backward pass.
         members.beta1 = self.beta1.data[part]
         members.beta2 = self.beta2.data[part]
         return members
@@ -209,8 +220,8 @@ class Agents(nn.Module):
 def exp_minus_linear(x: torch.Tensor) -> torch.Tensor:
     """exp(x) - 1 - x, never negative; near 0 its gradient, expm1(x), is exact where autograd's is noise."""
     at = x.detach()
-    slope = torch.expm1(at)
-    return (slope - at).clamp(min=0.0) + slope * (x - at)  # the last term is 0, and carries the gradient
+    gradient = torch.expm1(at)
+    return (gradient - at).clamp(min=0.0) + gradient * (x - at)  # the last term is 0: it carries the gradient
 
 
 # --- same in: dpo_matrix, dpo_mpe, dpo_smac, ippo ---
@@ -234,12 +245,12 @@ def gae(rewards, values, final_values, terminations, truncations, gamma, lam):
     """
     advantages = torch.zeros_like(values[:, 1:])
     advantage = torch.zeros_like(values[:, 0])
-    next_value = values[:, -1]  # what an agent may expect after step t
+    next_value = values[:, -1]  # V after step t
     for t in reversed(range(len(rewards))):
         done = terminations[t] | truncations[t]
         next_value = torch.where(done, final_values[:, t] * ~terminations[t], next_value)
-        target = rewards[t] + gamma * next_value
-        advantage = target - values[:, t] + gamma * lam * advantage * ~done
+        delta = rewards[t] + gamma * next_value - values[:, t]
+        advantage = delta + gamma * lam * advantage * ~done
         advantages[:, t] = advantage
         next_value = values[:, t]
     return advantages, advantages + values[:, :-1]
@@ -247,31 +258,34 @@ def gae(rewards, values, final_values, terminations, truncations, gamma, lam):
 
 # --- same in: dpo_mamujoco, dpo_matrix, dpo_mpe ---
 def standardize(x: torch.Tensor) -> torch.Tensor:
-    """x (N, T, E) to mean 0 and deviation 1 over each agent's own samples."""
-    deviation, mean = torch.std_mean(x, dim=(1, 2), correction=0, keepdim=True)
-    return (x - mean) / (deviation + 1e-8)
+    """x (N, T, E) to mean 0 and standard deviation 1 over each agent's own samples."""
+    std, mean = torch.std_mean(x, dim=(1, 2), correction=0, keepdim=True)
+    return (x - mean) / (std + 1e-8)
 
 
 def tabulate(obs, actions, advantages, returns, num_actions: int) -> dict[str, torch.Tensor]:
-    """Sums a batch of samples (N, rows, ...) by state and action, which changes no gradient of `dpo_loss`.
+    """Sums samples (N, rows, ...) by state and action, which changes no gradient of `dpo_loss`.
 
-    Returns weight (N, S), the share of samples in a state; advantages (N, S, A), the sum over the samples
-    there divided by rows, and returns (N, S), their mean.
+    obs (N, rows, S): one-hot states. Returns weight (N, S), the share of the samples in each state;
+    advantages (N, S, A), sums divided by rows; returns (N, S), means over the samples in a state.
     """
     rows = obs.shape[1]
     visits = obs.transpose(1, 2) / rows
     weight = visits.sum(2)
     own = F.one_hot(actions, num_actions) * advantages.unsqueeze(-1)
+    # Visited states weigh 1 / rows or more; the others would be 0 / 0.
     mean_returns = (visits @ returns.unsqueeze(-1)).squeeze(-1) / weight.clamp(min=0.5 / rows)
     return dict(weight=weight, advantages=visits @ own, returns=mean_returns)
 
 
 def dpo_loss(agents, obs, old_logp, advantages, returns, weight, ent_coef, slope=None):
-    """Loss of a table of `tabulate`, summed over agents (whose parameters are disjoint); its parts, (N,).
+    """Loss of a table of `tabulate`, summed over agents (with disjoint parameters); its parts, (n,) each.
 
-    Per agent, eq. (20) is E[ratio A] / N - beta1 E[sqrt KL] - beta2 E[KL], and eq. (8) E[(V - return)^2];
-    the entropy bonus stands beside E[ratio A]. slope (n,): 1 / (2 sqrt KL_avg) of the whole batch, where
-    beta1's term is sqrt(KL_avg) instead.
+    obs (n, S, S), one-hot: every state once; old_logp, advantages (n, S, A); returns, weight (n, S).
+
+    Per agent: eq. (20), with the entropy bonus beside its ratio term, and eq. (8), E[(V - return)^2].
+    slope (n,), for --sqrt-kl-term average alone: d sqrt(KL_avg) / d KL_avg = 1 / (2 sqrt KL_avg) over the
+    whole batch; beta1 then multiplies sqrt(KL_avg).
     """
     logp = F.log_softmax(agents.actor(obs), dim=-1)
     surrogate = (advantages * (logp - old_logp).exp()).sum((1, 2))
@@ -279,12 +293,12 @@ def dpo_loss(agents, obs, old_logp, advantages, returns, weight, ent_coef, slope
     kl_s = categorical_kl(old_logp, logp)
     kl = (weight * kl_s).sum(1)
     if slope is None:
-        sqrt_kl = (weight * (kl_s + 1e-12).sqrt()).sum(1)  # sqrt alone: 0 / 0 in its gradient at 0
+        sqrt_kl = (weight * (kl_s + 1e-12).sqrt()).sum(1)  # sqrt alone: gradient NaN at 0, where it starts
     else:
         sqrt_kl = slope * kl  # has the gradient of sqrt(KL_avg), and half its value
-    # N times eq. (20) has the same maximiser, and leaves Adam's eps and the clip at the scale of IPPO's.
+    # N times eq. (20): the same maximiser, with gradients as large as IPPO's, which clip and Adam's eps suit.
     objective = surrogate - agents.team_size * (agents.beta1 * sqrt_kl + agents.beta2 * kl)
-    # eq. (8), less the spread of the returns within a state, which no critic can do anything about
+    # eq. (8) less the variance of returns within states, which no critic can reduce
     v_loss = (weight * (agents.value(obs) - returns).square()).sum(1)
     loss = (v_loss - objective - ent_coef * entropy).sum()
     # As logged: the surrogate alone, without penalty and entropy.
@@ -305,9 +319,9 @@ def clip_grad_norm_per_agent(network: nn.Module, max_norm: float) -> torch.Tenso
 
 # --- same in: dpo_mamujoco, dpo_matrix, dpo_mpe, dpo_smac ---
 def adapt_beta(beta: torch.Tensor, kl: torch.Tensor, args: Args, team_size: int) -> torch.Tensor:
-    """eq. (21), per agent: beta (n,) times omega where kl (n,) is above the band, divided where below.
+    """eq. (21): beta (n,) times omega where kl (n,) > d_target * delta, divided where kl < d_target / delta.
 
-    The same KL moves both coefficients, so that beta1 = beta2 unless one is left out.
+    Both betas see the same KL, so beta1 = beta2 unless an ablation leaves one out.
     """
     above = kl > args.d_target * args.delta
     below = kl < args.d_target / args.delta
@@ -318,7 +332,7 @@ def adapt_beta(beta: torch.Tensor, kl: torch.Tensor, args: Args, team_size: int)
 # --- same in: dpo_matrix, dpo_mpe ---
 @torch.no_grad()
 def mean_kl(agents, chunks) -> tuple[torch.Tensor, torch.Tensor]:
-    """E_s[KL_s] and E_s[sqrt KL_s] of the policies against the old ones over a batch in chunks, (n,) each."""
+    """E_s[KL_s] and E_s[sqrt KL_s] of a whole batch, given in chunks; KL_s = KL(pi_old || pi); (n,) each."""
     kl = torch.zeros_like(agents.beta1)
     sqrt_kl = torch.zeros_like(agents.beta1)
     for chunk in chunks:
@@ -330,10 +344,11 @@ def mean_kl(agents, chunks) -> tuple[torch.Tensor, torch.Tensor]:
 
 # --- same in: dpo_mamujoco, dpo_matrix, dpo_mpe ---
 def update(agents, optimizer, batch, args, loss_fn=dpo_loss) -> dict[str, torch.Tensor]:
-    """update_epochs Adam steps of n agents on the whole batch, then their betas; changes the agents in place.
+    """Takes update_epochs full-batch Adam steps with n agents, then adapts their betas, all in place.
 
-    batch: tensors (n, rows, ...) named as in `dpo_loss`, taken in cache-sized chunks whose gradients add up.
-    Returns what is logged of it, (n,) each: losses of the last epoch, KL of the new policy against the old.
+    batch: the tensors of `dpo_loss`, (n, rows, ...); gradients of its cache-sized chunks add up. Returns what
+    is logged, (n,) each: losses of the last epoch, gradient norms of the actors before clipping, KL of the
+    new policies from the old, and the new betas.
     """
     n, rows = batch["weight"].shape
     size = rows if batch["obs"].is_cuda else CHUNK * max(1, 8 // n)
@@ -356,9 +371,10 @@ def update(agents, optimizer, batch, args, loss_fn=dpo_loss) -> dict[str, torch.
     stats["losses/grad_norm"] = grad_norm
 
     kl, sqrt_kl = mean_kl(agents, chunks)
-    for beta, used in ((agents.beta1, args.sqrt_kl_term != "off"), (agents.beta2, args.kl_term)):
-        if used:
-            beta.copy_(adapt_beta(beta, kl, args, agents.team_size))
+    if args.sqrt_kl_term != "off":
+        agents.beta1.copy_(adapt_beta(agents.beta1, kl, args, agents.team_size))
+    if args.kl_term:
+        agents.beta2.copy_(adapt_beta(agents.beta2, kl, args, agents.team_size))
     stats |= {"dpo/kl": kl, "dpo/sqrt_kl": sqrt_kl, "dpo/beta1": agents.beta1, "dpo/beta2": agents.beta2}
     stats["dpo/below_band"] = (kl < args.d_target / args.delta).float()
     stats["dpo/above_band"] = (kl > args.d_target * args.delta).float()
@@ -369,14 +385,14 @@ def update(agents, optimizer, batch, args, loss_fn=dpo_loss) -> dict[str, torch.
 class Learner:
     """Runs `update` for groups of agents on threads; on a GPU for all agents at once, as a CUDA graph.
 
-    Agents share nothing, so a group is a learner by itself, and threads need no synchronisation. How agents
-    are grouped depends on the rows per agent of an update alone: on any number of threads results are equal.
+    Agents share nothing, so groups train in parallel without synchronisation. Groups depend on the number of
+    agents, the rows per update and the device, never on the number of threads: results are the same on any.
     """
 
     def __init__(self, agents: Agents, args: Args, loss_fn, rows: int):
         cuda = args.device == "cuda"
         if getattr(args, "compile", False):  # dpo_matrix.py has no such flag
-            # On a CPU into C++, which runs without Python's lock.
+            # On a CPU C++ is generated, which releases the GIL, so that groups run in parallel.
             loss_fn = torch.compile(loss_fn, options={} if cuda else {"cpp_wrapper": True})
         size = max(GROUP_AGENTS, math.ceil(GROUP_ROWS / rows))
         count = 1 if cuda else min(8, math.ceil(agents.team_size / size))
@@ -395,15 +411,15 @@ class Learner:
         self.pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))
 
     def learn(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """`update` of every group with its part of a batch (N, rows, ...); what it returns, (N,) each."""
+        """Updates every group with its part of a batch (N, rows, ...); returns what is logged, (N,) each."""
         batches = [{name: x[group] for name, x in batch.items()} for group in self.groups]
-        stats = list(self.pool.map(operator.call, self.updates, batches))
-        return {name: torch.cat([own[name] for own in stats]) for name in stats[0]}
+        stats = list(self.pool.map(lambda step, part: step(part), self.updates, batches))
+        return {name: torch.cat([group[name] for group in stats]) for name in stats[0]}
 
 
 # --- same in: dpo_mamujoco, dpo_matrix, dpo_mpe, dpo_smac, ippo ---
 def check_rollout(*largest: torch.Tensor) -> None:
-    """MemoryError where a rollout, of which these are the largest parts, and its copy will not fit."""
+    """MemoryError if a rollout, whose largest tensors are given, and its flattened copy will not fit."""
     need = 2 * sum(x.numel() * x.element_size() for x in largest)
     free = environments.free_bytes()
     if free is not None and largest[0].device.type == "cpu" and need > free:
@@ -425,7 +441,7 @@ def evaluate(agents, envs, optimum: float) -> dict[str, float]:
 
 
 def train(args: Args, envs, optimum: float, agents: Agents, state: dict) -> Path:
-    """Rollout, advantages, update, over and over; the run directory. The last parameters stay in `agents`."""
+    """Repeats rollout, advantages, update. Returns the run directory; agents keep the last parameters."""
     N, T, E = envs.num_agents, envs.episode_limit, args.num_envs
     zeros = functools.partial(torch.zeros, device=args.device)
     states = torch.eye(envs.num_states, device=args.device).expand(N, -1, -1)
@@ -439,7 +455,7 @@ def train(args: Args, envs, optimum: float, agents: Agents, state: dict) -> Path
     check_rollout(obs)
 
     learner = Learner(agents, args, dpo_loss, T * E)
-    # Not the stream that drew the parameters; on a CPU a seed counts modulo 2**32.
+    # Actions must not reuse the numbers that drew the parameters; a CPU's generator reads 32 bits of a seed.
     stream = np.random.SeedSequence(args.seed, spawn_key=(1,)).generate_state(1)
     generator = torch.Generator(args.device).manual_seed(int(stream[0]))
 
@@ -483,7 +499,8 @@ def train(args: Args, envs, optimum: float, agents: Agents, state: dict) -> Path
             for step in range(T):
                 obs[:, step] = next_obs
                 logp = next_obs @ old_logp
-                # argmax(log pi + Gumbel noise) samples pi; noise of one shape keeps agents' draws apart.
+                # Gumbel-max: argmax(log pi + Gumbel noise) samples pi. Noise of a fixed shape keeps the draws
+                # of an agent independent of the others' policies.
                 gumbel = -torch.empty_like(logp).exponential_(generator=generator).log()
                 action = (logp + gumbel).argmax(-1)
                 actions[:, step] = action
@@ -672,7 +689,7 @@ def main() -> None:
         return iterate_matrix_game(args)
     if not state and (args.m_hat, args.c, args.start) != ("theory", 10.0, (0.5, 0.5)):
         sys.exit(f"{SCRIPT}: --m-hat, --c and --start are of the exact iteration: add --game 1 or --payoff.")
-    torch.set_num_threads(1)  # cores are for groups of agents, --torch-threads, not for single operators
+    torch.set_num_threads(1)  # per operator: --torch-threads are for groups of agents in parallel
     torch.manual_seed(args.seed)
     names = ("num_states", "num_agents", "num_actions", "game_seed")
     options = {name: getattr(args, name) for name in names}
@@ -706,7 +723,7 @@ def check_ranges(args: Args) -> None:
 
 
 def parse_args(argv: list[str] | None = None) -> tuple[Args, dict]:
-    """Flags over the environment's preset, or over the arguments of the run in --resume; and its state."""
+    """The arguments (flags override the preset or, with --resume, the run's own), and a checkpoint or {}."""
     for word in sys.argv[1:] if argv is None else argv:
         if not word.strip() or word.endswith("=") or not word.isprintable():
             what = "is empty (a variable not set?), has several lines, or letters that this locale lacks"
@@ -832,7 +849,7 @@ def check_parts(state: dict) -> None:
 
 @contextlib.contextmanager
 def restoring(args: Args, state: dict):
-    """Within, what a checkpoint lacks, or has of another shape, ends the process; then its memory is free."""
+    """Within, a checkpoint that does not fit ends the process in one sentence; then its memory is freed."""
     try:
         yield
     except (environments.BrokenEnvironment, OSError, MemoryError):
@@ -940,7 +957,7 @@ class Run:
         on_signal(self.stop)
 
     def stop(self, *_) -> None:
-        """What a signal does: it ends an evaluation at once, anything else when it is done."""
+        """Signal handler: aborts an evaluation at once; otherwise the run stops after the current update."""
         self.stopping = True
         if self.evaluating:
             self.evaluating = False
@@ -954,7 +971,7 @@ class Run:
 
     @contextlib.contextmanager
     def evaluation(self):
-        """Within, a signal ends what is done, which the resumed run will do again from its beginning."""
+        """Within, a signal aborts the evaluation; the resumed run does it again from its beginning."""
         with contextlib.suppress(Stopped):
             self.evaluating = not self.stopping
             yield

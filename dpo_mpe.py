@@ -4,14 +4,23 @@ Paper: A Fully Decentralized Surrogate for Multi-Agent Policy Optimization (Su &
 Details, and every difference from the paper and its released code: docs/dpo.md
 Reproduce: python dpo_mpe.py --task line_control --beta-min 0.2  (the return to expect: docs/findings.md)
 
-Tensors are (num_agents N, num_steps T, num_envs E, ...) or (N, batch, ...): agents always come first, but
-for the team's rewards and ends, (T, E). Agents share nothing; stacking their networks only batches them.
+Each agent i, from its own samples alone, maximises
+
+    E[ratio A_i] / N - beta1_i E_s[sqrt KL_s] - beta2_i E_s[KL_s],   KL_s = KL(pi_old || pi) in state s   (20)
+
+and after an update multiplies its betas by omega if E_s[KL_s] > d_target * delta, and divides them by omega
+if E_s[KL_s] < d_target / delta (21). To understand the algorithm, read dpo_loss, adapt_beta, update and
+train, in that order; the rest is networks, speed and bookkeeping.
+
+Tensors are (num_agents N, num_steps T, num_envs E, ...) or (N, batch, ...): agents come first, except in the
+team's rewards, terminations and truncations, (T, E). n is the number of agents in a group that learns
+together (see Learner). Agents share nothing; stacking their networks only batches the arithmetic.
 """
 
 import os
 import signal
 
-if __name__ == "__main__":  # the imports take seconds, in which there is nothing to save
+if __name__ == "__main__":  # while the imports run, seconds, there is nothing to save
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: os._exit(75))
 
@@ -25,7 +34,6 @@ import io
 import itertools
 import json
 import math
-import operator
 import shutil
 import sys
 import time
@@ -55,17 +63,18 @@ except ImportError:  # not on Windows: there no run directory is locked
 
 SCRIPT = Path(__file__).stem
 EXIT_REQUEUE = 75  # EX_TEMPFAIL: a signal stopped the run, its checkpoint is on disk, --resume goes on
-LONGEST_EPISODE = 100_000  # steps that an evaluation waits for the end of one
-EVAL_EPISODES = 32  # per evaluation; ten times as many for the absolute metric at the end
-CHUNK = 512  # rows at a time, 8 // n times as many where n < 8 agents learn together: fits the cache
-GROUP_AGENTS = 2  # agents of a group, about, in at most 8 groups; a thread trains one group at a time
-GROUP_ROWS = 4096  # rows of a group, at least about; fewer do not pay for a thread
+LONGEST_EPISODE = 100_000  # steps after which an evaluation gives up on an episode
+EVAL_EPISODES = 32  # greedy episodes per evaluation; 10 times as many of the best parameters at the end
+CHUNK = 512  # rows per backward pass, 8 // n times as many for groups of n < 8 agents: fits the cache
+GROUP_AGENTS = 2  # agents per group, about, in at most 8 groups; a thread trains one group at a time
+GROUP_ROWS = 4096  # rows of all agents of a group, at least: fewer are not worth a thread
+# Of metrics.csv; a row leaves empty what it does not report.
 COLUMNS = """
 global_step eval/episodic_return eval/episodic_length
 charts/episodic_return charts/episodic_length charts/SPS time/env time/act time/update
 losses/policy_loss losses/value_loss losses/entropy losses/grad_norm losses/explained_variance
 dpo/kl dpo/sqrt_kl dpo/beta1 dpo/beta2 dpo/below_band dpo/above_band
-""".split()  # noqa: SIM905 (of metrics.csv, whose rows may leave some out)
+""".split()  # noqa: SIM905
 
 
 @dataclass
@@ -73,9 +82,7 @@ class Args:
     task: Literal["simple_spread", "line_control", "circle_control"] = "simple_spread"
     num_agents: int = 5  # agents, 2 or more
     vision: float = 1.0  # how far others and landmarks are seen in line_control and circle_control; inf: all
-    collision_penalty: float = (
-        0.0  # p: p / (2 num_agents) per ordered pair that collides, each with itself too
-    )
+    collision_penalty: float = 0.0  # p: costs p / (2 num_agents) per ordered colliding pair, (i, i) included
     episode_length: int = 25  # steps of an episode, which ends by truncation
     seed: int = 1  # seed of environments, parameters and sampled actions
     total_timesteps: int = 2_000_000  # environment steps: one moves all agents of one environment
@@ -92,16 +99,16 @@ class Args:
     delta: float = 1.5  # eq. (21): the betas change where KL leaves [d_target / delta, d_target * delta]
     omega: float = 2.0  # eq. (21): the factor by which they change
     beta_init: float = 0.01  # initial beta1 and beta2 (themselves, not N times)
-    beta_min: float = 0.001  # floor of N * beta, without which 143 halvings make a beta 0 for ever
+    beta_min: float = 0.001  # floor of N * beta; without one, 143 halvings make a beta 0 for ever
     beta_max: float = 1000.0  # ceiling of N * beta (N times: the surrogate of eq. (20) has weight 1/N)
-    # state: root of each state's KL, eq. (20); average: of KL_avg, section 4.5; off: DPO_w/o_sqrt (IPPO-KL)
+    # beta1's term. state: E_s[sqrt KL_s], eq. (20); average: sqrt E_s[KL_s], section 4.5; off: DPO_w/o_sqrt
     sqrt_kl_term: Literal["state", "average", "off"] = "state"
     kl_term: bool = True  # off: beta2 = 0, the ablation DPO_w/o_kl
 
     eval_every: int = 32_000  # environment steps between evaluations, 32 greedy episodes each
     checkpoint_every: int = 102_400  # environment steps between checkpoints
     runs_dir: str = "runs"  # where run directories are made
-    resume: str = ""  # run directory (or .pt file) to go on with, under its own arguments
+    resume: str = ""  # run directory (or .pt file) to continue, with the arguments it began with
     eval_only: bool = False  # with --resume: only the final evaluation, of its best parameters
     capture_video: bool = False  # record greedy episodes as video.mp4 in the run directory, at the end
     device: Literal["cpu", "cuda"] = "cpu"  # cuda: the first GPU that CUDA_VISIBLE_DEVICES names
@@ -156,9 +163,9 @@ class StackedMLP(nn.Module):
         for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
             if weight.shape[-1] > 1:
                 x = torch.baddbmm(bias, x, weight)
-            else:  # matrix products are slow where they have a single column
+            else:  # a matrix product with a single column is slow
                 x = (x * weight.mT).sum(-1, keepdim=True) + bias
-            if layer < 2:
+            if layer < len(self.weights) - 1:
                 x = F.layer_norm(x, x.shape[-1:]) if self.layer_norm else x
                 x = x.relu_()
         return x
@@ -170,7 +177,7 @@ class Agents(nn.Module):
 
     def __init__(self, num_agents: int, obs_dim: int, num_actions: int):
         super().__init__()
-        self.team_size = num_agents  # N of eq. (20): of all, also in a `group`
+        self.team_size = num_agents  # N of eq. (20): the whole team's, also in a `group`
         self.actor = StackedMLP(num_agents, obs_dim, num_actions, head_gain=0.01, layer_norm=False)
         self.critic = StackedMLP(num_agents, obs_dim, 1, head_gain=1.0, layer_norm=False)
         self.register_buffer("beta1", torch.zeros(num_agents))
@@ -181,11 +188,12 @@ class Agents(nn.Module):
         return self.critic(obs).squeeze(-1)
 
     def group(self, part: slice) -> "Agents":
-        """Some of the agents as a module of their own, whose parameters and betas are views of this one's."""
+        """Some of the agents as a module of views: who trains it trains these agents."""
         members = copy.deepcopy(self)
+        # .data gives every view a version of its own, else autograd would take another thread's step for a
+        # change to what it saved.
         for mine, whole in zip(members.parameters(), self.parameters(), strict=True):
             mine.data = whole.data[part]
-        # .data: autograd counts changes per view, so no thread's step spoils another's backward pass.
         members.beta1 = self.beta1.data[part]
         members.beta2 = self.beta2.data[part]
         return members
@@ -195,8 +203,8 @@ class Agents(nn.Module):
 def exp_minus_linear(x: torch.Tensor) -> torch.Tensor:
     """exp(x) - 1 - x, never negative; near 0 its gradient, expm1(x), is exact where autograd's is noise."""
     at = x.detach()
-    slope = torch.expm1(at)
-    return (slope - at).clamp(min=0.0) + slope * (x - at)  # the last term is 0, and carries the gradient
+    gradient = torch.expm1(at)
+    return (gradient - at).clamp(min=0.0) + gradient * (x - at)  # the last term is 0: it carries the gradient
 
 
 # --- same in: dpo_matrix, dpo_mpe, dpo_smac, ippo ---
@@ -220,12 +228,12 @@ def gae(rewards, values, final_values, terminations, truncations, gamma, lam):
     """
     advantages = torch.zeros_like(values[:, 1:])
     advantage = torch.zeros_like(values[:, 0])
-    next_value = values[:, -1]  # what an agent may expect after step t
+    next_value = values[:, -1]  # V after step t
     for t in reversed(range(len(rewards))):
         done = terminations[t] | truncations[t]
         next_value = torch.where(done, final_values[:, t] * ~terminations[t], next_value)
-        target = rewards[t] + gamma * next_value
-        advantage = target - values[:, t] + gamma * lam * advantage * ~done
+        delta = rewards[t] + gamma * next_value - values[:, t]
+        advantage = delta + gamma * lam * advantage * ~done
         advantages[:, t] = advantage
         next_value = values[:, t]
     return advantages, advantages + values[:, :-1]
@@ -233,18 +241,21 @@ def gae(rewards, values, final_values, terminations, truncations, gamma, lam):
 
 # --- same in: dpo_mamujoco, dpo_matrix, dpo_mpe ---
 def standardize(x: torch.Tensor) -> torch.Tensor:
-    """x (N, T, E) to mean 0 and deviation 1 over each agent's own samples."""
-    deviation, mean = torch.std_mean(x, dim=(1, 2), correction=0, keepdim=True)
-    return (x - mean) / (deviation + 1e-8)
+    """x (N, T, E) to mean 0 and standard deviation 1 over each agent's own samples."""
+    std, mean = torch.std_mean(x, dim=(1, 2), correction=0, keepdim=True)
+    return (x - mean) / (std + 1e-8)
 
 
 def dpo_loss(agents, obs, actions, old_logp, advantages, returns, weight, ent_coef, slope=None):
-    """Loss of a chunk of rows, summed over agents (whose parameters are disjoint), and its parts, each (N,).
+    """Loss of a chunk of rows, summed over agents (whose parameters are disjoint); its parts, (n,) each.
 
-    weight (N, rows): 1 / (rows of the batch), so that sums over its chunks are means.
-    Per agent, eq. (20) is E[ratio A] / N - beta1 E[sqrt KL] - beta2 E[KL], and eq. (8) E[(V - return)^2];
-    the entropy bonus stands beside E[ratio A]. slope (n,): 1 / (2 sqrt KL_avg) of the whole batch, where
-    beta1's term is sqrt(KL_avg) instead.
+    obs (n, rows, obs_dim); actions (n, rows) int64; old_logp (n, rows, A), of all actions; advantages,
+    standardised, and returns (n, rows). weight (n, rows): 1 / (rows of the batch), so that sums over its
+    chunks are means. agents: any module with actor, value, beta1 and beta2 (n,), and team_size N.
+
+    Per agent: eq. (20), with the entropy bonus beside its ratio term, and eq. (8), E[(V - return)^2].
+    slope (n,), for --sqrt-kl-term average alone: d sqrt(KL_avg) / d KL_avg = 1 / (2 sqrt KL_avg) over the
+    whole batch; beta1 then multiplies sqrt(KL_avg).
     """
     logp = F.log_softmax(agents.actor(obs), dim=-1)
     ratio = (logp - old_logp).gather(-1, actions.unsqueeze(-1)).squeeze(-1).exp()
@@ -253,10 +264,10 @@ def dpo_loss(agents, obs, actions, old_logp, advantages, returns, weight, ent_co
     kl_s = categorical_kl(old_logp, logp)
     kl = (weight * kl_s).sum(1)
     if slope is None:
-        sqrt_kl = (weight * (kl_s + 1e-12).sqrt()).sum(1)  # sqrt alone: 0 / 0 in its gradient at 0
+        sqrt_kl = (weight * (kl_s + 1e-12).sqrt()).sum(1)  # sqrt alone: gradient NaN at 0, where it starts
     else:
         sqrt_kl = slope * kl  # has the gradient of sqrt(KL_avg), and half its value
-    # N times eq. (20) has the same maximiser, and leaves Adam's eps and the clip at the scale of IPPO's.
+    # N times eq. (20): the same maximiser, with gradients as large as IPPO's, which clip and Adam's eps suit.
     objective = surrogate - agents.team_size * (agents.beta1 * sqrt_kl + agents.beta2 * kl)
     v_loss = (weight * (agents.value(obs) - returns).square()).sum(1)  # eq. (8)
     loss = (v_loss - objective - ent_coef * entropy).sum()
@@ -278,9 +289,9 @@ def clip_grad_norm_per_agent(network: nn.Module, max_norm: float) -> torch.Tenso
 
 # --- same in: dpo_mamujoco, dpo_matrix, dpo_mpe, dpo_smac ---
 def adapt_beta(beta: torch.Tensor, kl: torch.Tensor, args: Args, team_size: int) -> torch.Tensor:
-    """eq. (21), per agent: beta (n,) times omega where kl (n,) is above the band, divided where below.
+    """eq. (21): beta (n,) times omega where kl (n,) > d_target * delta, divided where kl < d_target / delta.
 
-    The same KL moves both coefficients, so that beta1 = beta2 unless one is left out.
+    Both betas see the same KL, so beta1 = beta2 unless an ablation leaves one out.
     """
     above = kl > args.d_target * args.delta
     below = kl < args.d_target / args.delta
@@ -291,7 +302,7 @@ def adapt_beta(beta: torch.Tensor, kl: torch.Tensor, args: Args, team_size: int)
 # --- same in: dpo_matrix, dpo_mpe ---
 @torch.no_grad()
 def mean_kl(agents, chunks) -> tuple[torch.Tensor, torch.Tensor]:
-    """E_s[KL_s] and E_s[sqrt KL_s] of the policies against the old ones over a batch in chunks, (n,) each."""
+    """E_s[KL_s] and E_s[sqrt KL_s] of a whole batch, given in chunks; KL_s = KL(pi_old || pi); (n,) each."""
     kl = torch.zeros_like(agents.beta1)
     sqrt_kl = torch.zeros_like(agents.beta1)
     for chunk in chunks:
@@ -303,10 +314,11 @@ def mean_kl(agents, chunks) -> tuple[torch.Tensor, torch.Tensor]:
 
 # --- same in: dpo_mamujoco, dpo_matrix, dpo_mpe ---
 def update(agents, optimizer, batch, args, loss_fn=dpo_loss) -> dict[str, torch.Tensor]:
-    """update_epochs Adam steps of n agents on the whole batch, then their betas; changes the agents in place.
+    """Takes update_epochs full-batch Adam steps with n agents, then adapts their betas, all in place.
 
-    batch: tensors (n, rows, ...) named as in `dpo_loss`, taken in cache-sized chunks whose gradients add up.
-    Returns what is logged of it, (n,) each: losses of the last epoch, KL of the new policy against the old.
+    batch: the tensors of `dpo_loss`, (n, rows, ...); gradients of its cache-sized chunks add up. Returns what
+    is logged, (n,) each: losses of the last epoch, gradient norms of the actors before clipping, KL of the
+    new policies from the old, and the new betas.
     """
     n, rows = batch["weight"].shape
     size = rows if batch["obs"].is_cuda else CHUNK * max(1, 8 // n)
@@ -329,9 +341,10 @@ def update(agents, optimizer, batch, args, loss_fn=dpo_loss) -> dict[str, torch.
     stats["losses/grad_norm"] = grad_norm
 
     kl, sqrt_kl = mean_kl(agents, chunks)
-    for beta, used in ((agents.beta1, args.sqrt_kl_term != "off"), (agents.beta2, args.kl_term)):
-        if used:
-            beta.copy_(adapt_beta(beta, kl, args, agents.team_size))
+    if args.sqrt_kl_term != "off":
+        agents.beta1.copy_(adapt_beta(agents.beta1, kl, args, agents.team_size))
+    if args.kl_term:
+        agents.beta2.copy_(adapt_beta(agents.beta2, kl, args, agents.team_size))
     stats |= {"dpo/kl": kl, "dpo/sqrt_kl": sqrt_kl, "dpo/beta1": agents.beta1, "dpo/beta2": agents.beta2}
     stats["dpo/below_band"] = (kl < args.d_target / args.delta).float()
     stats["dpo/above_band"] = (kl > args.d_target * args.delta).float()
@@ -342,14 +355,14 @@ def update(agents, optimizer, batch, args, loss_fn=dpo_loss) -> dict[str, torch.
 class Learner:
     """Runs `update` for groups of agents on threads; on a GPU for all agents at once, as a CUDA graph.
 
-    Agents share nothing, so a group is a learner by itself, and threads need no synchronisation. How agents
-    are grouped depends on the rows per agent of an update alone: on any number of threads results are equal.
+    Agents share nothing, so groups train in parallel without synchronisation. Groups depend on the number of
+    agents, the rows per update and the device, never on the number of threads: results are the same on any.
     """
 
     def __init__(self, agents: Agents, args: Args, loss_fn, rows: int):
         cuda = args.device == "cuda"
         if getattr(args, "compile", False):  # dpo_matrix.py has no such flag
-            # On a CPU into C++, which runs without Python's lock.
+            # On a CPU C++ is generated, which releases the GIL, so that groups run in parallel.
             loss_fn = torch.compile(loss_fn, options={} if cuda else {"cpp_wrapper": True})
         size = max(GROUP_AGENTS, math.ceil(GROUP_ROWS / rows))
         count = 1 if cuda else min(8, math.ceil(agents.team_size / size))
@@ -368,15 +381,15 @@ class Learner:
         self.pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))
 
     def learn(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """`update` of every group with its part of a batch (N, rows, ...); what it returns, (N,) each."""
+        """Updates every group with its part of a batch (N, rows, ...); returns what is logged, (N,) each."""
         batches = [{name: x[group] for name, x in batch.items()} for group in self.groups]
-        stats = list(self.pool.map(operator.call, self.updates, batches))
-        return {name: torch.cat([own[name] for own in stats]) for name in stats[0]}
+        stats = list(self.pool.map(lambda step, part: step(part), self.updates, batches))
+        return {name: torch.cat([group[name] for group in stats]) for name in stats[0]}
 
 
 # --- same in: dpo_mamujoco, dpo_matrix, dpo_mpe, dpo_smac, ippo ---
 def check_rollout(*largest: torch.Tensor) -> None:
-    """MemoryError where a rollout, of which these are the largest parts, and its copy will not fit."""
+    """MemoryError if a rollout, whose largest tensors are given, and its flattened copy will not fit."""
     need = 2 * sum(x.numel() * x.element_size() for x in largest)
     free = environments.free_bytes()
     if free is not None and largest[0].device.type == "cpu" and need > free:
@@ -392,15 +405,15 @@ def greedy(agents: Agents, obs: torch.Tensor, action_mask: torch.Tensor) -> torc
 # --- same in: dpo_mamujoco, dpo_mpe, dpo_smac, iddpg ---
 @torch.no_grad()
 def evaluate(agents, envs, num_episodes: int, seed: list[int], frames: list | None = None):
-    """Means over greedy episodes, equally many per environment (or short ones would count too often).
+    """Means over greedy episodes, equally many per environment: the first to end would mostly be short ones.
 
-    seed: the run's, and what for: 0 and the step during training, 1 at its end, 2 a video.
+    seed: [args.seed, 0, global_step] during training, [args.seed, 1] at its end, [args.seed, 2] for a video.
     """
     obs, infos = envs.reset(seed=int(np.random.SeedSequence(seed).generate_state(1)[0]))
-    each = math.ceil(num_episodes / envs.num_envs)
+    per_env = math.ceil(num_episodes / envs.num_envs)
     episodes = [[] for _ in range(envs.num_envs)]
     steps = 0
-    while (ended := min(len(own) for own in episodes)) < each:
+    while (ended := min(len(own) for own in episodes)) < per_env:
         if steps >= LONGEST_EPISODE * (ended + 1):
             what = f"an episode did not end within {LONGEST_EPISODE:,} steps; give the environment a limit"
             raise environments.BrokenEnvironment(f"{what} (--env-options episode_limit=STEPS).")
@@ -410,11 +423,11 @@ def evaluate(agents, envs, num_episodes: int, seed: list[int], frames: list | No
         obs, _, _, _, infos = envs.step(greedy(agents, obs, infos["action_mask"]))
         for episode in infos["episodes"]:
             episodes[episode["env"]].append(episode)
-    return mean_over_episodes([episode for own in episodes for episode in own[:each]], "eval/")
+    return mean_over_episodes([episode for own in episodes for episode in own[:per_env]], "eval/")
 
 
 def train(args: Args, envs, eval_envs, agents: Agents, state: dict) -> tuple[Path, dict]:
-    """Rollout, advantages, update, over and over; the run directory, and what evaluated best."""
+    """Repeats rollout, advantages, update. Returns the run directory and the state_dict that scored best."""
     N, T, E = envs.num_agents, args.num_steps, args.num_envs
     zeros = functools.partial(torch.zeros, device=args.device)
     obs = zeros(N, T, E, envs.obs_dim)
@@ -429,7 +442,7 @@ def train(args: Args, envs, eval_envs, agents: Agents, state: dict) -> tuple[Pat
     check_rollout(obs, old_logp)
 
     learner = Learner(agents, args, dpo_loss, T * E)
-    # Not the stream that drew the parameters; on a CPU a seed counts modulo 2**32.
+    # Actions must not reuse the numbers that drew the parameters; a CPU's generator reads 32 bits of a seed.
     stream = np.random.SeedSequence(args.seed, spawn_key=(1,)).generate_state(1)
     generator = torch.Generator(args.device).manual_seed(int(stream[0]))
 
@@ -472,7 +485,8 @@ def train(args: Args, envs, eval_envs, agents: Agents, state: dict) -> tuple[Pat
                 values[:, step] = agents.value(next_obs)
                 logits = agents.actor(next_obs)
                 old_logp[:, step] = F.log_softmax(logits, dim=-1)
-                # argmax(logits + Gumbel noise) samples pi; noise of one shape keeps agents' draws apart.
+                # Gumbel-max: argmax(logits + Gumbel noise) samples pi. Noise of a fixed shape keeps the draws
+                # of an agent independent of the others' policies.
                 gumbel = -torch.empty_like(logits).exponential_(generator=generator).log()
                 action = (logits + gumbel).argmax(-1)
                 actions[:, step] = action
@@ -508,7 +522,7 @@ def train(args: Args, envs, eval_envs, agents: Agents, state: dict) -> tuple[Pat
 
 def main() -> None:
     args, state = parse_args()
-    torch.set_num_threads(1)  # cores are for groups of agents, --torch-threads, not for single operators
+    torch.set_num_threads(1)  # per operator: --torch-threads are for groups of agents in parallel
     torch.manual_seed(args.seed)
     names = ("num_agents", "vision", "collision_penalty", "episode_length")
     options = {name: getattr(args, name) for name in names}
@@ -518,7 +532,7 @@ def main() -> None:
     video_envs = make(1, render_mode="rgb_array") if args.capture_video else None
     if video_envs:
         video_envs.reset()
-        video_envs.render()  # where it cannot, that is told before the training
+        video_envs.render()  # fails now, not after the training, where nothing can be drawn
 
     agents = Agents(envs.num_agents, envs.obs_dim, envs.num_actions)
     agents.beta1 += args.beta_init * (args.sqrt_kl_term != "off")
@@ -531,7 +545,7 @@ def main() -> None:
     else:
         directory, best = train(args, envs, eval_envs, agents, state)
         agents.load_state_dict(best)
-    played = math.ceil(10 * EVAL_EPISODES / eval_envs.num_envs) * eval_envs.num_envs
+    played = 10 * EVAL_EPISODES
     result = evaluate(agents, eval_envs, played, [args.seed, 1])
     finish(args, agents, directory, result, f"{played} greedy episodes")
     if video_envs:
@@ -553,7 +567,7 @@ def check_ranges(args: Args) -> None:
 
 
 def parse_args(argv: list[str] | None = None) -> tuple[Args, dict]:
-    """Flags over the environment's preset, or over the arguments of the run in --resume; and its state."""
+    """The arguments (flags override the preset or, with --resume, the run's own), and a checkpoint or {}."""
     for word in sys.argv[1:] if argv is None else argv:
         if not word.strip() or word.endswith("=") or not word.isprintable():
             what = "is empty (a variable not set?), has several lines, or letters that this locale lacks"
@@ -679,7 +693,7 @@ def check_parts(state: dict) -> None:
 
 @contextlib.contextmanager
 def restoring(args: Args, state: dict):
-    """Within, what a checkpoint lacks, or has of another shape, ends the process; then its memory is free."""
+    """Within, a checkpoint that does not fit ends the process in one sentence; then its memory is freed."""
     try:
         yield
     except (environments.BrokenEnvironment, OSError, MemoryError):
@@ -787,7 +801,7 @@ class Run:
         on_signal(self.stop)
 
     def stop(self, *_) -> None:
-        """What a signal does: it ends an evaluation at once, anything else when it is done."""
+        """Signal handler: aborts an evaluation at once; otherwise the run stops after the current update."""
         self.stopping = True
         if self.evaluating:
             self.evaluating = False
@@ -801,7 +815,7 @@ class Run:
 
     @contextlib.contextmanager
     def evaluation(self):
-        """Within, a signal ends what is done, which the resumed run will do again from its beginning."""
+        """Within, a signal aborts the evaluation; the resumed run does it again from its beginning."""
         with contextlib.suppress(Stopped):
             self.evaluating = not self.stopping
             yield

@@ -5,14 +5,15 @@ arXiv 2011.09533). Here, as in DPO, agents share no parameters.
 Details, and every difference from DPO: docs/ippo.md
 Reproduce: python ippo.py --env-id matrix/stochastic  (the return to expect: docs/findings.md)
 
-Tensors are (num_agents N, num_steps T, num_envs E, ...) or (N, batch, ...): agents always come first, but
-for the team's rewards and ends, (T, E). Agents share nothing; stacking their networks only batches them.
+Tensors are (num_agents N, num_steps T, num_envs E, ...) or (N, batch, ...): agents come first, except in the
+team's rewards, terminations and truncations, (T, E). n is the number of agents in a group that learns
+together (see Learner). Agents share nothing; stacking their networks only batches the arithmetic.
 """
 
 import os
 import signal
 
-if __name__ == "__main__":  # the imports take seconds, in which there is nothing to save
+if __name__ == "__main__":  # while the imports run, seconds, there is nothing to save
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: os._exit(75))
 
@@ -26,7 +27,6 @@ import io
 import itertools
 import json
 import math
-import operator
 import shutil
 import sys
 import time
@@ -57,24 +57,23 @@ except ImportError:  # not on Windows: there no run directory is locked
 
 SCRIPT = Path(__file__).stem
 EXIT_REQUEUE = 75  # EX_TEMPFAIL: a signal stopped the run, its checkpoint is on disk, --resume goes on
-LONGEST_EPISODE = 100_000  # steps that an evaluation waits for the end of one
-EVAL_EPISODES = 32  # per evaluation; ten times as many for the absolute metric, unless they are slow
-CHUNK = 512  # rows at a time, 4 // n times as many where n < 4 agents learn together: fits the cache
-GROUP_AGENTS = 4  # agents of a group, about, in at most 8 groups; a thread trains one group at a time
-GROUP_ROWS = 4096  # rows of a group, at least about; fewer do not pay for a thread
+LONGEST_EPISODE = 100_000  # steps after which an evaluation gives up on an episode
+EVAL_EPISODES = 32  # greedy episodes per evaluation; 10 times as many at the end, unless they are slow
+CHUNK = 512  # rows per backward pass, 4 // n times as many for groups of n < 4 agents: fits the cache
+GROUP_AGENTS = 4  # agents per group, about, in at most 8 groups; a thread trains one group at a time
+GROUP_ROWS = 4096  # rows of all agents of a group, at least: fewer are not worth a thread
+# Of metrics.csv; a row leaves empty what it does not report.
 COLUMNS = """
 global_step eval/episodic_return eval/episodic_length eval/win_rate
 charts/episodic_return charts/episodic_length charts/win_rate charts/SPS time/env time/act time/update
 losses/policy_loss losses/value_loss losses/entropy losses/grad_norm
 losses/approx_kl losses/clip_fraction dpo/kl losses/explained_variance
-""".split()  # noqa: SIM905 (of metrics.csv, whose rows may leave some out)
+""".split()  # noqa: SIM905
 
 
 @dataclass
 class Args:
-    env_id: str = (
-        "smac/2s3z"  # smac/MAP, mpe/TASK, mamujoco/ROBOT-PARTITION, matrix/stochastic, pettingzoo:MODULE
-    )
+    env_id: str = "smac/2s3z"  # smac/MAP, mpe/TASK, mamujoco/Hopper-3x1, matrix/stochastic, pettingzoo:MODULE
     env_options: tuple[str, ...] = ()  # its options, e.g. num_agents=3; docs/envs.md lists them
     seed: int = 1  # seed of environments, parameters and sampled actions
     total_timesteps: int = 10_000_000  # environment steps: one moves all agents of one environment
@@ -90,12 +89,12 @@ class Args:
     clip_coef: float = 0.2  # the ratio counts only within 1 - clip_coef and 1 + clip_coef
     log_std_init: float = 0.0  # logarithm of the standard deviation of real actions at the start
     layer_norm: bool = True  # LayerNorm before each ReLU and, of discrete actions, on the observation
-    value_norm: bool = False  # critics learn returns in units of their running deviation, per agent
+    value_norm: bool = False  # PopArt: critics learn returns normalised by running mean and std, per agent
 
     eval_every: int = 20_480  # environment steps between evaluations, 32 greedy episodes each
     checkpoint_every: int = 40_960  # environment steps between checkpoints
     runs_dir: str = "runs"  # where run directories are made
-    resume: str = ""  # run directory (or .pt file) to go on with, under its own arguments
+    resume: str = ""  # run directory (or .pt file) to continue, with the arguments it began with
     eval_only: bool = False  # with --resume: only the final evaluation, of its best parameters
     capture_video: bool = False  # record greedy episodes as video.mp4 in the run directory, at the end
     device: Literal["cpu", "cuda"] = "cpu"  # cuda: the first GPU that CUDA_VISIBLE_DEVICES names
@@ -168,9 +167,9 @@ class StackedMLP(nn.Module):
         for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
             if weight.shape[-1] > 1:
                 x = torch.baddbmm(bias, x, weight)
-            else:  # matrix products are slow where they have a single column
+            else:  # a matrix product with a single column is slow
                 x = (x * weight.mT).sum(-1, keepdim=True) + bias
-            if layer < 2:
+            if layer < len(self.weights) - 1:
                 x = F.layer_norm(x, x.shape[-1:]) if self.layer_norm else x
                 x = x.relu_()
         return x
@@ -191,8 +190,8 @@ def masked_log_softmax(logits: torch.Tensor, action_mask: torch.Tensor) -> torch
 def exp_minus_linear(x: torch.Tensor) -> torch.Tensor:
     """exp(x) - 1 - x, never negative; near 0 its gradient, expm1(x), is exact where autograd's is noise."""
     at = x.detach()
-    slope = torch.expm1(at)
-    return (slope - at).clamp(min=0.0) + slope * (x - at)  # the last term is 0, and carries the gradient
+    gradient = torch.expm1(at)
+    return (gradient - at).clamp(min=0.0) + gradient * (x - at)  # the last term is 0: it carries the gradient
 
 
 # --- same in: dpo_matrix, dpo_mpe, dpo_smac, ippo ---
@@ -214,9 +213,9 @@ class Categorical:
         self.action_mask = action_mask
 
     def sample(self, generator: torch.Generator) -> torch.Tensor:
-        """Actions (N, batch): argmax(log pi + Gumbel noise) samples pi.
+        """Actions (N, batch), by Gumbel-max: argmax(log pi + Gumbel noise) samples pi.
 
-        Noise of one shape keeps every agent's draws its own, whatever the others' policies are.
+        Noise of a fixed shape keeps every agent's draws independent of the others' policies.
         """
         gumbel = -torch.empty_like(self.logp).exponential_(generator=generator).log()
         return (self.logp + gumbel).masked_fill(~self.action_mask, -torch.inf).argmax(-1)
@@ -284,11 +283,11 @@ class RunningNorm(nn.Module):
         return (self.var + 1e-8).sqrt()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(N, batch, dim) as deviations from the mean, at most 10 standard ones."""
+        """x (N, batch, dim), normalised and clipped to ±10 standard deviations."""
         return ((x - self.mean) / self.std).clamp(-10, 10)
 
     def add(self, x: torch.Tensor, valid: torch.Tensor) -> None:
-        """Takes the valid (N, rows) of a batch (N, rows, dim) into account (Chan et al., 1979)."""
+        """Updates the statistics with the valid (N, rows) of a batch (N, rows, dim) (Chan et al., 1979)."""
         rows = valid.sum(1).view(-1, 1, 1)
         weight = valid.unsqueeze(-1) / rows.clamp(min=1)
         mean = (weight * x).sum(1, keepdim=True)
@@ -343,10 +342,10 @@ class Agents(nn.Module):
         return (self.critic(obs) * self.return_norm.std + self.return_norm.mean).squeeze(-1)
 
     @torch.no_grad()
-    def rescale(self, returns: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
-        """Takes returns (N, T, E) into return_norm and gives them in its units, within ±10.
+    def normalize_returns(self, returns: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+        """PopArt: updates return_norm with the valid returns (N, T, E), and normalises all, clipped to ±10.
 
-        The critics' last layers are rescaled, so that V stays what it was (PopArt).
+        The critics' last layers are rescaled so that V stays what it was.
         """
         rows = returns.flatten(1).unsqueeze(-1)
         norm = self.return_norm
@@ -358,7 +357,7 @@ class Agents(nn.Module):
         return norm(rows).view_as(returns)
 
     def group(self, part: slice) -> "Agents":
-        """Some of the agents as a module of their own, whose parameters are views of this one's.
+        """Some of the agents as a module of views: who trains it trains these agents.
 
         Its running statistics are stale copies: `update`, for which it is made, uses none.
         """
@@ -376,9 +375,9 @@ def gae(rewards, values, final_values, terminations, truncations, alive, gamma, 
     before each step and after the last. final_values: (N, T, E), V of the observation before autoreset, 0 for
     the dead; read only where an episode was truncated.
 
-    V is not trained on the dead. So where an agent dies, what the team earns after that, discounted, stands
-    in for V; and if the rollout ends before the episode, that is not known, and the step of death is no valid
-    sample. The steps of the dead never are.
+    V is not trained on the dead. At the step at which an agent dies, the discounted reward that its team
+    still earns until the episode ends therefore replaces V. Where the rollout ends first, that is unknown and
+    the step is invalid, as are all at which the agent is dead.
     """
     advantages = torch.zeros_like(values[:, 1:])
     valid = torch.zeros_like(alive[:, 1:])
@@ -392,7 +391,7 @@ def gae(rewards, values, final_values, terminations, truncations, alive, gamma, 
         target = rewards[t] + gamma * next_value
         valid[:, t] = alive[:, t] & next_known
         advantage = target - values[:, t] + gamma * lam * advantage * ~done
-        advantage = advantage * valid[:, t]
+        advantage = advantage * valid[:, t]  # nothing flows back from invalid steps
         advantages[:, t] = advantage
         # What it may expect after step t - 1: V if alive, else what its team earns from step t on.
         next_value = torch.where(alive[:, t], values[:, t], target)
@@ -401,7 +400,7 @@ def gae(rewards, values, final_values, terminations, truncations, alive, gamma, 
 
 
 # --- same in: dpo_smac, ippo ---
-def deviation(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+def weighted_std(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """Standard deviation over each agent's own samples: x, weight (N, T, E) -> (N, 1, 1)."""
     mean = (weight * x).sum((1, 2), keepdim=True)
     return (weight * (x - mean).square()).sum((1, 2), keepdim=True).sqrt()
@@ -409,24 +408,26 @@ def deviation(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 
 # --- same in: dpo_smac, ippo ---
 def standardize(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """x (N, T, E) to mean 0 and deviation 1 over each agent's own samples."""
+    """x (N, T, E) to mean 0 and standard deviation 1 over each agent's own samples."""
     mean = (weight * x).sum((1, 2), keepdim=True)
-    return (x - mean) / (deviation(x, weight) + 1e-8)
+    return (x - mean) / (weighted_std(x, weight) + 1e-8)
 
 
 # --- same in: dpo_smac, ippo ---
 def samples_first(batch: dict[str, torch.Tensor], valid: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Rows (N, T * E, ...) of a batch (N, T, E, ...): each agent's valid samples, and then the others."""
+    """(N, T, E, ...) to (N, T * E, ...), each agent's valid samples first: `update` skips chunks of none."""
     rows = valid.flatten(1).int().argsort(dim=1, descending=True, stable=True)
     agent = torch.arange(len(rows), device=rows.device)[:, None]
     return {name: x.flatten(1, 2)[agent, rows] for name, x in batch.items()}
 
 
 def ippo_loss(agents, obs, action_mask, actions, logprobs, advantages, returns, weight, args):
-    """Loss of a chunk of rows, summed over agents (whose parameters are disjoint), and its parts, each (N,).
+    """Loss of a chunk of rows, summed over agents (whose parameters are disjoint); its parts, (n,) each.
 
-    weight (N, rows): 1 / (the agent's valid samples in the batch), 0 at other rows, so that sums are means.
-    returns: in the critics' units, see `rescale`.
+    obs (n, rows, obs_dim); action_mask (n, rows, A or D) bool; actions (n, rows) int64 or (n, rows, D);
+    logprobs, of the actions, advantages, standardised, and returns, normalised by return_norm, (n, rows).
+    weight (n, rows): 1 / (the agent's valid samples in the batch), 0 at invalid rows, so that sums over the
+    batch's chunks are means.
     """
     policy = agents.policy(agents.actor(obs), action_mask)
     ratio = (policy.log_prob(actions) - logprobs).exp()
@@ -453,29 +454,30 @@ def clip_grad_norm_per_agent(network: nn.Module, max_norm: float) -> torch.Tenso
 
 # --- same in: dpo_smac, ippo ---
 def trained(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
-    """What a step of Adam moves, from the second on: parameters and their moments, agents first."""
+    """All that an Adam step changes: parameters and moments (n, ., .), which the first step makes."""
     parameters = optimizer.param_groups[0]["params"]
     moments = [optimizer.state[p][name] for p in parameters for name in ("exp_avg", "exp_avg_sq")]
     return [p.data for p in parameters] + moments
 
 
 def update(agents, optimizer, batch, args, loss_fn=ippo_loss) -> dict[str, torch.Tensor]:
-    """update_epochs Adam steps of n agents on the whole batch; changes the agents in place.
+    """Takes update_epochs full-batch Adam steps with n agents, in place.
 
-    batch: tensors (n, rows, ...) named as in `ippo_loss`, and `outputs`, the actor's of the rollout; taken in
-    cache-sized chunks whose gradients add up. Returns what is logged of it, (n,) each: losses of the last
-    epoch, KL and clipped share of the new policy against the old.
+    batch: the tensors of `ippo_loss`, (n, rows, ...), and `outputs`, the actors' of the rollout; gradients of
+    its cache-sized chunks add up. Returns what is logged, (n,) each: losses of the last epoch, gradient norms
+    of the actors before clipping, KL of the new policies from the old, and the share of clipped ratios.
     """
     n, rows = batch["weight"].shape
     cuda = batch["obs"].is_cuda
     size = rows if cuda else CHUNK * max(1, 4 // n)
     chunks = [{name: x[:, i : i + size] for name, x in batch.items()} for i in range(0, rows, size)]
-    # Chunks without any sample add nothing; one is kept, for the shapes. A GPU would have to be waited for.
-    # Where chunks are cut does not depend on who dies, so neither does how the sums of others are rounded.
+    # Chunks without a valid sample are skipped, but one is kept for the shapes; not on a GPU, which asking
+    # would stall. Bounds of chunks are fixed, so nobody's death changes how others' sums are rounded.
     chunks = [chunk for chunk in chunks if cuda or chunk["weight"].any()] or chunks[:1]
     with torch.no_grad():
         old_policies = [agents.policy(chunk.pop("outputs"), chunk["action_mask"]) for chunk in chunks]
-    # Adam's momentum would move an agent without a sample, one that died before the batch began.
+    # An agent without a valid sample, dead since before the batch began, must not change, but Adam's momentum
+    # would move it: it is restored after the epochs. In the first update there is no momentum yet.
     sampled = batch["weight"].any(dim=1)
     restore = bool(optimizer.state) and (cuda or not sampled.all())
     held = [x.clone() for x in trained(optimizer)] if restore else []
@@ -512,14 +514,14 @@ def update(agents, optimizer, batch, args, loss_fn=ippo_loss) -> dict[str, torch
 class Learner:
     """Runs `update` for groups of agents on threads; on a GPU for all agents at once, as a CUDA graph.
 
-    Agents share nothing, so a group is a learner by itself, and threads need no synchronisation. How agents
-    are grouped depends on the rows per agent of an update alone: on any number of threads results are equal.
+    Agents share nothing, so groups train in parallel without synchronisation. Groups depend on the number of
+    agents, the rows per update and the device, never on the number of threads: results are the same on any.
     """
 
     def __init__(self, agents: Agents, args: Args, loss_fn, rows: int):
         cuda = args.device == "cuda"
         if getattr(args, "compile", False):  # dpo_matrix.py has no such flag
-            # On a CPU into C++, which runs without Python's lock.
+            # On a CPU C++ is generated, which releases the GIL, so that groups run in parallel.
             loss_fn = torch.compile(loss_fn, options={} if cuda else {"cpp_wrapper": True})
         size = max(GROUP_AGENTS, math.ceil(GROUP_ROWS / rows))
         count = 1 if cuda else min(8, math.ceil(agents.team_size / size))
@@ -538,15 +540,15 @@ class Learner:
         self.pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))
 
     def learn(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """`update` of every group with its part of a batch (N, rows, ...); what it returns, (N,) each."""
+        """Updates every group with its part of a batch (N, rows, ...); returns what is logged, (N,) each."""
         batches = [{name: x[group] for name, x in batch.items()} for group in self.groups]
-        stats = list(self.pool.map(operator.call, self.updates, batches))
-        return {name: torch.cat([own[name] for own in stats]) for name in stats[0]}
+        stats = list(self.pool.map(lambda step, part: step(part), self.updates, batches))
+        return {name: torch.cat([group[name] for group in stats]) for name in stats[0]}
 
 
 # --- same in: dpo_mamujoco, dpo_matrix, dpo_mpe, dpo_smac, ippo ---
 def check_rollout(*largest: torch.Tensor) -> None:
-    """MemoryError where a rollout, of which these are the largest parts, and its copy will not fit."""
+    """MemoryError if a rollout, whose largest tensors are given, and its flattened copy will not fit."""
     need = 2 * sum(x.numel() * x.element_size() for x in largest)
     free = environments.free_bytes()
     if free is not None and largest[0].device.type == "cpu" and need > free:
@@ -563,26 +565,26 @@ def finite_actions(actions: torch.Tensor) -> torch.Tensor:
 
 
 def greedy(agents: Agents, obs: torch.Tensor, action_mask: torch.Tensor) -> torch.Tensor:
-    """The policies' most probable actions, of observations as they come."""
+    """The policies' most probable actions, (N, E) or (N, E, D), of raw observations."""
     return finite_actions(agents.policy(agents.actor(agents.obs_norm(obs)), action_mask).mode())
 
 
 @torch.no_grad()
 def evaluate(agents, envs, num_episodes: int, seed: list[int], frames: list | None = None):
-    """Means over greedy episodes, equally many per environment (or short ones would count too often).
+    """Means over greedy episodes, equally many per environment: the first to end would mostly be short ones.
 
-    seed: the run's, and what for: 0 and the step during training, 1 at its end, 2 a video. Of tabular games
-    it is the exact return of the policies, as in dpo_matrix.py.
+    seed: [args.seed, 0, global_step] during training, [args.seed, 1] at its end, [args.seed, 2] for a video.
+    Tabular games are not played: their result is the exact return of the policies, as in dpo_matrix.py.
     """
     if envs.exact and frames is None:
         states = torch.eye(envs.obs_dim, device=envs.device).expand(envs.num_agents, -1, -1)
         logits = agents.actor(agents.obs_norm(states))
         return {"eval/episodic_return": envs.exact_return(logits.double().softmax(-1).cpu().numpy())}
     obs, infos = envs.reset(seed=int(np.random.SeedSequence(seed).generate_state(1)[0]))
-    each = math.ceil(num_episodes / envs.num_envs)
+    per_env = math.ceil(num_episodes / envs.num_envs)
     episodes = [[] for _ in range(envs.num_envs)]
     steps = 0
-    while (ended := min(len(own) for own in episodes)) < each:
+    while (ended := min(len(own) for own in episodes)) < per_env:
         if steps >= LONGEST_EPISODE * (ended + 1):
             what = f"an episode did not end within {LONGEST_EPISODE:,} steps; give the environment a limit"
             raise environments.BrokenEnvironment(f"{what} (--env-options episode_limit=STEPS).")
@@ -592,15 +594,15 @@ def evaluate(agents, envs, num_episodes: int, seed: list[int], frames: list | No
         obs, _, _, _, infos = envs.step(greedy(agents, obs, infos["action_mask"]))
         for episode in infos["episodes"]:
             episodes[episode["env"]].append(episode)
-    return mean_over_episodes([episode for own in episodes for episode in own[:each]], "eval/")
+    return mean_over_episodes([episode for own in episodes for episode in own[:per_env]], "eval/")
 
 
 def train(args: Args, envs, eval_envs, agents: Agents, state: dict) -> tuple[Path, dict]:
-    """Rollout, advantages, update, over and over; the run directory, and what evaluated best."""
+    """Repeats rollout, advantages, update. Returns the run directory and the state_dict that scored best."""
     N, T, E = envs.num_agents, args.num_steps, args.num_envs
     zeros = functools.partial(torch.zeros, device=args.device)
     raw_obs = zeros(N, T, E, envs.obs_dim)
-    obs = zeros(N, T, E, envs.obs_dim)  # as obs_norm has them
+    obs = zeros(N, T, E, envs.obs_dim)  # after obs_norm
     action_mask = zeros(N, T, E, envs.num_actions, dtype=torch.bool)
     outputs = zeros(N, T, E, envs.num_actions)  # of the actors: logits or means
     if envs.discrete:
@@ -617,7 +619,7 @@ def train(args: Args, envs, eval_envs, agents: Agents, state: dict) -> tuple[Pat
     check_rollout(raw_obs, obs, action_mask, outputs)
 
     learner = Learner(agents, args, ippo_loss, T * E)
-    # Not the stream that drew the parameters; on a CPU a seed counts modulo 2**32.
+    # Actions must not reuse the numbers that drew the parameters; a CPU's generator reads 32 bits of a seed.
     stream = np.random.SeedSequence(args.seed, spawn_key=(1,)).generate_state(1)
     generator = torch.Generator(args.device).manual_seed(int(stream[0]))
 
@@ -683,7 +685,7 @@ def train(args: Args, envs, eval_envs, agents: Agents, state: dict) -> tuple[Pat
             rewards, values, final_values, terminations, truncations, alive, args.gamma, args.gae_lambda
         )
         weight = valid / valid.sum((1, 2), keepdim=True).clamp(min=1)
-        targets = agents.rescale(returns, valid) if args.value_norm else returns  # in the critics' units
+        targets = agents.normalize_returns(returns, valid) if args.value_norm else returns
         batch = dict(obs=obs, action_mask=action_mask, actions=actions, logprobs=logprobs, outputs=outputs)
         batch |= dict(advantages=standardize(advantages, weight), returns=targets, weight=weight)
         batch = samples_first(batch, valid)
@@ -692,7 +694,7 @@ def train(args: Args, envs, eval_envs, agents: Agents, state: dict) -> tuple[Pat
 
         # --- update; same in: dpo_smac, ippo ---
         stats = learner.learn(batch)
-        unexplained = deviation(returns - values[:, :-1], weight) / (deviation(returns, weight) + 1e-8)
+        unexplained = weighted_std(returns - values[:, :-1], weight) / (weighted_std(returns, weight) + 1e-8)
         stats["losses/explained_variance"] = 1 - unexplained.square().flatten()
         row = {name: float(x.mean()) for name, x in stats.items()}
         clock.lap("update")
@@ -704,7 +706,7 @@ def train(args: Args, envs, eval_envs, agents: Agents, state: dict) -> tuple[Pat
 
 def main() -> None:
     args, state = parse_args()
-    torch.set_num_threads(1)  # cores are for groups of agents, --torch-threads, not for single operators
+    torch.set_num_threads(1)  # per operator: --torch-threads are for groups of agents in parallel
     torch.manual_seed(args.seed)
     threaded = args.env_id.startswith(("mamujoco/", "smac/"))
     options = {"threads": thread_count(args)} if threaded else {}
@@ -718,10 +720,10 @@ def main() -> None:
     video_envs = make(1, render_mode="rgb_array") if args.capture_video else None
     if video_envs:
         video_envs.reset()
-        video_envs.render()  # where it cannot, that is told before the training
+        video_envs.render()  # fails now, not after the training, where nothing can be drawn
 
     sizes = (envs.num_agents, envs.obs_dim, envs.num_actions)
-    norm_obs = min(envs.agent_obs_dims) > 2  # of one or two numbers LayerNorm would leave nothing or a sign
+    norm_obs = min(envs.agent_obs_dims) > 2  # LayerNorm of one or two numbers leaves 0 or a sign
     agents = Agents(*sizes, envs.discrete, args.layer_norm, norm_obs, args.log_std_init)
     agents.to(args.device)
     if args.eval_only:
@@ -755,7 +757,7 @@ def check_ranges(args: Args) -> None:
 
 
 def parse_args(argv: list[str] | None = None) -> tuple[Args, dict]:
-    """Flags over the environment's preset, or over the arguments of the run in --resume; and its state."""
+    """The arguments (flags override the preset or, with --resume, the run's own), and a checkpoint or {}."""
     for word in sys.argv[1:] if argv is None else argv:
         if not word.strip() or word.endswith("=") or not word.isprintable():
             what = "is empty (a variable not set?), has several lines, or letters that this locale lacks"
@@ -881,7 +883,7 @@ def check_parts(state: dict) -> None:
 
 @contextlib.contextmanager
 def restoring(args: Args, state: dict):
-    """Within, what a checkpoint lacks, or has of another shape, ends the process; then its memory is free."""
+    """Within, a checkpoint that does not fit ends the process in one sentence; then its memory is freed."""
     try:
         yield
     except (environments.BrokenEnvironment, OSError, MemoryError):
@@ -989,7 +991,7 @@ class Run:
         on_signal(self.stop)
 
     def stop(self, *_) -> None:
-        """What a signal does: it ends an evaluation at once, anything else when it is done."""
+        """Signal handler: aborts an evaluation at once; otherwise the run stops after the current update."""
         self.stopping = True
         if self.evaluating:
             self.evaluating = False
@@ -1003,7 +1005,7 @@ class Run:
 
     @contextlib.contextmanager
     def evaluation(self):
-        """Within, a signal ends what is done, which the resumed run will do again from its beginning."""
+        """Within, a signal aborts the evaluation; the resumed run does it again from its beginning."""
         with contextlib.suppress(Stopped):
             self.evaluating = not self.stopping
             yield

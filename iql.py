@@ -12,7 +12,7 @@ first, except in the replay buffer. They share nothing; stacking their networks 
 import os
 import signal
 
-if __name__ == "__main__":  # the imports take seconds, in which there is nothing to save
+if __name__ == "__main__":  # while the imports run, seconds, there is nothing to save
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: os._exit(75))
 
@@ -26,7 +26,6 @@ import io
 import itertools
 import json
 import math
-import operator
 import shutil
 import sys
 import time
@@ -56,16 +55,17 @@ except ImportError:  # not on Windows: there no run directory is locked
 
 SCRIPT = Path(__file__).stem
 EXIT_REQUEUE = 75  # EX_TEMPFAIL: a signal stopped the run, its checkpoint is on disk, --resume goes on
-LONGEST_EPISODE = 100_000  # steps that an evaluation waits for the end of one
-EVAL_EPISODES = 32  # per evaluation; ten times as many for the absolute metric, unless they are slow
+LONGEST_EPISODE = 100_000  # steps after which an evaluation gives up on an episode
+EVAL_EPISODES = 32  # greedy episodes per evaluation; 10 times as many at the end, unless they are slow
 HIDDEN = 128  # units of every layer
-GROUP_AGENTS = 4  # agents of a group, about, in at most 8 groups; a thread trains one group at a time
+GROUP_AGENTS = 4  # agents per group, about, in at most 8 groups; a thread trains one group at a time
 LOG_EVERY = 2048  # environment steps that a row of metrics.csv averages over, at least
+# Of metrics.csv; a row leaves empty what it does not report.
 COLUMNS = """
 global_step eval/episodic_return eval/episodic_length eval/win_rate
 charts/episodic_return charts/episodic_length charts/win_rate charts/SPS time/env time/act time/update
 charts/epsilon charts/episodes losses/td_loss losses/q_values losses/td_targets losses/grad_norm
-""".split()  # noqa: SIM905 (of metrics.csv, whose rows may leave some out)
+""".split()  # noqa: SIM905
 
 
 @dataclass
@@ -91,7 +91,7 @@ class Args:
     eval_every: int = 20_480  # environment steps between evaluations, 32 greedy episodes each
     checkpoint_every: int = 102_400  # environment steps between checkpoints, which hold the replay buffer
     runs_dir: str = "runs"  # where run directories are made
-    resume: str = ""  # run directory (or .pt file) to go on with, under its own arguments
+    resume: str = ""  # run directory (or .pt file) to continue, with the arguments it began with
     eval_only: bool = False  # with --resume: only the final evaluation, of its best parameters
     capture_video: bool = False  # record greedy episodes as video.mp4 in the run directory, at the end
     device: Literal["cpu", "cuda"] = "cpu"  # cuda: the first GPU that CUDA_VISIBLE_DEVICES names
@@ -156,7 +156,7 @@ class QNetworks(nn.Module):
         return torch.baddbmm(self.biases[index], x, self.weights[index])
 
     def group(self, part: slice) -> "QNetworks":
-        """Some of the agents as a module of their own, whose parameters are views of this one's."""
+        """Some of the agents as a module of views: who trains it trains these agents."""
         members = copy.deepcopy(self)
         for mine, whole in zip(members.parameters(), self.parameters(), strict=True):
             mine.data = whole.data[part]
@@ -374,8 +374,8 @@ def update(agents, target, optimizer, batch, args, cell=gru_cell) -> dict[str, t
 class Learner:
     """Runs `update` for groups of agents on threads; on a GPU for all agents at once, as a CUDA graph.
 
-    Agents share nothing, so a group is a learner by itself, and threads need no synchronisation. How agents
-    are grouped does not depend on the number of threads: on any number of them results are equal.
+    Agents share nothing, so groups train in parallel without synchronisation. Groups depend on the number of
+    agents and the device, never on the number of threads: results are the same on any.
     """
 
     def __init__(self, agents: QNetworks, args: Args):
@@ -403,11 +403,11 @@ class Learner:
         self.pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))
 
     def learn(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """`update` of every group with its part of a batch, and what is the team's; returns (N,) each."""
+        """Updates every group with its part of a batch and the team's; returns what is logged, (N,) each."""
         team = ("rewards", "terminations", "filled", "active")
         batches = [{name: x if name in team else x[g] for name, x in batch.items()} for g in self.groups]
-        stats = list(self.pool.map(operator.call, self.updates, batches))
-        return {name: torch.cat([own[name] for own in stats]) for name in stats[0]}
+        stats = list(self.pool.map(lambda step, part: step(part), self.updates, batches))
+        return {name: torch.cat([group[name] for group in stats]) for name in stats[0]}
 
 
 def greedy(agents, obs, action_mask, carry) -> tuple[torch.Tensor, torch.Tensor]:
@@ -437,16 +437,16 @@ def explore(actions, action_mask, epsilon: float, random: np.random.Generator) -
 
 @torch.no_grad()
 def evaluate(agents, envs, num_episodes: int, seed: list[int], frames: list | None = None):
-    """Means over greedy episodes, equally many per environment (or short ones would count too often).
+    """Means over greedy episodes, equally many per environment: the first to end would mostly be short ones.
 
-    seed: the run's, and what for: 0 and the step during training, 1 at its end, 2 a video.
+    seed: [args.seed, 0, global_step] during training, [args.seed, 1] at its end, [args.seed, 2] for a video.
     """
     obs, infos = envs.reset(seed=int(np.random.SeedSequence(seed).generate_state(1)[0]))
-    each = math.ceil(num_episodes / envs.num_envs)
+    per_env = math.ceil(num_episodes / envs.num_envs)
     episodes = [[] for _ in range(envs.num_envs)]
     carry = agents.empty_carry(envs.num_envs)
     steps = 0
-    while (ended := min(len(own) for own in episodes)) < each:
+    while (ended := min(len(own) for own in episodes)) < per_env:
         if steps >= LONGEST_EPISODE * (ended + 1):
             what = f"an episode did not end within {LONGEST_EPISODE:,} steps; give the environment a limit"
             raise environments.BrokenEnvironment(f"{what} (--env-options episode_limit=STEPS).")
@@ -458,7 +458,7 @@ def evaluate(agents, envs, num_episodes: int, seed: list[int], frames: list | No
         carry = remember(actions, hidden, terminated | truncated, envs.num_actions)
         for episode in infos["episodes"]:
             episodes[episode["env"]].append(episode)
-    return mean_over_episodes([episode for own in episodes for episode in own[:each]], "eval/")
+    return mean_over_episodes([episode for own in episodes for episode in own[:per_env]], "eval/")
 
 
 # --- same in: iddpg, iql ---
@@ -487,7 +487,10 @@ def add_update(window: dict, stats: dict[str, torch.Tensor]) -> None:
 
 
 def train(args: Args, envs, eval_envs, agents: QNetworks, state: dict) -> tuple[Path, dict]:
-    """A step, then updates for episodes that ended. The run directory, and what evaluated best."""
+    """Repeats a step and updates for episodes that ended.
+
+    Returns the run directory and the state_dict that scored best.
+    """
     learner = Learner(agents, args)
     replay = Replay(args, envs)
     random = np.random.default_rng([args.seed, 2])  # exploration and replay
@@ -586,7 +589,7 @@ def train(args: Args, envs, eval_envs, agents: QNetworks, state: dict) -> tuple[
 
 def main() -> None:
     args, state = parse_args()
-    torch.set_num_threads(1)  # cores are for groups of agents, --torch-threads, not for single operators
+    torch.set_num_threads(1)  # per operator: --torch-threads are for groups of agents in parallel
     torch.manual_seed(args.seed)
     options = {"threads": thread_count(args)} if args.env_id.startswith("smac/") else {}
     options |= environments.parse_options(args.env_options)
@@ -604,7 +607,7 @@ def main() -> None:
     video_envs = make(1, render_mode="rgb_array") if args.capture_video else None
     if video_envs:
         video_envs.reset()
-        video_envs.render()  # where it cannot, that is told before the training
+        video_envs.render()  # fails now, not after the training, where nothing can be drawn
 
     agents = QNetworks(envs.num_agents, envs.obs_dim + envs.num_actions, envs.num_actions)
     agents.to(args.device)
@@ -638,7 +641,7 @@ def check_ranges(args: Args) -> None:
 
 
 def parse_args(argv: list[str] | None = None) -> tuple[Args, dict]:
-    """Flags over the environment's preset, or over the arguments of the run in --resume; and its state."""
+    """The arguments (flags override the preset or, with --resume, the run's own), and a checkpoint or {}."""
     for word in sys.argv[1:] if argv is None else argv:
         if not word.strip() or word.endswith("=") or not word.isprintable():
             what = "is empty (a variable not set?), has several lines, or letters that this locale lacks"
@@ -764,7 +767,7 @@ def check_parts(state: dict) -> None:
 
 @contextlib.contextmanager
 def restoring(args: Args, state: dict):
-    """Within, what a checkpoint lacks, or has of another shape, ends the process; then its memory is free."""
+    """Within, a checkpoint that does not fit ends the process in one sentence; then its memory is freed."""
     try:
         yield
     except (environments.BrokenEnvironment, OSError, MemoryError):
@@ -872,7 +875,7 @@ class Run:
         on_signal(self.stop)
 
     def stop(self, *_) -> None:
-        """What a signal does: it ends an evaluation at once, anything else when it is done."""
+        """Signal handler: aborts an evaluation at once; otherwise the run stops after the current update."""
         self.stopping = True
         if self.evaluating:
             self.evaluating = False
@@ -886,7 +889,7 @@ class Run:
 
     @contextlib.contextmanager
     def evaluation(self):
-        """Within, a signal ends what is done, which the resumed run will do again from its beginning."""
+        """Within, a signal aborts the evaluation; the resumed run does it again from its beginning."""
         with contextlib.suppress(Stopped):
             self.evaluating = not self.stopping
             yield

@@ -145,7 +145,7 @@ def test_advantages_are_standardised_per_agent_over_its_own_living_samples():
     x = torch.randn(N, 20, 5, generator=generator) * torch.tensor([1.0, 50.0, 0.1]).view(N, 1, 1) + 7
     alive = torch.rand(N, 20, 5, generator=generator) < 0.6
     weight = alive / alive.sum((1, 2), keepdim=True)
-    result, deviation = dpo_smac.standardize(x, weight), dpo_smac.deviation(x, weight)
+    result, deviation = dpo_smac.standardize(x, weight), dpo_smac.weighted_std(x, weight)
     for i in range(N):
         own = x[i][alive[i]].double()
         expected = (own - own.mean()) / own.std(correction=0)

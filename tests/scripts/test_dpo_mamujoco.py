@@ -161,7 +161,7 @@ def test_new_statistics_of_returns_leave_values_as_they_are():
     agents = make_agents()
     obs = torch.randn(N, 30, OBS)
     before = agents.value(obs)
-    scaled = agents.rescale(torch.randn(N, 100, 5) * 40 + 300)
+    scaled = agents.normalize_returns(torch.randn(N, 100, 5) * 40 + 300)
     assert scaled.shape == (N, 100, 5) and scaled.mean().abs() < 1e-3
     assert (scaled.std((1, 2)) - 1).abs().max() < 1e-2
     torch.testing.assert_close(agents.value(obs), before, atol=1e-3, rtol=1e-4)

@@ -271,7 +271,7 @@ def test_new_statistics_of_returns_leave_values_as_they_are():
     """Else every batch would begin with critics that are wrong by the change of scale."""
     agents, obs, returns = make_agents(), torch.randn(N, 30, OBS), torch.randn(N, 50, 10) * 40 + 300
     before = agents.value(obs)
-    scaled = agents.rescale(returns, torch.ones_like(returns, dtype=torch.bool))
+    scaled = agents.normalize_returns(returns, torch.ones_like(returns, dtype=torch.bool))
     torch.testing.assert_close(agents.value(obs), before, atol=1e-3, rtol=1e-4)
     assert (agents.return_norm.mean > 290).all()
     torch.testing.assert_close(scaled.std((1, 2)), torch.ones(N), atol=1e-2, rtol=0)
