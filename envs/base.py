@@ -50,8 +50,9 @@ class TeamVectorEnv(VectorEnv):
     action_mask (E, N, num_actions) bool: choices available at obs; of real actions the agent's own, not the
         padding.
     alive (E, N) bool: agents alive at obs.
-    final_obs (E, N, obs_dim), final_alive (E, N) bool: what an episode ended with, and who was alive then,
-        where _final_obs (E,) bool; else zeros.
+    final_obs (E, N, obs_dim), final_action_mask (E, N, num_actions) bool, final_alive (E, N) bool: what an
+        episode ended with, which choices were available then, and who was alive, where _final_obs (E,) bool;
+        else zeros.
     episode {"r": (E,) float32, "l": (E,) int64}: return and length of an episode, where _episode (E,) bool.
     battle_won (E,) bool: the battle that ended was won; of environments with `wins`.
     """

@@ -88,11 +88,11 @@ class AgentsFirst(TeamWrapper):
     """What a learner in PyTorch wants: tensors on `device`, the agents in front.
 
     Observations (N, E, obs_dim), actions (N, E) int or (N, E, num_actions) real, which are clipped to their
-    bounds; rewards and ends (E,). Of infos action_mask and alive are tensors (N, E, ...); final_obs and
-    final_alive, too, but there on steps only on which an episode ended. infos["episodes"] lists the episodes
-    that ended, in order of their environments, as {"env": e, "episodic_return": ..., "episodic_length": ...}
-    and, where environments have `wins`, "win_rate", 0.0 or 1.0; episodes that the real game dropped are left
-    out. Other infos are the environment's.
+    bounds; rewards and ends (E,). Of infos action_mask and alive are tensors (N, E, ...); final_obs,
+    final_action_mask and final_alive, too, but there on steps only on which an episode ended.
+    infos["episodes"] lists the episodes that ended, in order of their environments, as {"env": e,
+    "episodic_return": ..., "episodic_length": ...} and, where environments have `wins`, "win_rate", 0.0 or
+    1.0; episodes that the real game dropped are left out. Other infos are the environment's.
 
     On the CPU tensors share the environment's arrays; on a GPU no copy to it is waited for.
     """
@@ -117,7 +117,7 @@ class AgentsFirst(TeamWrapper):
         """Observations and infos as a learner sees them."""
         self._last = {"obs": obs, "action_mask": infos["action_mask"], "alive": infos["alive"]}
         seen = {name: self._agents(array) for name, array in self._last.items()}
-        ending = {name: infos.pop(name) for name in ("final_obs", "final_alive")}
+        ending = {name: infos.pop(name) for name in ("final_obs", "final_action_mask", "final_alive")}
         if infos["_final_obs"].any():
             seen |= {name: self._agents(array) for name, array in ending.items()}
         return seen.pop("obs"), infos | seen | {"episodes": self._episodes(infos)}

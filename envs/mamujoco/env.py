@@ -219,6 +219,7 @@ class MaMujocoVectorEnv(TeamVectorEnv):
         done = terminated | truncated
         if done.any():
             infos["final_obs"][done], infos["final_alive"][done] = obs[done], True
+            infos["final_action_mask"][done] = self._mask[done]
             infos["_final_obs"], infos["_episode"] = done, done.copy()
             infos["episode"]["r"][done] = self._return[done]
             infos["episode"]["l"][done] = self._length[done]
@@ -378,6 +379,7 @@ class MaMujocoVectorEnv(TeamVectorEnv):
             "action_mask": self._mask.copy(),
             "alive": np.ones((E, N), dtype=np.bool_),
             "final_obs": np.zeros((E, N, self.obs_dim), dtype=np.float32),
+            "final_action_mask": np.zeros_like(self._mask),
             "final_alive": np.zeros((E, N), dtype=np.bool_),
             "_final_obs": np.zeros(E, dtype=np.bool_),
             "episode": {"r": np.zeros(E, dtype=np.float32), "l": np.zeros(E, dtype=np.int64)},

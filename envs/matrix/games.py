@@ -175,6 +175,7 @@ class TabularGame(TeamVectorEnv):
         self._transitions = self.transitions.reshape(S, -1, S)
         self._state, self._length = np.zeros((2, num_envs), dtype=np.int64)
         self._return = np.zeros(num_envs, dtype=np.float64)
+        self._no_mask = np.zeros((num_envs, N, A), dtype=np.bool_)
         self._started = False
         self._seed_streams(seed)
 
@@ -193,7 +194,11 @@ class TabularGame(TeamVectorEnv):
         return self._observe(), self._infos()
 
     def step(self, actions: np.ndarray) -> Step:
-        """Play actions int (E, N). ValueError, with nothing played, on a wrong shape, dtype or action."""
+        """Play actions int (E, N). ValueError, with nothing played, on a wrong shape, dtype or action.
+
+        On steps on which no episode ends, infos["final_action_mask"] holds the same zeros every time: copy
+        them before writing to them. No other array is used again.
+        """
         if not self._started:
             raise RuntimeError("Call reset() before the first step.")
         actions = integers(actions, self.num_envs, self.num_agents)
@@ -213,6 +218,7 @@ class TabularGame(TeamVectorEnv):
         infos = self._infos()
         if done.any():
             infos["final_obs"][done], infos["final_alive"][done] = self._observe()[done], True
+            infos["final_action_mask"] = done[:, None, None] & infos["action_mask"]
             infos["_final_obs"], infos["_episode"] = done, done.copy()
             infos["episode"]["r"][done] = self._return[done]
             infos["episode"]["l"][done] = self._length[done]
@@ -230,6 +236,7 @@ class TabularGame(TeamVectorEnv):
             "action_mask": np.ones((E, N, self.num_actions), dtype=np.bool_),
             "alive": np.ones((E, N), dtype=np.bool_),
             "final_obs": np.zeros((E, N, self.num_states), dtype=np.float32),
+            "final_action_mask": self._no_mask,
             "final_alive": np.zeros((E, N), dtype=np.bool_),
             "_final_obs": np.zeros(E, dtype=np.bool_),
             "episode": {"r": np.zeros(E, dtype=np.float32), "l": np.zeros(E, dtype=np.int64)},

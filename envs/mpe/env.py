@@ -275,8 +275,9 @@ class MpeVectorEnv(TeamVectorEnv):
     def step(self, actions: np.ndarray) -> Step:
         """Play actions int (E, N). ValueError, with nothing played, on a wrong shape, dtype or action.
 
-        On steps on which no episode ends, infos["final_obs"], ["final_alive"] and ["episode"] hold the same
-        zeros every time: copy them before writing to them. No other array is used again.
+        On steps on which no episode ends, infos["final_obs"], ["final_action_mask"], ["final_alive"] and
+        ["episode"] hold the same zeros every time: copy them before writing to them. No other array is used
+        again.
         """
         if not self._started:
             raise RuntimeError("Call reset() before the first step.")
@@ -302,6 +303,7 @@ class MpeVectorEnv(TeamVectorEnv):
         E = self.num_envs
         return {
             "final_obs": np.zeros((E, self.num_agents, self.obs_dim), dtype=np.float32),
+            "final_action_mask": ended[:, None, None] & self._mask,
             "final_alive": ended[:, None] & self._alive,
             "episode": {"r": np.zeros(E, dtype=np.float32), "l": np.zeros(E, dtype=np.int64)},
         }

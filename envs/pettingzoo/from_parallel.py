@@ -179,7 +179,7 @@ class ParallelVectorEnv(TeamVectorEnv):
         E = self.num_envs
         reward = np.zeros(E, dtype=np.float32)
         terminated, truncated = np.zeros((2, E), dtype=np.bool_)
-        final_obs, final_alive = np.zeros_like(self._obs), np.zeros_like(self._alive)
+        final_obs, final_mask, final_alive = map(np.zeros_like, (self._obs, self._mask, self._alive))
         episode: dict[str, Any] = {"r": np.zeros(E, dtype=np.float32), "l": np.zeros(E, dtype=np.int64)}
         for e in range(E):
             reward[e], seen, ends, about, left = self._guard(e, self._play, played[e])
@@ -189,7 +189,8 @@ class ParallelVectorEnv(TeamVectorEnv):
                 continue
             terminated[e] = self._all_terminated[e] and not left
             truncated[e] = not terminated[e]
-            self._guard(e, self._look_back, seen, about, left, final_obs[e], final_alive[e])
+            final = final_obs[e], final_mask[e], final_alive[e]
+            self._guard(e, self._look_back, seen, about, left, *final)
             if truncated[e]:  # the others would have gone on, who was terminated not
                 final_alive[e] &= [not ends.get(agent) for agent in self.possible_agents]
                 self._guard(e, self._check_last, seen, final_alive[e])
@@ -198,8 +199,9 @@ class ParallelVectorEnv(TeamVectorEnv):
         self._check_seen()
         self._started = True
         ended = terminated | truncated
-        infos = self._infos() | {"final_obs": final_obs, "final_alive": final_alive, "episode": episode}
-        infos |= {"_final_obs": ended, "_episode": ended.copy()}
+        infos = self._infos() | {"final_obs": final_obs, "final_action_mask": final_mask}
+        infos |= {"final_alive": final_alive, "_final_obs": ended}
+        infos |= {"episode": episode, "_episode": ended.copy()}
         return self._obs.copy(), reward, terminated, truncated, infos
 
     def get_state(self) -> dict[str, np.ndarray]:
@@ -321,20 +323,31 @@ class ParallelVectorEnv(TeamVectorEnv):
                 )
             self._obs[e, i, : self.agent_obs_dims[i]] = self._vector(i, seen[agent])
             if self.discrete:
-                parts = seen[agent] if _is_dict(seen[agent]) else {}
-                mask = parts.get("action_mask", (about.get(agent) or {}).get("action_mask"))
-                if mask is not None:
-                    self._mask[e, i] = self._available(e, i, mask)
+                empty = None if self._alive[e, i] else self._nothing
+                self._mask[e, i] = self._available(i, seen, about, empty)
 
     def _look_back(
-        self, e: int, seen: Mapping, about: Mapping, left: set, final_obs: np.ndarray, final_alive: np.ndarray
+        self,
+        e: int,
+        seen: Mapping,
+        about: Mapping,
+        left: set,
+        final_obs: np.ndarray,
+        final_mask: np.ndarray,
+        final_alive: np.ndarray,
     ) -> None:
-        """Note what environment e's agents, and those `left` at its end, saw then, and whether they lived."""
+        """Note what environment e's agents, and those `left` at its end, saw and might have done then, and
+        whether they lived. Where nothing can be done any more, a mask without an action says nothing."""
+        final_mask[:] = self._own
         for i, agent in enumerate(self.possible_agents):
-            if self._here[e, i] or agent in left:
+            here = self._here[e, i] or agent in left
+            if here:
                 final_alive[i] = self._lives(agent, about)
                 if agent in seen:
                     final_obs[i, : self.agent_obs_dims[i]] = self._vector(i, seen[agent])
+            if self.discrete:
+                empty = self._own[i] if final_alive[i] else self._nothing
+                final_mask[i] = self._available(i, seen, about, empty) if here else self._nothing
         self._check_finite(final_obs)
 
     def _check_last(self, _: int, seen: Mapping, final_alive: np.ndarray) -> None:
@@ -352,19 +365,27 @@ class ParallelVectorEnv(TeamVectorEnv):
             raise BrokenEnvironment(f"The info of {agent} of {self.name} must be a dict; got {short(info)}.")
         return bool(info.get("alive", True))
 
-    def _available(self, e: int, i: int, mask: Any) -> np.ndarray:
-        """Agent i's action_mask (A,) bool; of the dead that stay an empty one leaves action 0."""
-        size = self.agent_act_dims[i]
+    def _available(self, i: int, seen: Mapping, about: Mapping, empty: np.ndarray | None) -> np.ndarray:
+        """Agent i's action_mask (A,) bool: all its own actions where none is given, `empty` where one has no
+        action, which is refused without it."""
+        agent, size = self.possible_agents[i], self.agent_act_dims[i]
+        told: Any = seen.get(agent)
+        mask = (about.get(agent) or {}).get("action_mask")
+        if _is_dict(told):
+            mask = told.get("action_mask", mask)
+        if mask is None:
+            return self._own[i]
         flat = np.ravel(mask)
         sound = flat.size == size and flat.dtype.kind in "biuf" and np.isin(flat, (0, 1)).all()
-        if not sound or (not flat.any() and self._alive[e, i]):
+        if not sound or (not flat.any() and empty is None):
             raise BrokenEnvironment(
-                f"The action_mask of {self.possible_agents[i]} of {self.name} must hold {size} entries, one "
-                f"of them 1 at least, the others 0 or 1; got {short(flat.tolist())}."
+                f"The action_mask of {agent} of {self.name} must hold {size} entries, one of them 1 at "
+                f"least, the others 0 or 1; got {short(flat.tolist())}."
             )
+        if empty is not None and not flat.any():
+            return empty
         found = np.zeros(self.num_actions, dtype=np.bool_)
         found[:size] = flat
-        found[0] |= not flat.any()
         return found
 
     def _vector(self, i: int, seen: Any) -> np.ndarray:
@@ -472,6 +493,7 @@ class ParallelVectorEnv(TeamVectorEnv):
             "action_mask": self._mask.copy(),
             "alive": self._alive.copy(),
             "final_obs": np.zeros_like(self._obs),
+            "final_action_mask": np.zeros_like(self._mask),
             "final_alive": np.zeros_like(self._alive),
             "_final_obs": np.zeros(E, dtype=np.bool_),
             "episode": {"r": np.zeros(E, dtype=np.float32), "l": np.zeros(E, dtype=np.int64)},

@@ -178,6 +178,7 @@ class SmacVectorEnv(TeamVectorEnv):
         obs, infos = self._observe()
         if done.any():
             infos["final_obs"][done] = obs[done]
+            infos["final_action_mask"][done] = infos["action_mask"][done]
             infos["final_alive"] = infos["alive"] & done[:, None]
             infos["_final_obs"] = done
             infos["_episode"] = done.copy()
@@ -222,6 +223,7 @@ class SmacVectorEnv(TeamVectorEnv):
             "action_mask": np.empty((E, N, self.num_actions), dtype=np.bool_),
             "alive": np.empty((E, N), dtype=np.bool_),
             "final_obs": np.zeros((E, N, self.obs_dim), dtype=np.float32),
+            "final_action_mask": np.zeros((E, N, self.num_actions), dtype=np.bool_),
             "final_alive": np.zeros((E, N), dtype=np.bool_),
             "_final_obs": np.zeros(E, dtype=np.bool_),
             "episode": {"r": np.zeros(E, dtype=np.float32), "l": np.zeros(E, dtype=np.int64)},

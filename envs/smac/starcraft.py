@@ -164,9 +164,9 @@ class StarCraftVectorEnv(TeamVectorEnv):
     def step(self, actions: np.ndarray) -> Step:
         """Play actions (E, N) int for one step of 8 game loops.
 
-        An environment whose game is lost returns reward 0, truncated and dropped True, and as final_obs and
-        final_alive what was seen last. ValueError for a bad action (no game has moved), StarCraftError after
-        max_restarts failures in a row.
+        An environment whose game is lost returns reward 0, truncated and dropped True, and as final_obs,
+        final_action_mask and final_alive what was seen last. ValueError for a bad action (no game has
+        moved), StarCraftError after max_restarts failures in a row.
         """
         if not self._mask.any():
             raise RuntimeError("Call reset() before the first step.")
@@ -190,12 +190,13 @@ class StarCraftVectorEnv(TeamVectorEnv):
         self._played += finished
         self._failures[finished] = 0
         final_obs = np.where(ended[:, None, None], self._obs, np.float32(0))
-        final_alive = ended[:, None] & self._living()
+        final_mask, final_alive = ended[:, None, None] & self._mask, ended[:, None] & self._living()
         returns = np.where(finished, self._returns, 0).astype(np.float32)
         episode = {"r": returns, "l": np.where(finished, self._lengths, 0)}
         self._begin(np.flatnonzero(ended).tolist())
         infos = self._infos()
-        infos.update(final_obs=final_obs, _final_obs=ended, final_alive=final_alive)
+        infos.update(final_obs=final_obs, _final_obs=ended)
+        infos.update(final_action_mask=final_mask, final_alive=final_alive)
         infos.update(episode=episode, _episode=finished)
         infos.update(battle_won=won, dropped=dropped)
         return self._obs.copy(), reward, terminated, truncated, infos
@@ -374,6 +375,7 @@ class StarCraftVectorEnv(TeamVectorEnv):
             "action_mask": self._mask.copy(),
             "alive": self._living(),
             "final_obs": np.zeros_like(self._obs),
+            "final_action_mask": np.zeros_like(self._mask),
             "final_alive": np.zeros_like(self._mask[:, :, 0]),
             "episode": {"r": np.zeros(E, dtype=np.float32), "l": np.zeros(E, dtype=np.int64)},
             **{

@@ -78,6 +78,7 @@ def test_infos_are_the_same_in_all_families(family):
         "action_mask": ((E, N, A), bool),
         "alive": ((E, N), bool),
         "final_obs": ((E, N, env.obs_dim), np.float32),
+        "final_action_mask": ((E, N, A), bool),
         "final_alive": ((E, N), bool),
         "_final_obs": ((E,), bool),
         "_episode": ((E,), bool),
@@ -91,7 +92,12 @@ def test_infos_are_the_same_in_all_families(family):
         if not env.discrete:
             assert (infos["action_mask"] == own).all()
         assert (infos["_final_obs"] == ended).all()
-        assert not infos["final_obs"][~ended].any() and not infos["final_alive"][~ended].any()
+        for name in ("final_obs", "final_action_mask", "final_alive"):
+            assert not infos[name][~ended].any()
+        assert not (infos["final_action_mask"] & ~own).any()
+        assert infos["final_action_mask"][ended].any(-1).all()
+        if not env.wins and "pettingzoo" not in family:
+            assert (infos["final_action_mask"][ended] == own).all()
         # In all of these games who is alive sees something.
         assert (infos["final_alive"] <= infos["final_obs"].any(-1)).all()
         _, _, terminated, truncated, infos = env.step(random_actions(env, infos, rng))
@@ -115,6 +121,27 @@ def test_the_dead_are_told_from_the_living_where_a_battle_ended():
         dead += (~infos["final_alive"][ended]).sum()
         living += infos["final_alive"].sum()
     assert dead and living
+
+
+def test_choices_at_the_end_are_those_of_the_last_observation():
+    """Else a value of what a time limit cut off is the maximum over actions that nobody could play."""
+    env, cut = (envs.make("smac/2s3z", 8, seed=2, backend="embedded") for _ in range(2))
+    env.reset()
+    dead = hits = 0
+    for _ in range(90):
+        cut.episode_limit = env.get_state()["length"] + 1  # of each battle: time is up after this step
+        cut.set_state(env.get_state())
+        actions = env.sample_actions()
+        *_, terminated, _, going_on = env.step(actions)
+        *_, truncated, infos = cut.step(actions)
+        final, living = infos["final_action_mask"], infos["final_alive"]
+        assert np.array_equal(truncated, ~terminated)
+        assert np.array_equal(final[truncated], going_on["action_mask"][truncated])
+        # SMAC shows where one can go first of all, and leaves the no-op to the dead alone.
+        assert np.array_equal(final[living][:, 2:6], infos["final_obs"][living][:, :4] > 0)
+        assert (final[~living] == (np.arange(env.num_actions) == 0)).all()
+        dead, hits = dead + (~living[terminated]).sum(), hits + final[..., 6:].sum()
+    assert dead and hits
 
 
 def test_every_environment_lives_to_the_end_where_nobody_dies():

@@ -258,12 +258,56 @@ def test_action_masks_of_the_environment_are_kept():
             assert obs[0, 1, 0] == 10 + (t - 1) % 3
             obs, _, _, _, infos = env.step(infos["action_mask"].argmax(-1))
             now = t % 3
-            expected = np.zeros((2, 3), dtype=bool)
+            expected, final = np.zeros((2, 2, 3), dtype=bool)
             expected[0, now % 2] = expected[1, now] = True
+            final[0, 1] = final[1, 0] = now == 0  # the masks of step 3
             assert np.array_equal(infos["action_mask"][0], expected)
+            assert np.array_equal(infos["final_action_mask"][0], final)
     for wrong in ([1, 1, 1, 1], [0, 0]):
         with pytest.raises(ValueError, match="action_mask of a0 of toy must hold 2 entries, one of them"):
             toys(about=lambda agents, mask=wrong: {a: {"action_mask": mask} for a in agents}).reset()
+
+
+def test_what_may_be_done_at_the_end_of_an_episode():
+    """Else what follows a time limit is valued by actions that an agent does not have, or by none."""
+
+    def masks(zeros, dead):
+        def about(agents):
+            told = {
+                agent: {"action_mask": np.zeros(2 + int(agent[1]))} if zeros() else {} for agent in agents
+            }
+            return told | ({"a1": told["a1"] | {"alive": False}} if dead else {})
+
+        return about
+
+    first, own = [True, False, False], [[True, True, False], [True, True, True]]
+    late = ((3, "truncated"), (3, "truncated"))
+    for leaves, zeros, dead, expected in [
+        (late, False, False, own),
+        (late, True, False, own),  # nothing can be done any more
+        (late, True, True, [own[0], first]),
+        (late, False, True, own),
+        (((2, "terminated"), late[1]), False, False, [first, own[1]]),
+    ]:
+        toy = Toy(leaves=leaves)
+        toy.about = masks(lambda zeros=zeros, toy=toy: zeros and toy.t == 3, dead)
+        env = ParallelVectorEnv(lambda toy=toy: toy)
+        env.reset()
+        for step in (1, 2, 3):
+            final = env.step([[0, 0]])[-1]["final_action_mask"][0]
+            assert final.tolist() == expected if step == 3 else not final.any()
+    wide = toys(about=lambda agents: {})
+    wide.reset()
+    wide.envs[0].about = lambda agents: {"a0": {"action_mask": [1, 1, 1, 1]}} if wide.envs[0].t == 3 else {}
+    for _ in range(2):
+        wide.step([[0, 0]])
+    with pytest.raises(envs.BrokenEnvironment, match=r"action_mask of a0 .* 2 entries.*step 3 of episode 1"):
+        wide.step([[0, 0]])
+    real = ParallelVectorEnv(functools.partial(Reach, leaves=((2, "terminated"), late[1])))
+    real.reset()
+    for _ in range(3):
+        infos = real.step(np.zeros((1, 2, 2)))[-1]
+    assert infos["final_action_mask"].tolist() == [[[True, False], [True, True]]]
 
 
 def test_continuous_actions_reach_each_agent_in_its_own_shape_and_range():

@@ -163,6 +163,7 @@ def test_contract_of_steps_and_episodes():
         np.testing.assert_allclose(infos["episode"]["r"], np.where(done, total, 0), rtol=1e-5)
         assert np.array_equal(infos["episode"]["l"], np.where(done, lengths, 0))
         assert infos["final_obs"][done].any(axis=(1, 2)).all() and not infos["final_obs"][~done].any()
+        assert infos["final_action_mask"][done].all() and not infos["final_action_mask"][~done].any()
         total[done], lengths[done] = 0, 0
         ends += done.sum()
     assert ends

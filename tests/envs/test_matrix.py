@@ -125,10 +125,11 @@ def test_contract_of_steps_and_episodes():
             assert (obs[:, :, 0] == 1).all()  # already the new episode
             assert (infos["final_obs"].sum(axis=-1) == 1).all()
             np.testing.assert_allclose(infos["episode"]["r"], total, rtol=1e-5)
-            assert (infos["episode"]["l"] == 4).all()
+            assert (infos["episode"]["l"] == 4).all() and infos["final_action_mask"].all()
             total[:] = 0
         else:
             assert not infos["final_obs"].any() and not infos["episode"]["l"].any()
+            assert not infos["final_action_mask"].any()
     env.step(actions)
     assert (obs == kept).all()  # not overwritten by the next step
 

@@ -320,11 +320,13 @@ def test_contract_of_steps_and_episodes(task):
             np.testing.assert_allclose(infos["episode"]["r"], infos["theirs"]["r"], rtol=1e-5)
             assert (infos["episode"]["l"] == 6).all() and (infos["theirs"]["l"] == 6).all()
             total[:] = 0
+            assert infos["final_action_mask"].all()
         else:
-            assert not infos["final_obs"].any()
+            assert not infos["final_obs"].any() and not infos["final_action_mask"].any()
             assert not infos["episode"]["l"].any() and not infos["episode"]["r"].any()
         infos["action_mask"][:] = infos["alive"][:] = False  # a caller's own: the next step has new ones
-        kept.append([(array, array.copy()) for array in (obs, reward, truncated, infos["final_obs"])])
+        kept.append([(array, array.copy()) for array in (obs, reward, truncated)])
+        kept[-1] += [(infos[name], infos[name].copy()) for name in ("final_obs", "final_action_mask")]
     assert all(np.array_equal(array, copy) for step in kept for array, copy in step)  # never written again
 
 

@@ -50,6 +50,7 @@ def test_episodes_are_those_that_smac_plays(machine, make):
                 assert np.array_equal(infos["final_obs"][0], np.array(seen))
                 living = [unit.health > 0 for unit in twin.agents.values()]
                 assert np.array_equal(infos["final_alive"][0], living)
+                assert np.array_equal(infos["final_action_mask"][0], np.array(twin.get_avail_actions()))
                 fallen += living.count(False)
                 assert infos["episode"]["r"][0] == pytest.approx(total) and infos["episode"]["l"][0] == length
                 seen, state = twin.reset()
@@ -160,6 +161,7 @@ def test_game_lost_in_a_step_costs_its_episode_and_nothing_else(machine, make, k
     assert infos["dropped"].sum() == 1 and truncated[e] and not terminated[e] and reward[e] == 0
     assert infos["_final_obs"][e] and np.array_equal(infos["final_obs"][e], before[0][e])
     assert np.array_equal(infos["final_alive"], before[-1]["alive"] & infos["dropped"][:, None])
+    assert np.array_equal(infos["final_action_mask"][e], before[-1]["action_mask"][e])
     assert not infos["_episode"].any() and not infos["battle_won"].any() and not infos["episode"]["l"].any()
     assert not truncated[1 - e] and infos["alive"].all() and env.restarts[e] == 1 and env.restarts.sum() == 1
     results = play(env, infos, 80)

@@ -71,7 +71,7 @@ def test_the_dead_count_where_one_asks_for_it(last_action):
     deaths = ends = 0
     for _ in range(60):
         assert np.array_equal(obs, expected) and infos["alive"].all()
-        for name in ("action_mask", "final_obs", "_final_obs"):
+        for name in ("action_mask", "final_obs", "final_action_mask", "_final_obs"):
             assert np.array_equal(infos[name], expected_infos[name]), name
         actions = plain.sample_actions()
         expected, _, _, _, expected_infos = plain.step(actions)
@@ -137,7 +137,7 @@ def test_tensors_are_the_environments_arrays_agents_first(game):
         for name in ("action_mask", "alive"):
             assert same(infos[name].transpose(0, 1), told[name])
             assert any(np.shares_memory(infos[name].numpy(), array) for array in env.arrays)
-        for name in ("final_obs", "final_alive"):
+        for name in ("final_obs", "final_action_mask", "final_alive"):
             assert (name in infos) == ended.any()
             assert name not in infos or same(infos[name].transpose(0, 1), told[name])
         assert [episode["env"] for episode in infos["episodes"]] == np.flatnonzero(told["_episode"]).tolist()

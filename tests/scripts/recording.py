@@ -49,9 +49,12 @@ class Recording(TeamVectorEnv):
     def look(self, over: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:
         """What is seen now, and infos; the episodes that are over have begun anew."""
         mask = np.ones((E, N, A), dtype=bool)
+        final_mask = mask & over[:, None, None]
         final = {"final_alive": self.alive & over[:, None], "final_obs": self.see(3) * over[:, None, None]}
+        final["final_action_mask"] = final_mask
         if self.kind == "battle":
             mask[..., 1:] = self.own(1, A - 1) < 0.7
+            final_mask[..., 1:] &= self.own(4, A - 1) < 0.7
             self.alive = self.alive & (self.own(2) < 0.9) | over[:, None]
         infos = {"action_mask": mask, "alive": self.alive, "_final_obs": over, "_episode": over} | final
         infos["episode"] = {"r": np.full(E, self.clock, np.float32), "l": self.length * over}
