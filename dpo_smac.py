@@ -594,6 +594,7 @@ def train(args: Args, envs, eval_envs, agents: Agents, state: dict) -> tuple[Pat
 def main() -> None:
     args, state = parse_args()
     torch.set_num_threads(1)  # per operator: --torch-threads are for groups of agents in parallel
+    torch.set_float32_matmul_precision("highest")  # on a GPU the environment may say otherwise
     torch.manual_seed(args.seed)
     ours = {"backend": args.backend, "threads": thread_count(args)}
     options = ours if args.env_id.startswith("smac/") else {}
@@ -609,7 +610,8 @@ def main() -> None:
         video_envs.reset()
         video_envs.render()  # fails now, not after the training, where nothing can be drawn
 
-    norm_obs = min(envs.agent_obs_dims) > 2  # LayerNorm of one or two numbers leaves 0 or a sign
+    # LayerNorm would mix padding into what unequal agents see, and leave 0 or a sign of one or two numbers.
+    norm_obs = len(set(envs.agent_obs_dims)) == 1 and envs.obs_dim > 2
     agents = Agents(envs.num_agents, envs.obs_dim, envs.num_actions, args.layer_norm, norm_obs)
     agents.beta1 += args.beta_init * (args.sqrt_kl_term != "off")
     agents.beta2 += args.beta_init * args.kl_term
@@ -676,8 +678,11 @@ def parse_args(argv: list[str] | None = None) -> tuple[Args, dict]:
         sys.exit(f"{SCRIPT}: {args.resume} was stopped before it was evaluated; go on without --eval-only.")
     if args.device == "cuda" and not torch.cuda.is_available():
         sys.exit(f"{SCRIPT}: --device is cuda, but PyTorch sees no GPU here; use --device cpu.")
-    if getattr(args, "compile", False) and not shutil.which(os.environ.get("CXX", "g++")):
-        sys.exit(f"{SCRIPT}: --compile needs a C++ compiler; install g++ (or set CXX), or drop the flag.")
+    names, variable = (("g++",), "CXX") if args.device == "cpu" else (("cc", "gcc", "clang"), "CC")
+    compilers = [os.environ[variable]] if variable in os.environ else names
+    if getattr(args, "compile", False) and not any(map(shutil.which, compilers)):
+        what = f"install {names[0]} (or set {variable})"
+        sys.exit(f"{SCRIPT}: --compile needs a compiler; {what}, or drop the flag.")
     return args, state
 
 
@@ -773,7 +778,7 @@ def restoring(args: Args, state: dict):
     """Within, a checkpoint that does not fit ends the process in one sentence; then its memory is freed."""
     try:
         yield
-    except (environments.BrokenEnvironment, OSError, MemoryError):
+    except (environments.BrokenEnvironment, OSError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:
         if not state:

@@ -505,6 +505,7 @@ def train(args: Args, envs, eval_envs, agents: Agents, state: dict) -> tuple[Pat
 def main() -> None:
     args, state = parse_args()
     torch.set_num_threads(1)  # per operator: --torch-threads are for groups of agents in parallel
+    torch.set_float32_matmul_precision("highest")  # on a GPU the environment may say otherwise
     torch.manual_seed(args.seed)
     options = {"threads": thread_count(args)} if args.env_id.startswith("mamujoco/") else {}
     options |= environments.parse_options(args.env_options)
@@ -583,8 +584,11 @@ def parse_args(argv: list[str] | None = None) -> tuple[Args, dict]:
         sys.exit(f"{SCRIPT}: {args.resume} was stopped before it was evaluated; go on without --eval-only.")
     if args.device == "cuda" and not torch.cuda.is_available():
         sys.exit(f"{SCRIPT}: --device is cuda, but PyTorch sees no GPU here; use --device cpu.")
-    if getattr(args, "compile", False) and not shutil.which(os.environ.get("CXX", "g++")):
-        sys.exit(f"{SCRIPT}: --compile needs a C++ compiler; install g++ (or set CXX), or drop the flag.")
+    names, variable = (("g++",), "CXX") if args.device == "cpu" else (("cc", "gcc", "clang"), "CC")
+    compilers = [os.environ[variable]] if variable in os.environ else names
+    if getattr(args, "compile", False) and not any(map(shutil.which, compilers)):
+        what = f"install {names[0]} (or set {variable})"
+        sys.exit(f"{SCRIPT}: --compile needs a compiler; {what}, or drop the flag.")
     return args, state
 
 
@@ -680,7 +684,7 @@ def restoring(args: Args, state: dict):
     """Within, a checkpoint that does not fit ends the process in one sentence; then its memory is freed."""
     try:
         yield
-    except (environments.BrokenEnvironment, OSError, MemoryError):
+    except (environments.BrokenEnvironment, OSError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:
         if not state:

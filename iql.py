@@ -170,27 +170,20 @@ class QNetworks(nn.Module):
 
     def forward(
         self, x: torch.Tensor, hidden: torch.Tensor, cell=gru_cell, active: list[int] | None = None
-    ) -> tuple[torch.Tensor, ...]:
-        """Q of all actions after each step of a sequence, and the last hidden state.
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Q of all actions after each step of B sequences, (N, rows, A), and the last hidden states.
 
-        x: (N, T, B, in), hidden: (N, B, HIDDEN) before it -> (N, T, B, A), (N, B, HIDDEN). active: how many
-        of the B sequences, the first ones, go on at each step, if not all; of the others Q is 0.
+        x (N, rows, in): the rows of the first step, then those of the second, and so on; active: how many of
+        each step, if there are several steps. The sequences that end first come last, so that a step takes
+        the first rows of hidden, (N, B, HIDDEN).
         """
-        N, T, B, _ = x.shape
-        rows = x.reshape(N, T * B, -1)
-        if active:
-            going_on = (torch.arange(B) < torch.tensor(active)[:, None]).flatten().nonzero().squeeze(1)
-            rows = rows[:, going_on]
-        gates = self.layer(self.INPUT_GATES, F.relu(self.layer(self.INPUT, rows)))
+        gates = self.layer(self.INPUT_GATES, self.layer(self.INPUT, x).relu_())
         states = []
-        for gate in gates.split(active or B, dim=1):
+        for gate in gates.split(active or x.shape[1], dim=1):
             hidden = hidden[:, : gate.shape[1]]
             hidden = cell(gate, self.layer(self.HIDDEN_GATES, hidden), hidden)
             states.append(hidden)
-        q = self.layer(self.OUTPUT, torch.cat(states, dim=1))
-        if active:
-            q = q.new_zeros(N, T * B, q.shape[-1]).index_copy(1, going_on, q)
-        return q.view(N, T, B, -1), hidden
+        return self.layer(self.OUTPUT, torch.cat(states, dim=1)), hidden
 
 
 # --- same in: iddpg, iql ---
@@ -234,7 +227,6 @@ class Replay:
         self.wide = (np.isfinite(bounds) & (bounds > self.HALF)).any((0, 2))  # (N,): in single precision
         if self.wide.any():
             kinds["obs"] = (kinds["obs"][0], np.float32)
-        self.own_actions = np.arange(envs.num_actions) < np.array(envs.agent_act_dims)[:, None]
         episode = sum(int(np.prod(size)) * np.dtype(kind).itemsize for size, kind in kinds.values())
         check_memory(args.buffer_episodes * episode, args.memory_share, "--buffer-episodes")
         self.memory_share = args.memory_share
@@ -252,17 +244,12 @@ class Replay:
             self.begun[name][np.arange(len(lengths)), lengths] = x
         lengths += 1
 
-    def end(self, env: int, final_obs: torch.Tensor, final_alive: torch.Tensor) -> None:
-        """Ends an episode with final_obs (N, obs_dim); it takes the oldest's place, and a new one begins.
-
-        Environments do not tell what the end would allow: to those alive, (N,) bool, all of their actions, to
-        the dead the first.
-        """
+    def end(self, env: int, final_obs: torch.Tensor, final_action_mask: torch.Tensor) -> None:
+        """Ends an episode with final_obs (N, obs_dim) and what it would allow, (N, A); a new one begins."""
         last = self.begun["lengths"][env]
         self.begun["obs"][env, last] = self.as_kept(final_obs.cpu().numpy())
-        self.begun["action_mask"][env, last] = self.own_actions
-        self.begun["action_mask"][env, last, ~final_alive.cpu().numpy(), 1:] = False
-        for name, array in self.ended.items():
+        self.begun["action_mask"][env, last] = final_action_mask.cpu().numpy()
+        for name, array in self.ended.items():  # in the place of the oldest
             array[self.added % self.capacity] = self.begun[name][env]
             self.begun[name][env] = 0
         self.added += 1
@@ -284,24 +271,34 @@ class Replay:
             for episodes in (self.ended, self.begun):
                 episodes["obs"] = episodes["obs"].astype(np.float32)
 
-    def sample(self, episodes: int, random: np.random.Generator, whole=False) -> dict[str, torch.Tensor]:
-        """Different episodes, uniformly, as `td_loss` wants them: the longest first, and T is its length.
+    def sample(self, episodes: int, random: np.random.Generator, whole=False) -> dict:
+        """Different episodes, uniformly, as `td_loss` wants them.
 
-        whole: T is the limit, and nothing tells what can be left out, so that all batches are of one shape.
+        whole: all have rows up to the limit, so that batches are of one shape.
         """
         which = random.choice(min(self.added, self.capacity), episodes, replace=False)
-        which = which[np.argsort(-self.ended["lengths"][which], kind="stable")]
         lengths = self.ended["lengths"][which]
-        steps = self.ended["rewards"].shape[1] if whole else int(lengths[0]) + 1
-        batch = {} if whole else {"active": [int((lengths >= t).sum()) for t in range(steps)]}
-        for name in ("obs", "action_mask", "actions", "rewards", "terminations"):
-            x = self.ended[name][which, :steps]
-            x = x.swapaxes(0, 2) if x.ndim > 2 else x.T
-            batch[name] = torch.from_numpy(np.ascontiguousarray(x))
-        batch["obs"] = batch["obs"].float()
+        # Nothing is expected of the observation that a terminated episode ended with: it has no row.
+        seen = lengths + ~self.ended["terminations"][which, lengths - 1]
+        order = np.argsort(-seen, kind="stable")
+        which, lengths, seen = which[order], lengths[order], seen[order]
+        if whole:
+            seen = np.full(episodes, self.ended["rewards"].shape[1])
+        step, place = (seen > np.arange(seen[0])[:, None]).nonzero()
+        active = np.bincount(step)
+        rows = {name: x[which[place], step] for name, x in self.ended.items() if name != "lengths"}
+        rows = {name: torch.from_numpy(x.swapaxes(0, 1) if x.ndim > 1 else x) for name, x in rows.items()}
+        before = self.ended["actions"][which[place[episodes:]], step[episodes:] - 1].astype(np.int64)
+        obs_dim = rows["obs"].shape[-1]
+        inputs = torch.zeros(*rows["action_mask"].shape[:2], obs_dim + rows["action_mask"].shape[-1])
+        inputs[..., :obs_dim] = rows.pop("obs")
+        inputs[:, episodes:].scatter_(-1, obs_dim + torch.from_numpy(before.T).unsqueeze(-1), 1.0)
+        batch = {name: x.contiguous() for name, x in rows.items()} | {"inputs": inputs}
         batch["actions"] = batch["actions"].long()
-        batch["filled"] = torch.from_numpy(np.arange(steps)[:, None] < lengths).float()
-        return batch
+        batch["filled"] = torch.from_numpy(step < lengths[place]).float()
+        batch["lengths"] = torch.from_numpy(lengths)
+        batch["following"] = torch.from_numpy(np.arange(len(step)) + active[step]).clamp(max=len(step) - 1)
+        return batch if whole else batch | {"active": active.tolist()}
 
     def state_dict(self) -> dict:
         """Everything, as tensors."""
@@ -322,31 +319,30 @@ class Replay:
 
 
 def td_loss(agents, target, batch, gamma: float, cell=gru_cell):
-    """Double Q-learning on whole episodes: loss, summed over agents whose parameters are disjoint, and parts.
+    """Double Q-learning on B whole episodes: loss, summed over agents (of disjoint parameters); parts (n,).
 
-    batch: obs (N, T + 1, B, obs_dim), action_mask (N, T + 1, B, A), actions (N, T + 1, B), and the team's
-    rewards, terminations and filled (T + 1, B); step t + 1 follows step t, and filled is 0 from the end on.
-    active, where it is there: how many episodes, the longest first, have not ended before each step.
-    The parts, (N,) each: the loss, and means of Q of the actions taken and of the targets.
+    batch: the rows of the first step, then those of the second, and so on; the longest episode first at every
+    step. inputs (n, rows, obs_dim + A): observation and last action, one-hot; action_mask (n, rows, A) bool;
+    actions (n, rows) int64; the team's rewards, terminations, filled, following (rows,). filled: 1 for steps
+    taken, 0 where a time limit left an observation without one; following: the row of the next step, any if
+    there is none; lengths (B,): steps of each episode. active: rows of each step, if they are not B.
     """
-    last_action = F.one_hot(batch["actions"][:, :-1], batch["action_mask"].shape[-1]).float()
-    last_action = F.pad(last_action, (0, 0, 0, 0, 1, 0))  # zeros at the first step
-    inputs = torch.cat([batch["obs"], last_action], dim=-1)
-    hidden = inputs.new_zeros(inputs.shape[0], inputs.shape[2], HIDDEN)
-    active = batch.get("active")
-    q, _ = agents(inputs, hidden, cell, active)
-    chosen = q.gather(-1, batch["actions"].unsqueeze(-1)).squeeze(-1)[:, :-1]
+    episodes = len(batch["lengths"])
+    hidden = batch["inputs"].new_zeros(len(batch["inputs"]), episodes, HIDDEN)
+    active = batch.get("active") or [episodes] * (len(batch["filled"]) // episodes)
+    q, _ = agents(batch["inputs"], hidden, cell, active)
+    chosen = q.gather(-1, batch["actions"].unsqueeze(-1)).squeeze(-1)
     with torch.no_grad():
         # y = r + gamma (1 - terminated) Q_target(o', argmax Q(o', available a))
-        q_target, _ = target(inputs, hidden, cell, active)
+        q_target, _ = target(batch["inputs"], hidden, cell, active)
         best = q.masked_fill(~batch["action_mask"], -torch.inf).argmax(-1, keepdim=True)
-        following = q_target.gather(-1, best).squeeze(-1)[:, 1:]
-        targets = batch["rewards"][:-1] + gamma * ~batch["terminations"][:-1] * following
-    weight = batch["filled"][:-1] / batch["filled"][:-1].sum()
-    loss = (weight * (chosen - targets).square()).sum((1, 2))
+        following = q_target.gather(-1, best).squeeze(-1)[:, batch["following"]]
+        targets = batch["rewards"] + gamma * ~batch["terminations"] * following
+    weight = batch["filled"] / batch["lengths"].sum()
+    loss = (weight * (chosen - targets).square()).sum(1)
     parts = {"losses/td_loss": loss.detach()}
-    parts["losses/q_values"] = (weight * chosen.detach()).sum((1, 2))
-    parts["losses/td_targets"] = (weight * targets).sum((1, 2))
+    parts["losses/q_values"] = (weight * chosen.detach()).sum(1)
+    parts["losses/td_targets"] = (weight * targets).sum(1)
     return loss.sum(), parts
 
 
@@ -404,7 +400,7 @@ class Learner:
 
     def learn(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Updates every group with its part of a batch and the team's; returns what is logged, (N,) each."""
-        team = ("rewards", "terminations", "filled", "active")
+        team = ("rewards", "terminations", "filled", "lengths", "following", "active")
         batches = [{name: x if name in team else x[g] for name, x in batch.items()} for g in self.groups]
         stats = list(self.pool.map(lambda step, part: step(part), self.updates, batches))
         return {name: torch.cat([group[name] for group in stats]) for name in stats[0]}
@@ -413,9 +409,8 @@ class Learner:
 def greedy(agents, obs, action_mask, carry) -> tuple[torch.Tensor, torch.Tensor]:
     """The best available actions, (N, E), of a step, and the hidden state after it; carry: of `remember`."""
     last_action, hidden = carry
-    x = torch.cat([obs, last_action], dim=-1)
-    q, hidden = agents(x.unsqueeze(1), hidden)
-    return q[:, 0].masked_fill(~action_mask, -torch.inf).argmax(-1), hidden
+    q, hidden = agents(torch.cat([obs, last_action], dim=-1), hidden)
+    return q.masked_fill(~action_mask, -torch.inf).argmax(-1), hidden
 
 
 def remember(actions, hidden, over: torch.Tensor, num_actions: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -565,14 +560,15 @@ def train(args: Args, envs, eval_envs, agents: QNetworks, state: dict) -> tuple[
 
         # --- update ---
         for env in over.nonzero().flatten().tolist():
-            replay.end(env, infos["final_obs"][:, env], infos["final_alive"][:, env])
+            replay.end(env, infos["final_obs"][:, env], infos["final_action_mask"][:, env])
             ready = replay.added >= args.batch_episodes
             for _ in range(args.updates_per_episode if ready else 0):
                 batch = replay.sample(args.batch_episodes, random, whole=args.device == "cuda")
                 add_update(window, learner.learn(batch))
-            run.check_finite(global_step, {}, agents, batch)
             if replay.added % args.target_every == 0:
                 learner.target.load_state_dict(agents.state_dict())
+        if over.any():
+            run.check_finite(global_step, {}, agents, batch)
         clock.lap("update")
 
         # --- log ---
@@ -590,6 +586,7 @@ def train(args: Args, envs, eval_envs, agents: QNetworks, state: dict) -> tuple[
 def main() -> None:
     args, state = parse_args()
     torch.set_num_threads(1)  # per operator: --torch-threads are for groups of agents in parallel
+    torch.set_float32_matmul_precision("highest")  # on a GPU the environment may say otherwise
     torch.manual_seed(args.seed)
     options = {"threads": thread_count(args)} if args.env_id.startswith("smac/") else {}
     options |= environments.parse_options(args.env_options)
@@ -673,8 +670,11 @@ def parse_args(argv: list[str] | None = None) -> tuple[Args, dict]:
         sys.exit(f"{SCRIPT}: {args.resume} was stopped before it was evaluated; go on without --eval-only.")
     if args.device == "cuda" and not torch.cuda.is_available():
         sys.exit(f"{SCRIPT}: --device is cuda, but PyTorch sees no GPU here; use --device cpu.")
-    if getattr(args, "compile", False) and not shutil.which(os.environ.get("CXX", "g++")):
-        sys.exit(f"{SCRIPT}: --compile needs a C++ compiler; install g++ (or set CXX), or drop the flag.")
+    names, variable = (("g++",), "CXX") if args.device == "cpu" else (("cc", "gcc", "clang"), "CC")
+    compilers = [os.environ[variable]] if variable in os.environ else names
+    if getattr(args, "compile", False) and not any(map(shutil.which, compilers)):
+        what = f"install {names[0]} (or set {variable})"
+        sys.exit(f"{SCRIPT}: --compile needs a compiler; {what}, or drop the flag.")
     return args, state
 
 
@@ -770,7 +770,7 @@ def restoring(args: Args, state: dict):
     """Within, a checkpoint that does not fit ends the process in one sentence; then its memory is freed."""
     try:
         yield
-    except (environments.BrokenEnvironment, OSError, MemoryError):
+    except (environments.BrokenEnvironment, OSError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:
         if not state:

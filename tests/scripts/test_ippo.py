@@ -346,18 +346,20 @@ def test_statistics_count_every_step_once_and_a_robot_can_be_seen(tmp_path):
     assert (directory / "video.mp4").exists() == bool(video)
 
 
+@pytest.mark.parametrize("rows", [2, 3])
 @pytest.mark.parametrize("script", [dpo_smac, ippo])
-def test_agents_of_two_numbers_keep_them_beside_one_that_sees_more(script, tmp_path, monkeypatch):
-    """LayerNorm over the team's width would leave of two numbers and zeros their direction alone."""
+def test_unequal_agents_see_their_numbers_as_they_are(script, rows, tmp_path, monkeypatch):
+    """LayerNorm over the team's width, of few numbers and padding, would leave their direction alone."""
     made, make = [], script.Agents
     monkeypatch.setattr(script, "Agents", lambda *sizes: made.append(make(*sizes)) or made[-1])
     task = f"--{'map' if script is dpo_smac else 'env-id'}=pettingzoo:tests.standin.toys"
     tiny = ["--num-envs=2", "--num-steps=6", "--total-timesteps=12", f"--runs-dir={tmp_path}"]
-    finished(script.__name__, task, *tiny, EVAL_EPISODES=2)
-    seen = torch.tensor([[[0.3, 0.3, 0, 0], [3, 3, 0, 0]], [[10, 10, 10, 10], [11, 11, 11, 11]]])
-    for agents in made:
-        near, far = agents.actor(agents.obs_norm(seen))[0]
-        assert (near - far).abs().max() > 1e-4
+    finished(script.__name__, task, *tiny, f'--env-options=env_kwargs={{"rows": {rows}}}', EVAL_EPISODES=2)
+    own = torch.cat([torch.ones(rows), torch.zeros(rows)])
+    seen = torch.stack([0.3 * own, 3 * own]).expand(2, 2, 2 * rows)
+    assert len(made) == 1
+    near, far = made[0].actor(made[0].obs_norm(seen))[0]
+    assert (near - far).abs().max() > 1e-4
 
 
 def test_tabular_games_are_evaluated_exactly_with_the_last_parameters(tmp_path):

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn as nn
+import torch.nn.functional as F
 
 import iql
 from tests.scripts.recording import recording
@@ -44,11 +45,34 @@ def make_batch(seed: int = 0) -> dict[str, torch.Tensor]:
     }
 
 
+def as_rows(batch: dict, whole: bool = False) -> dict:
+    """A batch as `td_loss` takes it; whole: with rows up to T + 1 for every episode."""
+    lengths = batch["filled"].sum(0).int()
+    seen = lengths + ~batch["terminations"].any(0)  # a truncated one's last observation, too
+    order = seen.argsort(descending=True, stable=True)
+    lengths, seen = lengths[order], seen[order]
+    last = F.one_hot(batch["actions"], A).roll(1, dims=1)
+    last[:, 0] = 0
+    padded = {"inputs": torch.cat([batch["obs"], last], dim=-1)}
+    padded |= {name: batch[name] for name in ("action_mask", "actions", "rewards", "terminations", "filled")}
+    own = [(t, b) for t in range(T + 1) for b in range(B) if whole or t < seen[b]]
+    steps, places = torch.tensor(own).T
+    agents = ("inputs", "action_mask", "actions")
+    rows = {
+        name: x[:, steps, order[places]] if name in agents else x[steps, order[places]]
+        for name, x in padded.items()
+    }
+    following = [own.index((t + 1, b)) if (t + 1, b) in own else 0 for t, b in own]
+    rows |= {"lengths": lengths, "following": torch.tensor(following)}
+    return rows if whole else rows | {"active": torch.bincount(steps).tolist()}
+
+
 def test_stacked_recurrent_networks_are_separate_ones():
     """Each network is PyTorch's Linear, ReLU, GRUCell, Linear; batching changes the arithmetic only."""
     networks = make_networks()
     x, hidden = torch.randn(N, T, B, OBS + A), torch.randn(N, B, iql.HIDDEN)
-    q, last = networks(x, hidden)
+    q, last = networks(x.flatten(1, 2), hidden, active=[B] * T)
+    q = q.view(N, T, B, A)
     for i in range(N):
         first, cell, head = nn.Linear(OBS + A, 128), nn.GRUCell(128, 128), nn.Linear(128, A)
         weights, biases = ([p[i] for p in ps] for ps in (networks.weights, networks.biases))
@@ -67,11 +91,12 @@ def test_stacked_recurrent_networks_are_separate_ones():
 def test_targets_are_those_of_double_q_learning():
     """Sample by sample: the online network chooses among available actions, the target network values."""
     online, target, batch = make_networks(0), make_networks(1), make_batch()
-    loss, parts = iql.td_loss(online, target, batch, 0.9)
+    loss, parts = iql.td_loss(online, target, as_rows(batch), 0.9)
     before = torch.cat([torch.zeros(N, 1, B, A), torch.eye(A)[batch["actions"][:, :-1]]], dim=1)
     inputs, hidden = torch.cat([batch["obs"], before], dim=-1), torch.zeros(N, B, iql.HIDDEN)
     with torch.no_grad():
-        q, q_target = online(inputs, hidden)[0], target(inputs, hidden)[0]
+        every = (inputs.flatten(1, 2), hidden, iql.gru_cell, [B] * (T + 1))
+        q, q_target = (networks(*every)[0].view(N, T + 1, B, A) for networks in (online, target))
     total = 0.0
     for i in range(N):
         errors, values, targets = [], [], []
@@ -91,38 +116,36 @@ def test_targets_are_those_of_double_q_learning():
     torch.testing.assert_close(loss.detach(), total)
 
 
-def test_padding_after_an_episode_changes_nothing():
-    """Short episodes are stored beside long ones; what lies behind their end must not be learned from."""
+def test_what_lies_behind_the_end_of_an_episode_changes_nothing():
+    """On a GPU short episodes are padded to the limit; what is there must not be learned from."""
     batch, other = make_batch(0), make_batch(1)
     after = batch["filled"].cumsum(0) < torch.arange(1, T + 2)[:, None]  # past the final observation
     after[1:] = after[:-1].clone()
     after[0] = False
     changed = {name: x.clone() for name, x in batch.items()}
     changed["obs"][:, after], changed["rewards"][after] = other["obs"][:, after], other["rewards"][after]
-    ours, theirs = (iql.td_loss(make_networks(0), make_networks(1), x, 0.9)[1] for x in (batch, changed))
+    ours, theirs = (
+        iql.td_loss(make_networks(0), make_networks(1), as_rows(x, whole=True), 0.9)[1]
+        for x in (batch, changed)
+    )
     assert after.any() and all(torch.equal(x, theirs[name]) for name, x in ours.items())
 
 
 def test_episodes_that_have_ended_are_left_out_and_the_loss_is_the_same():
     """Half of a batch of battles lies behind their ends; to compute on it would be to wait for nothing."""
-    batch = make_batch()
-    lengths = batch["filled"].sum(0).int()
-    order = lengths.argsort(descending=True, stable=True)
-    team = ("rewards", "terminations", "filled")
-    batch = {name: x[:, order] if name in team else x[:, :, order] for name, x in batch.items()}
-    active = [int((lengths >= t).sum()) for t in range(T + 1)]
-    assert active[0] == B and 0 < active[-1] < B
     found = []
-    for wanted in (batch, batch | {"active": active}):
+    for whole in (False, True):
+        batch = as_rows(make_batch(), whole)
+        active = [B] * (T + 1) if whole else batch["active"]
         online, rows = make_networks(0), []
 
         def cell(gates, product, hidden, rows=rows):
             rows.append(len(hidden[0]))
             return iql.gru_cell(gates, product, hidden)
 
-        loss, parts = iql.td_loss(online, make_networks(1), wanted, 0.9, cell)
+        loss, parts = iql.td_loss(online, make_networks(1), batch, 0.9, cell)
         loss.backward()
-        assert rows == 2 * (active if "active" in wanted else [B] * (T + 1))
+        assert rows == 2 * active and (whole or 0 < active[-1] < B)
         found.append([loss.detach(), *parts.values(), *(p.grad for p in online.parameters())])
     for ours, theirs in zip(*found, strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-4)
@@ -135,7 +158,7 @@ def test_agent_update_ignores_other_agents():
         online = make_networks(0)
         optimizer = torch.optim.Adam(online.parameters(), 1e-3)
         for _ in range(3):
-            stats = iql.update(online, make_networks(1), optimizer, batch, iql.Args())
+            stats = iql.update(online, make_networks(1), optimizer, as_rows(batch), iql.Args())
         return stats | {name: p.data for name, p in online.named_parameters()}
 
     batch, other = make_batch(0), make_batch(1)
@@ -151,41 +174,48 @@ def test_agent_update_ignores_other_agents():
 def sizes(num_envs: int = 1) -> SimpleNamespace:
     """What the replay buffer asks an environment."""
     shape = dict(episode_limit=T, num_agents=N, obs_dim=OBS, num_actions=A, num_envs=num_envs)
-    shape |= dict(agent_act_dims=(A,) * (N - 1) + (A - 1,))
     return SimpleNamespace(**shape, single_observation_space=gym.spaces.Box(-np.inf, np.inf, (N, OBS)))
 
 
-def test_replay_keeps_the_newest_episodes_and_samples_each_once():
-    """The oldest go first, and a batch is of different episodes, up to the longest of them."""
+@pytest.mark.parametrize("whole", [False, True])
+def test_replay_keeps_the_newest_episodes_and_samples_each_once(whole):
+    """The oldest go first; a batch is of different episodes, with the last observation of truncated ones."""
     replay = iql.Replay(iql.Args(buffer_episodes=4, batch_episodes=4), sizes())
+    final_mask = torch.rand(6, N, A, generator=torch.Generator().manual_seed(0)) < 0.5
+    length = {k: 1 + k % 3 for k in range(6)}
+    terminated = {k: k in (2, 3) for k in range(6)}
     for k in range(6):
-        for t in range(1 + k % 3):
-            seen = dict(obs=torch.full((N, 1, OBS), 10.0 * k + t), actions=torch.full((N, 1), k % A))
-            team = dict(rewards=torch.tensor([float(k)]), terminations=torch.tensor([t == k % 3]))
+        for t in range(length[k]):
+            seen = dict(obs=torch.full((N, 1, OBS), 10.0 * k + t), actions=torch.full((N, 1), (k + t) % A))
+            ends = terminated[k] and t == length[k] - 1
+            team = dict(rewards=torch.tensor([float(k)]), terminations=torch.tensor([ends]))
             replay.add(action_mask=torch.arange(A).expand(N, 1, A) == k % A, **seen, **team)
-        replay.end(0, torch.full((N, OBS), 10.0 * k + 9), torch.arange(N) > 0)
+        replay.end(0, torch.full((N, OBS), 10.0 * k + 9), final_mask[k])
     assert sorted(replay.ended["rewards"][:, 0]) == [2, 3, 4, 5] and replay.added == 6
     assert replay.ended["obs"].dtype == np.float16 and not replay.begun["lengths"].any()
-    batch = replay.sample(4, np.random.default_rng(0))
-    assert batch["obs"].shape == (N, 4, 4, OBS) and batch["obs"].dtype == torch.float32
-    episodes = batch["rewards"][0].tolist()
-    assert sorted(episodes) == [2, 3, 4, 5]
-    assert batch["active"] == [4, 4, 3, 2]  # of lengths 3, 3, 2, 1
-    for b, k in enumerate(int(x) for x in episodes):
-        length = 1 + k % 3
-        expected = [10.0 * k + t for t in range(length)] + [10.0 * k + 9] + [0.0] * (3 - length)
-        assert (batch["obs"][:, :, b] == torch.tensor(expected)[:, None]).all()
-        assert batch["filled"][:, b].tolist() == [1.0] * length + [0.0] * (4 - length)
-        assert batch["terminations"][:, b].tolist() == [t == length - 1 for t in range(4)]
-        assert (batch["actions"][:, :length, b] == k % A).all()
-        assert batch["action_mask"][:, :length, b].sum(-1).eq(1).all()
-        # At the end all actions that an agent has, but of the dead: agent 0 is, and the last has one fewer.
-        assert batch["action_mask"][:, length, b].tolist() == [
-            [True, False, False, False],
-            [True, True, True, True],
-            [True, True, True, False],
-        ]
-    assert replay.sample(4, np.random.default_rng(0), whole=True)["obs"].shape == (N, T + 1, 4, OBS)
+    batch = replay.sample(4, np.random.default_rng(0), whole)
+    # Rows: of length 3 truncated (5), 3 terminated (2) and 2 truncated (4), and 1 terminated (3).
+    active = [4] * (T + 1) if whole else [4, 3, 3, 1]
+    assert batch["inputs"].shape == (N, sum(active), OBS + A) and batch["inputs"].dtype == torch.float32
+    assert whole or batch["active"] == active
+    first = batch["inputs"][0, :4, 0].div(10).int().tolist()
+    assert sorted(first) == [2, 3, 4, 5] and first[0] == 5 and first[3] == 3
+    assert batch["lengths"].tolist() == [length[k] for k in first]
+    assert batch["filled"].sum() == sum(batch["lengths"])
+    begin = np.cumsum([0, *active])
+    for b, k in enumerate(first):
+        for t in range(length[k] + (not terminated[k])):
+            row, over = begin[t] + b, t == length[k]
+            obs, last = batch["inputs"][:, row].split((OBS, A), dim=-1)
+            assert (obs == 10.0 * k + (9 if over else t)).all()
+            assert (last == (F.one_hot(torch.tensor((k + t - 1) % A), A) if t else torch.zeros(A))).all()
+            assert batch["filled"][row] == (not over)
+            mask = final_mask[k] if over else (torch.arange(A) == k % A).expand(N, A)
+            assert torch.equal(batch["action_mask"][:, row], mask)
+            if not over:
+                assert (batch["actions"][:, row] == (k + t) % A).all() and batch["rewards"][row] == k
+                assert batch["terminations"][row] == (terminated[k] and t == length[k] - 1)
+                assert batch["terminations"][row] or batch["following"][row] == begin[t + 1] + b
 
 
 @pytest.mark.parametrize("at_the_end", [False, True])
@@ -202,7 +232,7 @@ def test_what_an_agent_sees_changes_no_others_precision(at_the_end):
             team = dict(rewards=torch.zeros(1), terminations=torch.zeros(1, dtype=torch.bool))
             mask, actions = torch.ones(N, 1, A, dtype=torch.bool), torch.zeros(N, 1, dtype=torch.int64)
             replay.add(obs=obs, action_mask=mask, actions=actions, **team)
-            replay.end(0, final, torch.ones(N, dtype=torch.bool))
+            replay.end(0, final, torch.ones(N, A, dtype=torch.bool))
         restored = iql.Replay(iql.Args(buffer_episodes=4, batch_episodes=1), sizes())
         restored.load_state_dict(replay.state_dict(), begun=True)
         assert (restored.wide == [False, large > 2048, False]).all()

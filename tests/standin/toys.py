@@ -6,12 +6,13 @@ from pettingzoo import ParallelEnv
 
 
 class Toy(ParallelEnv):
-    """Agents of unequal spaces. Agent i sees (2, i + 1) numbers t + 10 i, where t counts steps, plus `noise`
-    times U(0, 1); has i + 2 actions; earns `pay[i]`; leaves at a step and in a way, `leaves[i]`. `changes`
-    replace attributes and methods.
+    """Agents of unequal spaces. Agent i sees (rows, i + 1) numbers t + 10 i, where t counts steps, plus
+    `noise` times U(0, 1); has i + 2 actions; earns `pay[i]`; leaves at a step and in a way, `leaves[i]`.
+    `changes` replace attributes and methods.
     """
 
     metadata = {"name": "toy"}
+    rows = 2
 
     def __init__(self, leaves=((3, "terminated"), (3, "terminated")), pay=(1.0, 1.0), noise=0.0, **changes):
         self.possible_agents = [f"a{i}" for i in range(len(leaves))]
@@ -21,7 +22,7 @@ class Toy(ParallelEnv):
             setattr(self, name, value)
 
     def observation_space(self, agent):
-        return gym.spaces.Box(5, 50, (2, self.possible_agents.index(agent) + 1), np.float64)
+        return gym.spaces.Box(5, 50, (self.rows, self.possible_agents.index(agent) + 1), np.float64)
 
     def action_space(self, agent):
         return gym.spaces.Discrete(2 + self.possible_agents.index(agent), start=7)
@@ -29,7 +30,7 @@ class Toy(ParallelEnv):
     def look(self, agents):
         where = {agent: self.possible_agents.index(agent) for agent in agents}
         return {
-            agent: np.full((2, i + 1), self.t + 10 * i + self.noise * self.rng.random())
+            agent: np.full((self.rows, i + 1), self.t + 10 * i + self.noise * self.rng.random())
             for agent, i in where.items()
         }
 
