@@ -19,7 +19,7 @@ import threading
 import time
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -153,6 +153,11 @@ def available(map_name: str | None = None, game_version: str | None = "4.10") ->
     return True, f"StarCraft II (Base{build}) at {sc2_path()}."
 
 
+def _lose() -> NoReturn:
+    """In place of SMAC's full_restart: a game that it launched would be ended at once, with this process."""
+    raise ConnectionError(f"the game was lost: {sys.exc_info()[1]}")
+
+
 class _Game:
     """SMAC and its game, inside the worker. Whatever raises here ends the worker, and another follows."""
 
@@ -171,10 +176,8 @@ class _Game:
         """Begin an episode; the first launches the game, with this seed."""
         if not self.begun:
             self.env = self.make(seed=seed)
-        restarts = self.env.force_restarts
+            self.env.full_restart = _lose
         self.env.reset()
-        if self.env.force_restarts != restarts:
-            raise ConnectionError("the game was lost during reset, and what SMAC returned is stale")
         about = None
         if not self.begun:
             # SMAC adds to max_reward whenever it looks for its units: a slow start counts some twice.
@@ -187,12 +190,12 @@ class _Game:
         return self._see(), about
 
     def step(self, actions: list[int]) -> tuple[Any, ...]:
+        """Reward, whether the battle was decided, cut short, and won, what is seen, game loops so far."""
         reward, over, info = self.env.step(actions)
-        if not info:
-            raise ConnectionError("the game was lost during step")
         truncated = bool(info.get("episode_limit", False))
         reward = max(0.0, reward) if self.reward_fix else reward
-        return reward, over and not truncated, truncated, info.get("battle_won", False), self._see()
+        won, loops = info.get("battle_won", False), self.env._obs.observation.game_loop
+        return reward, over and not truncated, truncated, won, self._see(), loops
 
     def save_replay(self) -> None:
         self.env.save_replay()

@@ -166,7 +166,8 @@ def test_game_lost_in_a_step_costs_its_episode_and_nothing_else(machine, make, k
     assert np.all(sum(r[-1]["_episode"] for r in results) > 1) and not any(
         r[-1]["dropped"].any() for r in results
     )
-    assert len({event[3] for event in machine.events("launch")}) == 3  # the new game has a seed of its own
+    seeds = [event[3] for event in machine.events("launch")]
+    assert len(set(seeds)) == len(seeds) == 3  # one new game, with a seed of its own
 
 
 @pytest.mark.parametrize("kind", ["lost", "raise", "exit", "hang"])
@@ -179,7 +180,7 @@ def test_game_lost_in_a_reset_is_replaced(machine, make, kind):
         results = play(env, infos, 60)
     ended = [r for r in results if r[-1]["_episode"].any()]
     assert ended and not any(r[-1]["dropped"].any() for r in results)
-    assert env.restarts[0] == 1 and ended[0][-1]["alive"].all()
+    assert env.restarts[0] == 1 and ended[0][-1]["alive"].all() and len(machine.events("launch")) == 2
 
 
 def test_a_lost_battle_is_no_episode_of_a_learner(machine, make):
@@ -290,6 +291,28 @@ def test_relaunch_every_replaces_the_game_after_so_many_episodes(machine, make):
     finished = sum(r[-1]["_episode"].sum() for r in results)
     assert finished > 3 and len(machine.events("launch")) == 1 + finished // 2
     assert not any(r[-1]["dropped"].any() for r in results) and env.restarts[0] == 0
+
+
+def test_game_is_replaced_before_its_last_loop(machine, make, monkeypatch):
+    """If this fails, every game is lost after some 65,500 steps, all of them at about the same time."""
+    monkeypatch.setenv("STANDIN_LOOPS", str(2**19 - 8 * 200))
+    env = make(num_envs=2)
+    _, infos = env.reset()
+    results = play(env, infos, 400)
+    assert not any(r[-1]["dropped"].any() for r in results) and not env.restarts.any()
+    assert len(machine.events("launch")) > 4 and len({event[3] for event in machine.events("launch")}) > 4
+    # Neither is a game thrown away that has room for one more episode.
+    first = machine.events("launch")[0][0]
+    loops = [int(event[2]) for event in machine.events("step") if event[0] == first]
+    assert 524_000 - 2 * 8 * env.episode_limit < max(loops) <= 524_000
+
+
+def test_step_is_half_a_second_of_the_game(machine, make):
+    """If this fails, a SMAC with other defaults plays another game than the one of published results."""
+    env = make()
+    _, infos = env.reset()
+    play(env, infos, 3)
+    assert [int(event[2]) for event in machine.events("step")] == [8, 16, 24]
 
 
 def test_saved_state_begins_new_episodes_and_says_so_once(machine, make):

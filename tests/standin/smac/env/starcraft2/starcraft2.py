@@ -1,9 +1,10 @@
 """StarCraft2Env with SMAC's interface and quirks over a toy battle; its "game" is a process that sleeps.
 
-Environment variables: STANDIN_LOG, a file that every launch, reset, step and replay is appended to, as
-"<pid> <event> <details>"; STANDIN_FAULTS, a JSON list of {"at": "reset", "step", "units", "close" or
-"battle", "kind": see the code, and optionally "launch": number of the launch over all processes, "seed": of
-the game, "n": number of the call in its process}; STANDIN_BUILD, the newest build.
+Environment variables: STANDIN_LOG, a file that every launch, reset, step (with the game loops so far) and
+replay is appended to, as "<pid> <event> <details>"; STANDIN_FAULTS, a JSON list of {"at": "reset", "step",
+"units", "close" or "battle", "kind": see the code, and optionally "launch": number of the launch over all
+processes, "seed": of the game, "n": number of the call in its process}; STANDIN_BUILD, the newest build;
+STANDIN_LOOPS, the game loop that games begin at, so that their last one is near.
 """
 
 import atexit
@@ -24,6 +25,11 @@ MAPS = {
     "2s3z": (5, 5, 120, 2, True, True, [(80, 80)] * 2 + [(100, 50)] * 3),
     "corridor": (6, 24, 400, 0, True, False, [(35, 0)] * 24),
 }
+LAST_LOOP = 2**19  # of a game; then it is over, and takes no action any more
+
+
+class ProtocolError(Exception):
+    """As PySC2's: of what the game refuses."""
 
 
 @dataclass
@@ -40,7 +46,7 @@ class StarCraft2Env:
     def __init__(
         self,
         map_name="8m",
-        step_mul=8,
+        step_mul=None,  # as in SMAC's first versions
         move_amount=2,
         difficulty="7",
         game_version=None,
@@ -62,6 +68,7 @@ class StarCraft2Env:
         self.n_agents, self.n_enemies, self.episode_limit, self._bits, *rest = MAPS[map_name]
         self._shields_a, self._shields_e, self._enemy_bodies = rest
         self.n_actions = 6 + self.n_enemies
+        self._step_mul, self._move_amount = step_mul or 1, move_amount
         self.game_version, self._seed, self.continuing_episode = game_version, seed, continuing_episode
         self.reward_only_positive, self.reward_negative_scale = reward_only_positive, reward_negative_scale
         self.reward_death_value, self.reward_win, self.reward_defeat = (
@@ -76,7 +83,7 @@ class StarCraft2Env:
         self._episode_count = self._episode_steps = self.force_restarts = 0
         self._launch_number, self._calls = -1, {}
         self.last_action = np.zeros((self.n_agents, self.n_actions))
-        self._sc2_proc = self._controller = None
+        self._sc2_proc = self._controller = self._obs = None
         atexit.register(self.close)
 
     # --- what the tests script and read
@@ -116,7 +123,14 @@ class StarCraft2Env:
         newest = os.environ.get("STANDIN_BUILD", "75689")
         build = int({None: newest, "4.10.0": 75689, "4.6.2": 69232}[self.game_version])
         self._controller = SimpleNamespace(ping=lambda: SimpleNamespace(base_build=build))
+        self._loops = int(os.environ.get("STANDIN_LOOPS", "0"))
         self._log("launch", self._sc2_proc.pid, self._seed)
+
+    def _advance(self, loops):
+        if self._loops > LAST_LOOP:
+            raise ProtocolError("called while in state: Status.ended")
+        self._loops += loops
+        self._obs = SimpleNamespace(observation=SimpleNamespace(game_loop=self._loops))
 
     def full_restart(self):
         self._end_game()
@@ -137,10 +151,13 @@ class StarCraft2Env:
         self._suffer(kind)
         self._log("reset")
         self.last_action = np.zeros((self.n_agents, self.n_actions))
-        if kind == "lost":
-            self.full_restart()  # and the units below are those of the episode before
-        else:
+        try:
+            if kind == "lost":
+                raise ProtocolError("the game is gone")
+            self._advance(2 if self._episode_count else 0)
             self._init_units()
+        except ProtocolError:
+            self.full_restart()  # and the units below are those of the episode before
         return self.get_obs(), self.get_state()
 
     def _init_units(self):
@@ -167,10 +184,14 @@ class StarCraft2Env:
             assert self.get_avail_agent_actions(i)[action] == 1, f"Agent {i} cannot perform action {action}"
         kind = self._fault("step")
         self._suffer(kind)
-        self._log("step")
-        if kind == "lost":
+        try:
+            if kind == "lost":
+                raise ProtocolError("the game is gone")
+            self._advance(self._step_mul)
+        except ProtocolError:
             self.full_restart()
             return 0, True, {}
+        self._log("step", self._loops)
         self._episode_steps += 1
         before = [u.health + u.shield for u in self.enemies.values()]
         self._battle(actions)
@@ -211,7 +232,8 @@ class StarCraft2Env:
                 _hurt(self.enemies[action - 6], 12)
             elif action >= 2:
                 dx, dy = ((0, 1), (0, -1), (1, 0), (-1, 0))[action - 2]
-                unit.x, unit.y = unit.x + dx, unit.y + dy
+                reach = self._move_amount / 2
+                unit.x, unit.y = unit.x + dx * reach, unit.y + dy * reach
         if self._fault("battle") == "peace":
             return
         for unit in self.enemies.values():
