@@ -11,6 +11,7 @@ import contextlib
 import difflib
 import importlib.metadata
 import math
+import os
 import time
 import warnings
 import weakref
@@ -39,6 +40,8 @@ from envs.smac.starcraft_process import (
 __all__ = ["StarCraftError", "StarCraftVectorEnv", "available", "require"]
 
 CLOSE_SECONDS, MAX_BACKOFF_SECONDS = 5.0, 60.0
+DIFFICULTIES = tuple("123456789A")
+"""From very easy to a computer that cheats; published results are of 7, very hard."""
 STEP_LOOPS = 8
 """Game loops in a step, at 16 a second: half a second."""
 MAX_LOOPS = 524_000
@@ -97,6 +100,8 @@ class StarCraftVectorEnv(TeamVectorEnv):
             raise ValueError(
                 "num_envs and the time-outs must be positive, max_restarts and relaunch_every not negative."
             )
+        if difficulty not in DIFFICULTIES:
+            raise ValueError(f"difficulty must be one of {', '.join(DIFFICULTIES)}; got {difficulty!r}.")
         self.game_build = require(map_name, game_version)
         self.game_version = version_of(self.game_build)
         self.map_name, self.num_envs, self.env_id = map_name, num_envs, f"smac/{map_name}"
@@ -112,7 +117,8 @@ class StarCraftVectorEnv(TeamVectorEnv):
             "continuing_episode": True,  # its one effect: info tells the step limit from a decided battle
             "window_size_x": 640,
             "window_size_y": 480,
-            "replay_dir": replay_dir,
+            # What is relative PySC2 takes to be under the game's own folder of replays.
+            "replay_dir": os.path.abspath(replay_dir) if replay_dir else "",
         }
         if reward_fix:  # makes SMAC's reward the signed sum that it takes the abs() of by default
             self._smac |= {"reward_only_positive": False, "reward_negative_scale": 0.0}

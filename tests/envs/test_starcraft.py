@@ -449,6 +449,7 @@ def test_bad_actions_are_refused_before_any_game_moves(machine, make):
         ({"map_name": "3mm"}, "nearest names are 3m"),
         ({"render_mode": "rgb_array"}, "save_replay"),
         ({"game_version": "4.11"}, "'4.10'"),
+        ({"difficulty": "hard"}, "one of 1, 2, 3, 4, 5, 6, 7, 8, 9, A; got 'hard'"),
         ({"num_envs": 0}, "positive"),
         ({"step_timeout": 0.0}, "positive"),
     ],
@@ -460,9 +461,13 @@ def test_bad_arguments_are_refused_with_a_sentence(make, options, words):
 
 
 def test_replay_is_saved_by_smac(machine, make):
-    """If this fails, there is no way to look at a battle of the real game."""
+    """If this fails, there is no way to look at a battle of the real game, or nobody finds its file."""
     env = make(num_envs=2, replay_dir="replays")
     env.reset()
     env.save_replay(1)
     (event,) = machine.events("replay")
-    assert event[0] == str(env._workers[1].process.pid) and event[2] == "replays"
+    assert event[0] == str(env._workers[1].process.pid) and event[2] == os.path.abspath("replays")
+    env = make()
+    env.reset()
+    env.save_replay()
+    assert machine.events("replay")[1][2] == str(machine.sc2 / "Replays") + os.sep

@@ -3,8 +3,8 @@
 Environment variables: STANDIN_LOG, a file that every launch, reset, step (with the game loops so far) and
 replay is appended to, as "<pid> <event> <details>"; STANDIN_FAULTS, a JSON list of {"at": "reset", "step",
 "units", "close" or "battle", "kind": see the code, and optionally "launch": number of the launch over all
-processes, "seed": of the game, "n": number of the call in its process}; STANDIN_BUILD, the newest build;
-STANDIN_LOOPS, the game loop that games begin at, so that their last one is near.
+processes, "seed": of the game, "n": number of the call in its process}; STANDIN_BUILD, what games say that
+their build is; STANDIN_LOOPS, the game loop that games begin at, so that their last one is near.
 """
 
 import atexit
@@ -15,6 +15,7 @@ import random
 import subprocess
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -64,7 +65,7 @@ class StarCraft2Env:
         window_size_x=1920,
         window_size_y=1200,
     ):
-        self.map_name = map_name
+        self.map_name, self.difficulty = map_name, difficulty
         self.n_agents, self.n_enemies, self.episode_limit, self._bits, *rest = MAPS[map_name]
         self._shields_a, self._shields_e, self._enemy_bodies = rest
         self.n_actions = 6 + self.n_enemies
@@ -120,11 +121,20 @@ class StarCraft2Env:
         else:
             self._launch_number = 0
         self._sc2_proc = subprocess.Popen(["sleep", "3600"])
-        newest = os.environ.get("STANDIN_BUILD", "75689")
-        build = int({None: newest, "4.10.0": 75689, "4.6.2": 69232}[self.game_version])
+        if self.difficulty not in [*"123456789A"]:
+            raise KeyError(self.difficulty)
+        build = self._build()
         self._controller = SimpleNamespace(ping=lambda: SimpleNamespace(base_build=build))
         self._loops = int(os.environ.get("STANDIN_LOOPS", "0"))
         self._log("launch", self._sc2_proc.pid, self._seed)
+
+    def _build(self):
+        """The build to launch, looked for as PySC2 does: every folder counts, with a binary or without."""
+        versions = Path(os.environ.get("SC2PATH", "~/StarCraftII")).expanduser() / "Versions"
+        newest = max(int(name[4:]) for name in os.listdir(versions) if name.startswith("Base"))
+        build = {None: newest, "4.10.0": 75689, "4.6.2": 69232}[self.game_version]
+        assert list(versions.glob(f"Base{build}/SC2*")), f"No SC2 binary found at: {versions}/Base{build}"
+        return int(os.environ.get("STANDIN_BUILD", build))
 
     def _advance(self, loops):
         if self._loops > LAST_LOOP:
@@ -303,7 +313,8 @@ class StarCraft2Env:
         return self._seed
 
     def save_replay(self):
-        self._log("replay", self.replay_dir)
+        replays = os.path.join(os.environ["SC2PATH"], "Replays")
+        self._log("replay", os.path.join(replays, self.replay_dir))
 
     def close(self):
         if self._fault("close") == "hang":
