@@ -12,9 +12,11 @@ import importlib.util
 import json
 import multiprocessing as mp
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from multiprocessing.connection import Connection
@@ -232,15 +234,19 @@ class _Game:
         return obs, mask, np.asarray(self.env.get_state(), dtype=np.float32)
 
 
-def _follow(parent: int) -> None:
+def _follow(parent: int, folder: str) -> None:
+    """Should the trainer be killed, end this session, and what its game keeps in `folder`."""
     while os.getppid() == parent:
         time.sleep(0.5)
-    os.killpg(0, signal.SIGKILL)  # the trainer was killed: its games must not outlive it
+    try:  # only one outside this session can clear up after its end
+        subprocess.Popen(["sh", "-c", 'sleep 1; rm -rf -- "$0"', folder], start_new_session=True)
+    finally:
+        os.killpg(0, signal.SIGKILL)
 
 
 def serve(spec: dict[str, Any]) -> None:
     """Body of a worker: answers (command, *arguments) with ("ok", result) until hung up or anything fails."""
-    threading.Thread(target=_follow, args=(spec["parent"],), daemon=True).start()
+    threading.Thread(target=_follow, args=(spec["parent"], spec["folder"]), daemon=True).start()
     connection, game = Connection(spec["fd"]), None
     try:
         try:
@@ -257,20 +263,24 @@ def serve(spec: dict[str, Any]) -> None:
     finally:
         if game is not None:
             game.env.close()
+        shutil.rmtree(spec["folder"], ignore_errors=True)  # nobody else does if the trainer was killed
 
 
 class Worker:
-    """The trainer's end of one worker. It leads a session of its own, so that its game dies with it."""
+    """The trainer's end of one worker. It leads a session of its own, so that its game dies with it, and has
+    a folder of its own for what the game keeps in files, which PySC2 leaves behind where it is killed."""
 
     def __init__(self, game: dict[str, Any]) -> None:
         self.connection, theirs = mp.Pipe()
+        self.folder = tempfile.mkdtemp(prefix="starcraft-")
         with theirs:
             spec = dict(fd=theirs.fileno(), parent=os.getpid(), path=sys.path, file=__file__, game=game)
+            spec["folder"] = self.folder
             code = _BOOT + "import runpy; runpy.run_path(spec['file'])['serve'](spec)"
             self.process = subprocess.Popen(
                 [sys.executable, "-c", code, json.dumps(spec)],
                 pass_fds=[theirs.fileno()],
-                env=os.environ | {"SC2PATH": str(sc2_path())},
+                env=os.environ | {"SC2PATH": str(sc2_path()), "TMPDIR": self.folder},
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,  # the game chats there; failures go to stderr
                 start_new_session=True,
@@ -304,6 +314,7 @@ def stop(workers: list[Worker | None], patience: float) -> None:
             os.killpg(worker.process.pid, signal.SIGKILL)
         worker.process.wait()
         worker.connection.close()
+        shutil.rmtree(worker.folder, ignore_errors=True)
 
 
 class Lost(str):

@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import signal
 import subprocess
 import sys
 import warnings
@@ -12,7 +13,7 @@ import torch
 
 from envs.smac import starcraft
 from envs.wrappers import AgentsFirst
-from tests.envs.machine import ROOT, STANDIN, assert_all_end, attack, play, running
+from tests.envs.machine import ROOT, STANDIN, assert_all_end, assert_removed, attack, play, running
 
 
 def direct(seed, **options):
@@ -379,11 +380,30 @@ def test_close_ends_games_that_do_not_close(machine, make):
     assert_all_end(machine.processes())
 
 
+def test_killed_worker_leaves_no_files(machine, make):
+    """If this fails, each crash leaves a folder behind, until there is no room for another."""
+    env = make()
+    _, infos = env.reset()
+    (folder,) = machine.folders()
+    assert folder.is_dir()
+    os.kill(env._workers[0].process.pid, signal.SIGKILL)
+    with pytest.warns(RuntimeWarning, match="lost its game"):
+        env.step(attack(infos))
+    assert not folder.exists() and len(machine.folders()) == 2
+
+
 @pytest.mark.parametrize(
-    "end", ["raise RuntimeError", "os.kill(os.getpid(), signal.SIGKILL)", "del env; input()"]
+    "end, faults",
+    [
+        ("raise RuntimeError", []),
+        ("os.kill(os.getpid(), signal.SIGKILL)", []),
+        ("os.kill(os.getpid(), signal.SIGKILL)", [{"at": "close", "kind": "hang"}]),
+        ("del env; input()", []),
+    ],
 )
-def test_games_end_with_the_program_however_it_ends(machine, end):
-    """If this fails, an exception, a kill, or a forgotten environment leaves games running."""
+def test_games_end_with_the_program_however_it_ends(machine, end, faults):
+    """If this fails, an exception, a kill, or a forgotten environment leaves games or their files behind."""
+    machine.faults(*faults)
     code = f"""
 import os, signal
 from envs.smac.starcraft import StarCraftVectorEnv
@@ -403,8 +423,9 @@ print("ready", flush=True)
     )
     try:
         assert program.stdout.readline() == "ready\n"
-        assert len(machine.processes()) == 4
+        assert len(machine.processes()) == 4 and len(machine.folders()) == 2
         assert_all_end(machine.processes())
+        assert_removed(machine.folders())
     finally:
         program.communicate("\n")
 

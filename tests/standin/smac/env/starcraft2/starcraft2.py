@@ -1,10 +1,10 @@
 """StarCraft2Env with SMAC's interface and quirks over a toy battle; its "game" is a process that sleeps.
 
-Environment variables: STANDIN_LOG, a file that every launch, reset, step (with the game loops so far) and
-replay is appended to, as "<pid> <event> <details>"; STANDIN_FAULTS, a JSON list of {"at": "reset", "step",
-"units", "close" or "battle", "kind": see the code, and optionally "launch": number of the launch over all
-processes, "seed": of the game, "n": number of the call in its process}; STANDIN_BUILD, what games say that
-their build is; STANDIN_LOOPS, the game loop that games begin at, so that their last one is near.
+Environment variables: STANDIN_LOG, a file that every launch, its temporary folder, reset, step (with the game
+loops so far) and replay is appended to, as "<pid> <event> <details>"; STANDIN_FAULTS, a JSON list of
+{"at": "reset", "step", "units", "close" or "battle", "kind": see the code, and optionally "launch": number of
+the launch over all processes, "seed": of the game, "n": number of the call in its process}; STANDIN_BUILD,
+what games say that their build is; STANDIN_LOOPS, the game loop that games begin at, to have their last near.
 """
 
 import atexit
@@ -12,7 +12,9 @@ import json
 import math
 import os
 import random
+import shutil
 import subprocess
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,6 +123,8 @@ class StarCraft2Env:
         else:
             self._launch_number = 0
         self._sc2_proc = subprocess.Popen(["sleep", "3600"])
+        self._tmp_dir = tempfile.mkdtemp(prefix="sc-")
+        self._log("folder", self._tmp_dir)
         if self.difficulty not in [*"123456789A"]:
             raise KeyError(self.difficulty)
         build = self._build()
@@ -152,6 +156,7 @@ class StarCraft2Env:
             self._sc2_proc.kill()
             self._sc2_proc.wait()
             self._sc2_proc = None
+            shutil.rmtree(self._tmp_dir)
 
     def reset(self):
         self._episode_steps = 0
