@@ -172,6 +172,8 @@ class StarCraftVectorEnv(TeamVectorEnv):
             if self._played[e] == 0 and self._lengths[e] > 0:
                 # Without a finished episode SMAC would launch a second game beside the first.
                 self._end(e)
+            # Else a battle that goes on is ended as one at the step limit is. Whether the map's script is
+            # ready for that within the first steps has not been tried on the game itself.
         self._begin(stale)
         return self._obs.copy(), self._infos()
 
