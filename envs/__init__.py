@@ -79,8 +79,8 @@ def _say_embedded(reason: str) -> None:
     print(f"Playing the embedded engine, not StarCraft II. {reason}", flush=True)
 
 
-SMAC_OPTIONS = {"last_action": bool, "exclude_dead": bool, "backend": str}
-"""Options that both engines have, by their types."""
+SMAC_OPTIONS = {"last_action": bool, "exclude_dead": bool, "backend": str, "game_version": str | None}
+"""Options that are read before there is an engine, by their types."""
 
 
 def _make_smac(env_id: str, num_envs: int, seed: int, options: dict[str, Any]) -> Any:
@@ -109,7 +109,8 @@ def _make_smac(env_id: str, num_envs: int, seed: int, options: dict[str, Any]) -
     if backend == "starcraft" or (backend == "auto" and not ours_alone):
         from envs.smac.starcraft import StarCraftVectorEnv, available
 
-        playable, reason = available(name)
+        version = {key: options[key] for key in ("game_version",) if key in options}
+        playable, reason = available(name, **version)
         if playable or backend == "starcraft":
             options.pop("threads", None)  # every game is a process of its own
             return _build(env_id, StarCraftVectorEnv, num_envs, seed, options)

@@ -11,6 +11,7 @@ import contextlib
 import difflib
 import importlib.metadata
 import math
+import os
 import time
 import warnings
 import weakref
@@ -39,6 +40,12 @@ from envs.smac.starcraft_process import (
 __all__ = ["StarCraftError", "StarCraftVectorEnv", "available", "require"]
 
 CLOSE_SECONDS, MAX_BACKOFF_SECONDS = 5.0, 60.0
+DIFFICULTIES = tuple("123456789A")
+"""From very easy to a computer that cheats; published results are of 7, very hard."""
+STEP_LOOPS = 8
+"""Game loops in a step, at 16 a second: half a second."""
+MAX_LOOPS = 524_000
+"""Game loops that a game is played for, as in PySC2: it fails above 2^19 = 524,288; resets need some, too."""
 
 
 class StarCraftVectorEnv(TeamVectorEnv):
@@ -51,7 +58,8 @@ class StarCraftVectorEnv(TeamVectorEnv):
     max_restarts: failures in a row, with no episode finished between them, before StarCraftError.
     backoff: seconds before a failed game is started again, doubled at each further failure, at most 60.
     stagger: seconds between two launches. relaunch_every: episodes after which a game is replaced, since its
-    memory grows; 0 never. game_version: "4.10", "4.6.2" or None, the newest installed.
+    memory grows; 0: only before an episode that might outlast `MAX_LOOPS`, after some 65,000 steps.
+    game_version: "4.10", "4.6.2" or None, the newest installed.
     reward_fix: False keeps SMAC's abs(), which pays for shields that regenerate; True is max(0, .).
     StarCraftError if the game cannot be played here, ValueError for a bad argument.
     """
@@ -92,6 +100,8 @@ class StarCraftVectorEnv(TeamVectorEnv):
             raise ValueError(
                 "num_envs and the time-outs must be positive, max_restarts and relaunch_every not negative."
             )
+        if difficulty not in DIFFICULTIES:
+            raise ValueError(f"difficulty must be one of {', '.join(DIFFICULTIES)}; got {difficulty!r}.")
         self.game_build = require(map_name, game_version)
         self.game_version = version_of(self.game_build)
         self.map_name, self.num_envs, self.env_id = map_name, num_envs, f"smac/{map_name}"
@@ -102,10 +112,13 @@ class StarCraftVectorEnv(TeamVectorEnv):
             "map_name": map_name,
             "game_version": smac_version(self.game_build),
             "difficulty": difficulty,
+            "step_mul": STEP_LOOPS,  # SMAC's first versions had another default
+            "move_amount": 2,
             "continuing_episode": True,  # its one effect: info tells the step limit from a decided battle
             "window_size_x": 640,
             "window_size_y": 480,
-            "replay_dir": replay_dir,
+            # What is relative PySC2 takes to be under the game's own folder of replays.
+            "replay_dir": os.path.abspath(replay_dir) if replay_dir else "",
         }
         if reward_fix:  # makes SMAC's reward the signed sum that it takes the abs() of by default
             self._smac |= {"reward_only_positive": False, "reward_negative_scale": 0.0}
@@ -113,7 +126,7 @@ class StarCraftVectorEnv(TeamVectorEnv):
         self._seed, self._launches, self._launched_at = seed, np.zeros(E, dtype=np.int64), -math.inf
         self.restarts = np.zeros(E, dtype=np.int64)
         """(E,) games lost so far."""
-        self._failures, self._played = np.zeros((2, E), dtype=np.int64)
+        self._failures, self._played, self._loops = np.zeros((3, E), dtype=np.int64)
         self._fresh, self._warned = np.zeros(E, dtype=np.bool_), False
         self._workers: list[Worker | None] = [None] * E
         self._finalizer = weakref.finalize(self, stop, self._workers, CLOSE_SECONDS)  # also at exit
@@ -133,6 +146,7 @@ class StarCraftVectorEnv(TeamVectorEnv):
                 f"The installed SMAC is a fork: agents, actions, observation, state and limit of {map_name} "
                 f"are {got} instead of {want}. Install the original: {INSTALL}"
             )
+        self._last_start = MAX_LOOPS - STEP_LOOPS * ours.limit  # game loop after which no episode may begin
         self.agent_obs_dims, self.agent_act_dims = (self.obs_dim,) * N, (self.num_actions,) * N
         self.single_observation_space = spaces.Box(-1.0, 1.0, (N, self.obs_dim), np.float32)
         self.single_action_space = spaces.MultiDiscrete([self.num_actions] * N)
@@ -158,6 +172,8 @@ class StarCraftVectorEnv(TeamVectorEnv):
             if self._played[e] == 0 and self._lengths[e] > 0:
                 # Without a finished episode SMAC would launch a second game beside the first.
                 self._end(e)
+            # Else a battle that goes on is ended as one at the step limit is. Whether the map's script is
+            # ready for that within the first steps has not been tried on the game itself.
         self._begin(stale)
         return self._obs.copy(), self._infos()
 
@@ -181,7 +197,7 @@ class StarCraftVectorEnv(TeamVectorEnv):
                 self._drop(e, reply)
                 truncated[e] = dropped[e] = True
             else:
-                reward[e], terminated[e], truncated[e], won[e], seen = reply
+                reward[e], terminated[e], truncated[e], won[e], seen, self._loops[e] = reply
                 self._obs[e], self._mask[e], self._state[e] = seen
         self._returns += reward
         self._lengths += 1
@@ -254,7 +270,7 @@ class StarCraftVectorEnv(TeamVectorEnv):
         time.sleep(max(0.0, self._launched_at + self.stagger - time.monotonic()))
         self._launched_at = time.monotonic()
         self._workers[e] = worker = Worker({"reward_fix": self.reward_fix, "smac": self._smac})
-        self._played[e] = 0
+        self._played[e] = self._loops[e] = 0
         return worker
 
     def _game_seed(self, e: int) -> int:
@@ -299,7 +315,7 @@ class StarCraftVectorEnv(TeamVectorEnv):
         """Begin an episode in these environments, one reset each; a game that fails is replaced."""
         while which:
             for e in which:
-                if 0 < self.relaunch_every <= self._played[e]:
+                if self._loops[e] > self._last_start or 0 < self.relaunch_every <= self._played[e]:
                     self._end(e)
             failures = int(self._failures[which].max())
             if failures:

@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from envs.smac import starcraft
-from tests.envs.machine import QUICK, Machine, assert_all_end
+from tests.envs.machine import QUICK, Machine, assert_all_end, assert_removed
 
 
 @pytest.fixture
@@ -13,6 +13,7 @@ def machine(tmp_path, monkeypatch):
     machine = Machine(tmp_path, monkeypatch)
     yield machine
     assert_all_end(machine.processes())
+    assert_removed(machine.folders())
     for name in [name for name in sys.modules if name.split(".")[0] == "smac"]:
         del sys.modules[name]
 

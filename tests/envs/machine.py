@@ -40,6 +40,11 @@ class Machine:
         own = str(os.getpid())  # the tests drive SMAC themselves, too
         return {int(pid) for who, _, game, _ in self.events("launch") if who != own for pid in (who, game)}
 
+    def folders(self):
+        """The temporary folders of all workers that launched a game."""
+        own = str(os.getpid())
+        return {Path(folder).parent for who, _, folder in self.events("folder") if who != own}
+
 
 def running(pid):
     state = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True).stdout
@@ -50,6 +55,13 @@ def assert_all_end(pids, seconds=10.0):
     deadline = time.monotonic() + seconds
     while left := [pid for pid in pids if running(pid)]:
         assert time.monotonic() < deadline, f"processes {left} are still running"
+        time.sleep(0.05)
+
+
+def assert_removed(folders, seconds=10.0):
+    deadline = time.monotonic() + seconds
+    while left := [folder for folder in folders if folder.exists()]:
+        assert time.monotonic() < deadline, f"{left} are still there"
         time.sleep(0.05)
 
 

@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import signal
 import subprocess
 import sys
 import warnings
@@ -12,7 +13,7 @@ import torch
 
 from envs.smac import starcraft
 from envs.wrappers import AgentsFirst
-from tests.envs.machine import ROOT, STANDIN, assert_all_end, attack, play, running
+from tests.envs.machine import ROOT, STANDIN, assert_all_end, assert_removed, attack, play, running
 
 
 def direct(seed, **options):
@@ -168,7 +169,8 @@ def test_game_lost_in_a_step_costs_its_episode_and_nothing_else(machine, make, k
     assert np.all(sum(r[-1]["_episode"] for r in results) > 1) and not any(
         r[-1]["dropped"].any() for r in results
     )
-    assert len({event[3] for event in machine.events("launch")}) == 3  # the new game has a seed of its own
+    seeds = [event[3] for event in machine.events("launch")]
+    assert len(set(seeds)) == len(seeds) == 3  # one new game, with a seed of its own
 
 
 @pytest.mark.parametrize("kind", ["lost", "raise", "exit", "hang"])
@@ -181,7 +183,7 @@ def test_game_lost_in_a_reset_is_replaced(machine, make, kind):
         results = play(env, infos, 60)
     ended = [r for r in results if r[-1]["_episode"].any()]
     assert ended and not any(r[-1]["dropped"].any() for r in results)
-    assert env.restarts[0] == 1 and ended[0][-1]["alive"].all()
+    assert env.restarts[0] == 1 and ended[0][-1]["alive"].all() and len(machine.events("launch")) == 2
 
 
 def test_a_lost_battle_is_no_episode_of_a_learner(machine, make):
@@ -294,6 +296,28 @@ def test_relaunch_every_replaces_the_game_after_so_many_episodes(machine, make):
     assert not any(r[-1]["dropped"].any() for r in results) and env.restarts[0] == 0
 
 
+def test_game_is_replaced_before_its_last_loop(machine, make, monkeypatch):
+    """If this fails, every game is lost after some 65,500 steps, all of them at about the same time."""
+    monkeypatch.setenv("STANDIN_LOOPS", str(2**19 - 8 * 200))
+    env = make(num_envs=2)
+    _, infos = env.reset()
+    results = play(env, infos, 400)
+    assert not any(r[-1]["dropped"].any() for r in results) and not env.restarts.any()
+    assert len(machine.events("launch")) > 4 and len({event[3] for event in machine.events("launch")}) > 4
+    # Neither is a game thrown away that has room for one more episode.
+    first = machine.events("launch")[0][0]
+    loops = [int(event[2]) for event in machine.events("step") if event[0] == first]
+    assert 524_000 - 2 * 8 * env.episode_limit < max(loops) <= 524_000
+
+
+def test_step_is_half_a_second_of_the_game(machine, make):
+    """If this fails, a SMAC with other defaults plays another game than the one of published results."""
+    env = make()
+    _, infos = env.reset()
+    play(env, infos, 3)
+    assert [int(event[2]) for event in machine.events("step")] == [8, 16, 24]
+
+
 def test_saved_state_begins_new_episodes_and_says_so_once(machine, make):
     """If this fails, a resumed run crashes, plays the same battles again, or is silent about it."""
     env = make(seed=4)
@@ -358,11 +382,30 @@ def test_close_ends_games_that_do_not_close(machine, make):
     assert_all_end(machine.processes())
 
 
+def test_killed_worker_leaves_no_files(machine, make):
+    """If this fails, each crash leaves a folder behind, until there is no room for another."""
+    env = make()
+    _, infos = env.reset()
+    (folder,) = machine.folders()
+    assert folder.is_dir()
+    os.kill(env._workers[0].process.pid, signal.SIGKILL)
+    with pytest.warns(RuntimeWarning, match="lost its game"):
+        env.step(attack(infos))
+    assert not folder.exists() and len(machine.folders()) == 2
+
+
 @pytest.mark.parametrize(
-    "end", ["raise RuntimeError", "os.kill(os.getpid(), signal.SIGKILL)", "del env; input()"]
+    "end, faults",
+    [
+        ("raise RuntimeError", []),
+        ("os.kill(os.getpid(), signal.SIGKILL)", []),
+        ("os.kill(os.getpid(), signal.SIGKILL)", [{"at": "close", "kind": "hang"}]),
+        ("del env; input()", []),
+    ],
 )
-def test_games_end_with_the_program_however_it_ends(machine, end):
-    """If this fails, an exception, a kill, or a forgotten environment leaves games running."""
+def test_games_end_with_the_program_however_it_ends(machine, end, faults):
+    """If this fails, an exception, a kill, or a forgotten environment leaves games or their files behind."""
+    machine.faults(*faults)
     code = f"""
 import os, signal
 from envs.smac.starcraft import StarCraftVectorEnv
@@ -382,8 +425,9 @@ print("ready", flush=True)
     )
     try:
         assert program.stdout.readline() == "ready\n"
-        assert len(machine.processes()) == 4
+        assert len(machine.processes()) == 4 and len(machine.folders()) == 2
         assert_all_end(machine.processes())
+        assert_removed(machine.folders())
     finally:
         program.communicate("\n")
 
@@ -428,6 +472,7 @@ def test_bad_actions_are_refused_before_any_game_moves(machine, make):
         ({"map_name": "3mm"}, "nearest names are 3m"),
         ({"render_mode": "rgb_array"}, "save_replay"),
         ({"game_version": "4.11"}, "'4.10'"),
+        ({"difficulty": "hard"}, "one of 1, 2, 3, 4, 5, 6, 7, 8, 9, A; got 'hard'"),
         ({"num_envs": 0}, "positive"),
         ({"step_timeout": 0.0}, "positive"),
     ],
@@ -439,9 +484,13 @@ def test_bad_arguments_are_refused_with_a_sentence(make, options, words):
 
 
 def test_replay_is_saved_by_smac(machine, make):
-    """If this fails, there is no way to look at a battle of the real game."""
+    """If this fails, there is no way to look at a battle of the real game, or nobody finds its file."""
     env = make(num_envs=2, replay_dir="replays")
     env.reset()
     env.save_replay(1)
     (event,) = machine.events("replay")
-    assert event[0] == str(env._workers[1].process.pid) and event[2] == "replays"
+    assert event[0] == str(env._workers[1].process.pid) and event[2] == os.path.abspath("replays")
+    env = make()
+    env.reset()
+    env.save_replay()
+    assert machine.events("replay")[1][2] == str(machine.sc2 / "Replays") + os.sep

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+import envs
 from envs.smac import starcraft, starcraft_process
 from tests.envs.machine import STANDIN, play
 
@@ -22,11 +23,53 @@ def test_version_is_recorded(machine, make):
     assert starcraft.require("3m", "4.6.2") == 69232 and starcraft.require("3m", None) == 75689
     machine.add_build(80000)
     assert starcraft.require("3m", None) == 80000 and starcraft.require("3m") == 75689
-    machine.monkeypatch.setenv("STANDIN_BUILD", "80000")
     for version, name in ((None, "Base80000"), ("4.10", "4.10"), ("4.6.2", "4.6.2")):
         env = make(game_version=version)
         env.reset()  # which compares with the game's own answer
         assert env.describe()["game_version"] == name
+
+
+def test_folder_without_a_binary_is_not_launched(machine, make):
+    """If this fails, what an update has left behind breaks every launch of a game that is installed."""
+    (machine.sc2 / "Versions" / "Base80000").mkdir()
+    for version in ("4.10", None):
+        env = make(game_version=version)
+        env.reset()
+        assert env.game_build == 75689
+    (machine.sc2 / "Versions" / "Base75689").rename(machine.sc2 / "Versions" / "Base79000")
+    assert "PySC2 would start Base80000" in missing(game_version=None)
+    (machine.sc2 / "Versions" / "Base80000").rmdir()
+    env = make(game_version=None)
+    env.reset()
+    assert env.game_build == 79000
+
+
+def test_folder_that_pysc2_cannot_read_is_told(machine):
+    """If this fails, a copy of the game beside it breaks every launch, which is tried again and again."""
+    (machine.sc2 / "Versions" / "Base75689.bak").mkdir()
+    assert "Base75689.bak" in missing() and "move it elsewhere" in missing(game_version=None)
+
+
+def test_worker_looks_where_the_check_looked(machine, make, monkeypatch, tmp_path):
+    """If this fails, an empty SC2PATH passes the check and breaks every launch."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("SC2PATH", "")
+    env = make()
+    _, infos = env.reset()
+    assert infos["alive"].all() and starcraft_process.sc2_path() == machine.sc2
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert str(starcraft_process.sc2_path()) == "/Applications/StarCraft II"
+
+
+def test_version_asked_for_decides_which_engine_plays(machine, make):
+    """If this fails, backend "auto" refuses the one version that is installed, or plays another instead."""
+    (machine.sc2 / "Versions" / "Base75689").rename(machine.sc2 / "Versions" / "Base69232")
+    env = envs.make("smac/3m", 1, game_version="4.6.2", stagger=0.0)
+    assert (env.backend, env.game_version) == ("starcraft", "4.6.2")
+    env.close()
+    assert envs.make("smac/3m", 1).backend == "embedded"
+    with pytest.raises(ValueError, match="game_version of smac/3m takes text"):
+        envs.make("smac/3m", 1, game_version=4.6)
 
 
 def test_game_of_another_version_than_recorded_is_refused(machine, make, monkeypatch):
@@ -136,22 +179,30 @@ def test_wrong_version_is_told(machine):
     assert starcraft.available(game_version="4.6.2")[0]
 
 
-def test_missing_maps_are_told_with_the_command_that_copies_them(machine):
-    """If this fails, the user does not learn that the maps ship inside SMAC."""
+def test_missing_maps_are_told_with_where_they_are(machine, monkeypatch, tmp_path):
+    """If this fails, the user is told to copy maps that pip has left behind, or to load those at hand."""
     maps = machine.sc2 / "Maps" / "SMAC_Maps"
     (maps / "3m.SC2Map").unlink()
     assert starcraft.available()[0]
     why = missing(map_name="3m")
-    assert "map 3m" in why and f"cp -r '{STANDIN}/smac/env/starcraft2/maps/SMAC_Maps' '{maps.parent}'" in why
+    assert "map 3m is missing" in why and "cp " not in why
+    assert f"unpack {starcraft_process.MAPS_ZIP} in '{maps.parent}'" in why
     for file in maps.iterdir():
         file.unlink()
-    assert "cp -r" in missing()
+    assert "maps are missing" in missing()
+    clone = tmp_path / "site" / "smac" / "env" / "starcraft2" / "maps" / "SMAC_Maps"
+    package(tmp_path / "site", monkeypatch, {"smac/__init__.py": "", f"{clone}/3m.SC2Map": ""})
+    assert f"cp -r '{clone}' '{maps.parent}'" in missing() and "http" not in missing()
 
 
 @pytest.mark.parametrize(
     "error, words",
     [
-        ("TypeError('Descriptors cannot not be created directly.')", "protobuf==3.20"),
+        ("TypeError('Descriptors cannot not be created directly.')", "protobuf==3.20.3"),
+        ("TypeError('Descriptors cannot be created directly.')", "PYTHON_IMPLEMENTATION=python"),
+        ("ImportError('cannot import name 'runtime_version'')", "s2clientprotocol==4.10.1.75800.0"),
+        ("ImportError('cannot import name 'builder'')", "s2clientprotocol==4.10.1.75800.0"),
+        ("RuntimeError('mismatched Protobuf Gencode/Runtime')", "s2clientprotocol==4.10.1.75800.0"),
         ("ModuleNotFoundError('No module named pysc2')", "No module named pysc2"),
     ],
 )

@@ -1,9 +1,10 @@
 """StarCraft2Env with SMAC's interface and quirks over a toy battle; its "game" is a process that sleeps.
 
-Environment variables: STANDIN_LOG, a file that every launch, reset, step and replay is appended to, as
-"<pid> <event> <details>"; STANDIN_FAULTS, a JSON list of {"at": "reset", "step", "units", "close" or
-"battle", "kind": see the code, and optionally "launch": number of the launch over all processes, "seed": of
-the game, "n": number of the call in its process}; STANDIN_BUILD, the newest build.
+Environment variables: STANDIN_LOG, a file that every launch, its temporary folder, reset, step (with the game
+loops so far) and replay is appended to, as "<pid> <event> <details>"; STANDIN_FAULTS, a JSON list of
+{"at": "reset", "step", "units", "close" or "battle", "kind": see the code, and optionally "launch": number of
+the launch over all processes, "seed": of the game, "n": number of the call in its process}; STANDIN_BUILD,
+what games say that their build is; STANDIN_LOOPS, the game loop that games begin at, to have their last near.
 """
 
 import atexit
@@ -11,9 +12,12 @@ import json
 import math
 import os
 import random
+import shutil
 import subprocess
+import tempfile
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -24,6 +28,11 @@ MAPS = {
     "2s3z": (5, 5, 120, 2, True, True, [(80, 80)] * 2 + [(100, 50)] * 3),
     "corridor": (6, 24, 400, 0, True, False, [(35, 0)] * 24),
 }
+LAST_LOOP = 2**19  # of a game; then it is over, and takes no action any more
+
+
+class ProtocolError(Exception):
+    """As PySC2's: of what the game refuses."""
 
 
 @dataclass
@@ -40,7 +49,7 @@ class StarCraft2Env:
     def __init__(
         self,
         map_name="8m",
-        step_mul=8,
+        step_mul=None,  # as in SMAC's first versions
         move_amount=2,
         difficulty="7",
         game_version=None,
@@ -58,10 +67,11 @@ class StarCraft2Env:
         window_size_x=1920,
         window_size_y=1200,
     ):
-        self.map_name = map_name
+        self.map_name, self.difficulty = map_name, difficulty
         self.n_agents, self.n_enemies, self.episode_limit, self._bits, *rest = MAPS[map_name]
         self._shields_a, self._shields_e, self._enemy_bodies = rest
         self.n_actions = 6 + self.n_enemies
+        self._step_mul, self._move_amount = step_mul or 1, move_amount
         self.game_version, self._seed, self.continuing_episode = game_version, seed, continuing_episode
         self.reward_only_positive, self.reward_negative_scale = reward_only_positive, reward_negative_scale
         self.reward_death_value, self.reward_win, self.reward_defeat = (
@@ -76,7 +86,7 @@ class StarCraft2Env:
         self._episode_count = self._episode_steps = self.force_restarts = 0
         self._launch_number, self._calls = -1, {}
         self.last_action = np.zeros((self.n_agents, self.n_actions))
-        self._sc2_proc = self._controller = None
+        self._sc2_proc = self._controller = self._obs = None
         atexit.register(self.close)
 
     # --- what the tests script and read
@@ -113,10 +123,28 @@ class StarCraft2Env:
         else:
             self._launch_number = 0
         self._sc2_proc = subprocess.Popen(["sleep", "3600"])
-        newest = os.environ.get("STANDIN_BUILD", "75689")
-        build = int({None: newest, "4.10.0": 75689, "4.6.2": 69232}[self.game_version])
+        self._tmp_dir = tempfile.mkdtemp(prefix="sc-")
+        self._log("folder", self._tmp_dir)
+        if self.difficulty not in [*"123456789A"]:
+            raise KeyError(self.difficulty)
+        build = self._build()
         self._controller = SimpleNamespace(ping=lambda: SimpleNamespace(base_build=build))
+        self._loops = int(os.environ.get("STANDIN_LOOPS", "0"))
         self._log("launch", self._sc2_proc.pid, self._seed)
+
+    def _build(self):
+        """The build to launch, looked for as PySC2 does: every folder counts, with a binary or without."""
+        versions = Path(os.environ.get("SC2PATH", "~/StarCraftII")).expanduser() / "Versions"
+        newest = max(int(name[4:]) for name in os.listdir(versions) if name.startswith("Base"))
+        build = {None: newest, "4.10.0": 75689, "4.6.2": 69232}[self.game_version]
+        assert list(versions.glob(f"Base{build}/SC2*")), f"No SC2 binary found at: {versions}/Base{build}"
+        return int(os.environ.get("STANDIN_BUILD", build))
+
+    def _advance(self, loops):
+        if self._loops > LAST_LOOP:
+            raise ProtocolError("called while in state: Status.ended")
+        self._loops += loops
+        self._obs = SimpleNamespace(observation=SimpleNamespace(game_loop=self._loops))
 
     def full_restart(self):
         self._end_game()
@@ -128,6 +156,7 @@ class StarCraft2Env:
             self._sc2_proc.kill()
             self._sc2_proc.wait()
             self._sc2_proc = None
+            shutil.rmtree(self._tmp_dir)
 
     def reset(self):
         self._episode_steps = 0
@@ -137,10 +166,13 @@ class StarCraft2Env:
         self._suffer(kind)
         self._log("reset")
         self.last_action = np.zeros((self.n_agents, self.n_actions))
-        if kind == "lost":
-            self.full_restart()  # and the units below are those of the episode before
-        else:
+        try:
+            if kind == "lost":
+                raise ProtocolError("the game is gone")
+            self._advance(2 if self._episode_count else 0)
             self._init_units()
+        except ProtocolError:
+            self.full_restart()  # and the units below are those of the episode before
         return self.get_obs(), self.get_state()
 
     def _init_units(self):
@@ -167,10 +199,14 @@ class StarCraft2Env:
             assert self.get_avail_agent_actions(i)[action] == 1, f"Agent {i} cannot perform action {action}"
         kind = self._fault("step")
         self._suffer(kind)
-        self._log("step")
-        if kind == "lost":
+        try:
+            if kind == "lost":
+                raise ProtocolError("the game is gone")
+            self._advance(self._step_mul)
+        except ProtocolError:
             self.full_restart()
             return 0, True, {}
+        self._log("step", self._loops)
         self._episode_steps += 1
         before = [u.health + u.shield for u in self.enemies.values()]
         self._battle(actions)
@@ -211,7 +247,8 @@ class StarCraft2Env:
                 _hurt(self.enemies[action - 6], 12)
             elif action >= 2:
                 dx, dy = ((0, 1), (0, -1), (1, 0), (-1, 0))[action - 2]
-                unit.x, unit.y = unit.x + dx, unit.y + dy
+                reach = self._move_amount / 2
+                unit.x, unit.y = unit.x + dx * reach, unit.y + dy * reach
         if self._fault("battle") == "peace":
             return
         for unit in self.enemies.values():
@@ -281,7 +318,8 @@ class StarCraft2Env:
         return self._seed
 
     def save_replay(self):
-        self._log("replay", self.replay_dir)
+        replays = os.path.join(os.environ["SC2PATH"], "Replays")
+        self._log("replay", os.path.join(replays, self.replay_dir))
 
     def close(self):
         if self._fault("close") == "hang":
