@@ -24,7 +24,7 @@ import subprocess
 import sys
 import tarfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -41,6 +41,9 @@ PIECE = 15 << 20
 """Bytes of a piece of what is packed."""
 STOPPING = 25.0
 """Seconds that runs have to write their checkpoints, and this to pack them."""
+TESTS = "-v -p no:cacheprovider -m gpu tests/envs/test_wrappers.py tests/scripts/test_gpu.py"
+PROBE = "import torch; torch.zeros(1, device='cuda')"
+"""A program that fails where CUDA does."""
 SPEEDS = ("learner smac", "e2e smac --names 2s3z 27m_vs_30m", "e2e mpe --names simple_spread")
 
 
@@ -70,21 +73,60 @@ RANGES: dict[str, tuple[float, float]] = {"minutes": (0.5, 600), "seeds": (1, 10
 
 
 def told(command: Sequence[str], log: Path, seconds: float) -> int:
-    """Runs a program of this Python with its output in a file; SIGTERM when time is up, then SIGKILL."""
+    """Runs a program of this Python with its output in a file; SIGTERM when time is up, then SIGKILL.
+
+    What it started does not outlast it.
+    """
     with open(log, "a") as file:
         print(f"$ {' '.join(command)}", file=file, flush=True)
         program = subprocess.Popen(
             [sys.executable, *command], cwd=ROOT, stdout=file, stderr=file, start_new_session=True
         )
         try:
-            return program.wait(max(seconds, 1.0))
+            program.wait(max(seconds, 1.0))
         except subprocess.TimeoutExpired:
+            print("stopped at the time limit", file=file, flush=True)
             program.send_signal(signal.SIGTERM)
-        try:
-            return program.wait(STOPPING)
-        except subprocess.TimeoutExpired:
-            os.killpg(program.pid, signal.SIGKILL)
-            return program.wait()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                program.wait(STOPPING)
+        # A script of speed.py is in its group. Those of run.py are not, but unless it is killed it outlives
+        # them.
+        left = children(program.pid) if program.poll() is None else []
+        for leader in (program.pid, *left):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(leader if leader == program.pid else os.getpgid(leader), signal.SIGKILL)
+        return program.wait()
+
+
+def children(parent: int) -> list[int]:
+    """Processes that a running one has started, where the system is Linux and tells."""
+    lists = Path(f"/proc/{parent}/task").glob("*/children")
+    return [int(child) for path in lists for child in path.read_text().split()]
+
+
+def works(command: Sequence[str], text: str = "", seconds: float = 60.0) -> bool:
+    """Whether a program that reads `text` ends well and in time; what it or its daemon prints is dropped."""
+    quiet = subprocess.DEVNULL
+    try:
+        return not subprocess.run(
+            command, input=text, text=True, timeout=seconds, stdout=quiet, stderr=quiet
+        ).returncode
+    except subprocess.TimeoutExpired:
+        return False
+
+
+@contextlib.contextmanager
+def sharing() -> Iterator[None]:
+    """Within, processes share the GPU by MPS; in turns, where it cannot be started or CUDA fails with it."""
+    control = shutil.which("nvidia-cuda-mps-control") or ""
+    started = bool(control) and works([control, "-d"])  # not if it ran already: another will end it
+    try:
+        if started and not works([sys.executable, "-c", PROBE]):
+            started = not works([control], "quit\n")
+        yield
+    finally:
+        if started:
+            works([control], "quit\n", STOPPING)
 
 
 def pack(runs: Path, out: Path, pieces: int = 4) -> list[str]:
@@ -118,8 +160,6 @@ def pack(runs: Path, out: Path, pieces: int = 4) -> list[str]:
 def make_runs(args: Args, ends: float) -> None:
     """The runs of the figures, until `ends` on the clock, and their directories packed."""
     runs = args.out / "unpacked"
-    if args.device == "cuda" and shutil.which("nvidia-cuda-mps-control"):
-        subprocess.run(["nvidia-cuda-mps-control", "-d"], check=False)
     command = ["benchmark/run.py", *args.figures, "--scale", args.scale, "--seeds", str(args.seeds)]
     command += ["--jobs", str(args.jobs), "--device", args.device, "--runs-dir", str(runs.resolve())]
     command += [
@@ -127,9 +167,10 @@ def make_runs(args: Args, ends: float) -> None:
         str((runs / "results").resolve()),
         *(["--only", *args.only] if args.only else []),
     ]
-    told(command, args.out / "runs.txt", ends - time.monotonic() - STOPPING)
-    left = pack(runs, args.out)
-    shutil.rmtree(runs)
+    with sharing() if args.device == "cuda" else contextlib.nullcontext():
+        told(command, args.out / "runs.txt", ends - time.monotonic() - STOPPING)
+        left = pack(runs, args.out)
+    shutil.rmtree(runs, ignore_errors=True)  # a killed script may still be writing its last file
     if left:
         print(f"No room for the checkpoints of {', '.join(left)}: these cannot be resumed.")
 
@@ -147,8 +188,7 @@ def main() -> None:
     begun, total = time.monotonic(), 60 * args.minutes
     for part in args.parts:
         if part == "tests":
-            command = ["-m", "pytest", "-v", "-p", "no:cacheprovider", "tests/scripts/test_gpu.py"]
-            told(command, args.out / "tests.txt", total / 3)
+            told(["-m", "pytest", *TESTS.split()], args.out / "tests.txt", total / 3)
         elif part == "speed":
             for what in SPEEDS:
                 spent = time.monotonic() - begun

@@ -44,7 +44,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmark.lib.arguments import nowhere, out_of_range  # noqa: E402
 from benchmark.lib.letters import in_utf8  # noqa: E402
-from benchmark.lib.tables import markdown  # noqa: E402
+from benchmark.lib.tables import line, markdown  # noqa: E402
 from benchmark.lib.timing import sgemm_gflops, sgemm_gflops_cuda, steps_per_second, take_turns  # noqa: E402
 from envs import env_ids, make, usable_cores  # noqa: E402
 
@@ -119,6 +119,12 @@ class Args:
     """e2e mpe: a Python that has BenchMARL and VMAS, whose IPPO is then timed beside ippo.py"""
     json: str = ""
     """file for the raw numbers"""
+
+
+def begun_table(header: Sequence[str]) -> Callable[[Sequence[str]], None]:
+    """Prints a table's head; returns what prints a row: what was measured is told, whatever comes after."""
+    print("\n" + markdown(header, []), end="", flush=True)
+    return lambda cells: print(line(cells), end="", flush=True)
 
 
 def summary(found: dict[str, list[float]], bases: Sequence[str] = ()) -> dict[str, dict[str, float]]:
@@ -244,7 +250,8 @@ def time_learner(args: Args) -> dict[str, Any]:
     peak_of = sgemm_gflops_cuda if cuda else sgemm_gflops
     threads = (1,) if cuda else args.threads or tuple(sorted({1, usable_cores()}))
     result: dict[str, Any] = {}
-    rows = []
+    header = ["learner", "rows", "", "best GFLOP/s", "median", "sgemm peak, 1 thread", "best / peak"]
+    tell = begun_table([*header, "share within a turn, median"])
     for name in args.names or DEFAULTS[args.family]:
         for batch_rows in args.rows:
             figures: dict[str, Callable[[], float]] = {"sgemm": functools.partial(peak_of, args.seconds)}
@@ -265,10 +272,8 @@ def time_learner(args: Args) -> dict[str, Any]:
                     f"{best / peak:.0%}",
                     f"{in_turn:.0%}",
                 ]
-                rows.append([f"{name}: {sizes}", str(batch_rows), label, *numbers])
+                tell([f"{name}: {sizes}", str(batch_rows), label, *numbers])
             result[f"{name} {batch_rows}"] = summary(found, ["sgemm"])
-    header = ["learner", "rows", "", "best GFLOP/s", "median", "sgemm peak, 1 thread", "best / peak"]
-    print("\n" + markdown([*header, "share within a turn, median"], rows), flush=True)
     return result
 
 
@@ -280,8 +285,9 @@ def time_e2e(args: Args) -> dict[str, Any]:
     from benchmark.lib.learners import script_rates
 
     result: dict[str, Any] = {}
-    rows = []
     script, flag, batch = E2E[args.family]
+    header = [script[0], "", "environment steps/s", "env", "act", "update", "released code, measured earlier"]
+    tell = begun_table(header)
     for name in args.names or DEFAULTS[args.family]:
         task, _, num_agents = name.partition("/")
         command = [*script, f"--{flag}", task, "--device", args.device]
@@ -303,10 +309,8 @@ def time_e2e(args: Args) -> dict[str, Any]:
             cells = [name, label, f"{steps:,.0f}", *(f"{share:.1%}" for share in shares)]
             low, high = (0, 0) if num_agents else RELEASED.get(args.family, (0, 0))  # it was timed with 5
             theirs = f"{low} to {high}: {steps / high:,.0f} to {steps / low:,.0f} times" if high else ""
-            rows.append([*cells, theirs if "episode" in label else ""])
+            tell([*cells, theirs if "episode" in label else ""])
             result[f"{name}, {label}"] = rates
-    header = [script[0], "", "environment steps/s", "env", "act", "update", "released code, measured earlier"]
-    print("\n" + markdown(header, rows), flush=True)
     return result | (beside_benchmarl(args) if args.family == "mpe" else {})
 
 
@@ -315,17 +319,14 @@ def time_baselines(args: Args) -> dict[str, Any]:
     from benchmark.lib.learners import script_rates
 
     result: dict[str, Any] = {}
-    rows = []
+    tell = begun_table(["", "threads", "environment steps/s", "env", "act", "update"])
     for name, steps in BASELINES.items():
         command = [*name.split(), "--total-timesteps", str(steps), "--eval-every", "1000000000"]
         for threads in args.threads or sorted({1, usable_cores()}):
             rates = script_rates([*command, "--torch-threads", str(threads)])
             shares = (rates[f"time/{part}"] for part in ("env", "act", "update"))
-            rows.append(
-                [name, str(threads), f"{rates['charts/SPS']:,.0f}", *(f"{share:.1%}" for share in shares)]
-            )
+            tell([name, str(threads), f"{rates['charts/SPS']:,.0f}", *(f"{share:.1%}" for share in shares)])
             result[f"{name}, {threads} threads"] = rates
-    print("\n" + markdown(["", "threads", "environment steps/s", "env", "act", "update"], rows), flush=True)
     return result
 
 

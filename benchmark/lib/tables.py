@@ -17,8 +17,12 @@ THRESHOLDS = (0.5, 0.75, 0.9)
 
 def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A Markdown table."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return "".join(map(line, [head, ["---"] * len(head), *rows]))
+
+
+def line(cells: Sequence[str]) -> str:
+    """A line of a Markdown table."""
+    return f"| {' | '.join(cells)} |\n"
 
 
 def plus_minus(values: ArrayLike, digits: int) -> str:

@@ -1,15 +1,17 @@
 """benchmark/gpu.py: minutes on a GPU are few, so what is brought home must be whole, and in time."""
 
+import fcntl
 import io
 import random
 import subprocess
 import sys
 import tarfile
+import time
 from pathlib import Path
 
 import pytest
 
-from benchmark import gpu
+from benchmark import gpu, speed
 from benchmark.gpu import ROOT
 
 
@@ -60,7 +62,70 @@ def test_a_program_that_is_late_is_stopped(tmp_path, monkeypatch):
     deaf = f"{ignore}; print('hi', flush=True); time.sleep(60)"
     assert gpu.told(["-c", "import time; time.sleep(60)"], tmp_path / "log", 1.0) == -15
     assert gpu.told(["-c", deaf], tmp_path / "log", 2.0) == -9
-    assert "hi" in (tmp_path / "log").read_text()
+    text = (tmp_path / "log").read_text()
+    assert "hi" in text and text.count("stopped at the time limit\n") == 2
+    assert gpu.told(["-c", "print('in time')"], tmp_path / "other", 60.0) == 0
+    assert (tmp_path / "other").read_text().endswith("in time\n")
+
+
+@pytest.mark.parametrize("deaf", [False, True])
+def test_nothing_goes_on_after_a_program(tmp_path, monkeypatch, deaf):
+    """Else the script of a late speed.py takes the GPU from what is next; or one of run.py, which are in
+    sessions of their own, from what comes after."""
+    monkeypatch.setattr(gpu, "STOPPING", 1.0)
+    child = "import fcntl, sys, time; fcntl.flock(file := open(sys.argv[1], 'w'), fcntl.LOCK_EX); "
+    child += "print('locked', flush=True); time.sleep(100)"
+    script = "import signal, subprocess, sys, time; "
+    script += "signal.signal(signal.SIGTERM, signal.SIG_IGN); " * deaf
+    script += f"subprocess.Popen([sys.executable, '-c', {child!r}, sys.argv[1]], start_new_session={deaf}); "
+    gpu.told(["-c", script + "time.sleep(100)", str(tmp_path / "lock")], tmp_path / "log", 8.0)
+    assert "locked" in (tmp_path / "log").read_text().splitlines()
+    with open(tmp_path / "lock") as file:
+        for _ in range(50):  # the lock goes with the process, soon after the signal
+            try:
+                return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                time.sleep(0.1)
+    raise AssertionError("it still runs")
+
+
+@pytest.mark.parametrize(("probe", "within"), [("pass", ["-d"]), ("raise SystemExit(1)", ["-d", "quit"])])
+def test_the_gpu_is_left_as_it_was(tmp_path, monkeypatch, capfd, probe, within):
+    """A daemon that nobody ends keeps whoever called waiting; one with which CUDA fails fails all runs."""
+    control, calls = tmp_path / "nvidia-cuda-mps-control", tmp_path / "calls"
+    control.write_text(f'#!/bin/sh\nset -- $* $(cat)\necho "$*" >> {calls}\necho noise\n')
+    control.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.setattr(gpu, "PROBE", probe)
+    with pytest.raises(KeyboardInterrupt), gpu.sharing():
+        assert calls.read_text().split() == within
+        raise KeyboardInterrupt
+    assert calls.read_text().split() == ["-d", "quit"] and "noise" not in capfd.readouterr().out
+    control.write_text("#!/bin/sh\nexit 1\n")  # as where it runs already
+    with gpu.sharing():
+        pass
+
+
+def test_the_tests_that_need_a_gpu_are_chosen():
+    """They must not wait for others, which compile for minutes, nor be left out."""
+    listed = [sys.executable, "-m", "pytest", "--collect-only", "-q", *gpu.TESTS.replace("-v", "").split()]
+    names = subprocess.run(listed, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert "::test_a_gpu_gets_the_same_tensors[" in names and "::test_cuda_graph_replays_" in names
+    assert "_on_a_gpu_" in names and "without_a_compiler" not in names and "test_compiled" not in names
+
+
+def test_a_speed_that_comes_too_late_loses_no_other(monkeypatch, capsys):
+    """A part of few minutes may end before its table does."""
+
+    def rates(command):
+        if "corridor" in command:
+            raise KeyboardInterrupt
+        return {"charts/SPS": 1234.0, "time/env": 0.5, "time/act": 0.25, "time/update": 0.25}
+
+    monkeypatch.setattr("benchmark.lib.learners.script_rates", rates)
+    with pytest.raises(KeyboardInterrupt):
+        speed.time_e2e(speed.Args("e2e", "smac", ("3m", "corridor"), threads=(1,)))
+    assert "| 3m | 1 threads | 1,234 | 50.0% | 25.0% | 25.0% |  |\n" in capsys.readouterr().out
 
 
 def test_an_earlier_calls_runs_are_not_overwritten(tmp_path, monkeypatch):

@@ -161,6 +161,7 @@ def test_tensors_are_the_environments_arrays_agents_first(game):
     )
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("game", ["smac", "mamujoco"])
 def test_a_gpu_gets_the_same_tensors(game):

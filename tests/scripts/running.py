@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
 
+import pytest
 import torch
 
 from envs.wrappers import AgentsFirst
@@ -75,8 +76,10 @@ def run(script: str, *argv: object, **constants: Any) -> Result:
 
 
 def finished(script: str, *argv: object, **constants: Any) -> Result:
-    """`run` of a command that must succeed."""
+    """`run` of a command that must succeed. A signal that stopped it was meant for all the tests."""
     result = run(script, *argv, **constants)
+    if result.code == (requeue := importlib.import_module(script).EXIT_REQUEUE):
+        pytest.exit(f"{script}.py was stopped by a signal", returncode=requeue)
     assert result.code == 0, result.err
     return result
 
