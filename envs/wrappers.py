@@ -101,6 +101,7 @@ class AgentsFirst(TeamWrapper):
         super().__init__(env)
         self.device = torch.device(device)
         self.discrete, self.wins = env.discrete, env.wins  # looked up at every step
+        self._shape = (env.num_agents, env.num_envs) + (() if env.discrete else (env.num_actions,))
         self._last: dict[str, np.ndarray] = {}  # what was returned last, as the environment has it
 
     def _tensor(self, array: np.ndarray) -> torch.Tensor:
@@ -144,6 +145,14 @@ class AgentsFirst(TeamWrapper):
         self, actions: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, dict[str, Any]]:
         """As the environment's step, of actions (N, E) or (N, E, num_actions), and refused like its reset."""
+        # Before clipping, which would give one agent's actions, or one number, to all.
+        if not torch.is_tensor(actions) or actions.shape != self._shape:
+            names = "(num_agents, num_envs)" if self.discrete else "(num_agents, num_envs, num_actions)"
+            given = tuple(getattr(actions, "shape", ()))
+            raise ValueError(
+                f"actions must be a tensor of shape {self._shape} {names}; got {type(actions).__name__} of "
+                f"shape {given}."
+            )
         array = actions.transpose(0, 1).cpu().numpy()
         if not self.discrete:
             bounds: Any = self.single_action_space

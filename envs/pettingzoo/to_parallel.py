@@ -106,10 +106,12 @@ class ParallelView(ParallelEnv):
         missing = [agent for agent in self.agents if agent not in actions]
         if missing:
             raise ValueError(f"step() needs an action of every agent; {', '.join(missing)} gave none.")
-        if self.vector_env.discrete:
-            for agent in self.agents:
-                if np.asarray(actions[agent]).dtype.kind not in "iu" or np.size(actions[agent]) != 1:
-                    raise ValueError(f"An action is one integer; {agent} gave {actions[agent]!r}.")
+        for agent, size in zip(self.agents, self.vector_env.agent_act_dims, strict=True):
+            shape, kind = np.shape(actions[agent]), np.asarray(actions[agent]).dtype.kind
+            if self.vector_env.discrete and (kind not in "iu" or np.size(actions[agent]) != 1):
+                raise ValueError(f"An action is one integer; {agent} gave {actions[agent]!r}.")
+            if not self.vector_env.discrete and (kind not in "fiu" or shape != (size,)):
+                raise ValueError(f"An action of {agent} has shape {(size,)}; it gave {actions[agent]!r}.")
         chosen = np.zeros(
             self.vector_env.single_action_space.shape, self.vector_env.single_action_space.dtype
         )

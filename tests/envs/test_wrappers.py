@@ -161,6 +161,21 @@ def test_tensors_are_the_environments_arrays_agents_first(game):
     )
 
 
+@pytest.mark.parametrize("game", ["smac", "mpe", "tables", "mamujoco", "pettingzoo", "pettingzoo, real"])
+def test_actions_of_another_shape_are_refused(game):
+    """Else one agent's action drives all of them, or one number fills all joints of a robot."""
+    env = AgentsFirst(GAMES[game](1, 4))
+    _, infos = env.reset()
+    before = env.get_state()
+    actions = act(env, infos, torch.Generator().manual_seed(0))
+    fewer = actions[:1], actions[:, :1], actions[..., :1]
+    for wrong in (*fewer, actions.flatten(), actions[None], actions.swapaxes(0, 1), actions.numpy(), None):
+        with pytest.raises(ValueError, match=r"a tensor of shape \(\d, 4.* \(num_agents, num_envs.*; got"):
+            env.step(wrong)
+    assert all(torch.equal(array, before[name]) for name, array in env.get_state().items())
+    env.step(actions)
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("game", ["smac", "mamujoco"])
 def test_a_gpu_gets_the_same_tensors(game):
