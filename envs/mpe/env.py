@@ -32,8 +32,6 @@ class Rules(NamedTuple):
 
     size: float
     """Radius of an agent."""
-    clip: float
-    """The most that an agent's distance to its target costs."""
     start: float
     """Landmarks (of a line, the first) start uniform in [-start, start]²; agents always in [-1, 1]²."""
     limited: bool
@@ -44,18 +42,22 @@ class Rules(NamedTuple):
     """Positions move by the velocities from before the step's forces, not after."""
     nearest: bool = False
     """Paid by minus the SUM over landmarks of the nearest agent's distance, with no assignment."""
+    clip: float = math.inf
+    """The most that one agent's distance to its target counts, before the mean is taken."""
+    least: float = -math.inf
+    """The least that the team gets, collisions included."""
 
 
 VARIANTS: dict[str, dict[str, Rules]] = {
     "paper": {
-        "simple_spread": Rules(size=0.05, clip=15.0, start=1.0, limited=False),
-        "line_control": Rules(size=0.03, clip=15.0, start=0.25, limited=True),
-        "circle_control": Rules(size=0.03, clip=15.0, start=0.25, limited=True),
+        "simple_spread": Rules(size=0.05, start=1.0, limited=False, least=-15.0),
+        "line_control": Rules(size=0.03, start=0.25, limited=True, least=-15.0),
+        "circle_control": Rules(size=0.03, start=0.25, limited=True, least=-15.0),
     },
     "mpe2": {
-        "simple_spread": Rules(0.15, math.inf, 1.0, False, position_first=True, nearest=True),
-        "line_control": Rules(0.03, 2.0, 0.25, False, others=False, position_first=True),
-        "circle_control": Rules(0.05, 2.0, 0.5, False, others=False, position_first=True),
+        "simple_spread": Rules(0.15, 1.0, False, position_first=True, nearest=True),
+        "line_control": Rules(0.03, 0.25, False, others=False, position_first=True, clip=2.0),
+        "circle_control": Rules(0.05, 0.5, False, others=False, position_first=True, clip=2.0),
     },
 }
 """`paper`: the scenarios behind the paper's figures. `mpe2`: that library's simple_spread_v3 (local_ratio 0),
@@ -94,7 +96,8 @@ def _numbers(task: str, variant: str, vision: float | None, penalty: float) -> n
         raise ValueError(f"collision_penalty must be a number, at least 0, got {penalty!r}.")
     found = np.zeros(world.RULES)
     found[world.TASK] = TASKS.index(task)
-    found[world.SIZE], found[world.CLIP], found[world.START] = rules.size, rules.clip, rules.start
+    found[world.SIZE], found[world.START] = rules.size, rules.start
+    found[world.CLIP], found[world.LEAST] = rules.clip, rules.least
     found[world.VISION] = vision if rules.limited and vision is not None else math.inf
     found[world.OTHERS], found[world.POSITION_FIRST] = rules.others, rules.position_first
     found[world.NEAREST], found[world.PENALTY] = rules.nearest, penalty

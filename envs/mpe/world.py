@@ -24,9 +24,9 @@ LINE_LENGTH, CIRCLE_RADIUS = 1.25, 0.5
 NUM_ACTIONS = 5
 """0 nothing, 1 towards -x, 2 towards +x, 3 towards -y, 4 towards +y."""
 SPREAD, LINE, CIRCLE = range(3)
-TASK, SIZE, CLIP, START, VISION, OTHERS, POSITION_FIRST, NEAREST, PENALTY = range(9)
+TASK, SIZE, START, VISION, OTHERS, POSITION_FIRST, NEAREST, CLIP, PENALTY, LEAST = range(10)
 """Entries of `rules`; `envs.mpe.env.Rules` explains them."""
-RULES = 9
+RULES = 10
 
 MOST_SUBSETS = 7
 """Agents up to which the least sum is searched over subsets; beyond, the Hungarian method is faster."""
@@ -269,7 +269,7 @@ def _pay(e, pos, rules, goal, cost, table, best, lines, prices):
                 total += min(cost[lines[0, j] * N + j], rules[CLIP])
     if rules[PENALTY] != 0.0:
         total += 0.5 * rules[PENALTY] * _touching(e, pos, rules[SIZE])
-    return -total / N
+    return max(-total / N, rules[LEAST])
 
 
 @piece

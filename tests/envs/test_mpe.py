@@ -145,8 +145,38 @@ def test_the_assignment_is_scipys(num_agents):
         for variant in ("paper", "mpe2") if task != "simple_spread" else ("paper",):
             after, _, _, reward = at_rest(task, pos, land, variant=variant)
             cost = distances(after, mpe.targets(task, after, land))
-            clipped = np.minimum(scipy_pairs(cost), mpe.VARIANTS[variant][task].clip)
-            np.testing.assert_allclose(reward, -clipped.mean(1), atol=1e-12)
+            pairs = np.minimum(scipy_pairs(cost), np.inf if variant == "paper" else 2.0)
+            least = -15.0 if variant == "paper" else -np.inf
+            np.testing.assert_allclose(reward, np.maximum(-pairs.mean(1), least), atol=1e-12)
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("num_agents", [2, 9])
+def test_the_papers_reward_is_clipped_as_a_whole(task, num_agents):
+    """Else one agent that has run away costs less than it did the authors, or the penalty passes the clip."""
+    pos, _, land, _ = world(task, num_agents, 8, width=0.1)
+    pos += 0.5 * np.arange(num_agents)[:, None]  # apart, so that nobody moves
+    clipped = []
+    for far in (1.0, 10.0 * num_agents, 20.0 * num_agents, 1e6):
+        pos[:, 0, 0] -= far
+        mean = scipy_pairs(distances(pos, mpe.targets(task, pos, land))).mean(1)
+        for penalty in (0.0, 2.0):  # of each agent with itself, half of it
+            reward = at_rest(task, pos, land, collision_penalty=penalty)[3]
+            np.testing.assert_allclose(reward, np.maximum(-mean - penalty / 2, -15.0), rtol=1e-12)
+            clipped.append((reward == -15.0).any())
+    assert clipped == [False, False, False, False, True, True, True, True]
+
+
+def test_two_agents_of_which_one_is_far():
+    """The clip in numbers: a distance of 30 counts in full until the mean is beyond 15."""
+    land = np.array([[[0.0, 0.0], [0.0, 1.0]]])
+    for far, reward in ((30.0, -15.0), (20.0, -10.25)):
+        pos = np.array([[[far, 0.0], [0.5, 1.0]]])
+        assert at_rest("simple_spread", pos, land)[3][0] == pytest.approx(reward, rel=1e-12)
+    line = np.array([[[0.0, 0.0], [0.0, 1.25]]])
+    pos = np.array([[[30.0, 0.0], [0.5, 1.25]]])
+    assert at_rest("line_control", pos, line)[3][0] == -15.0
+    assert at_rest("line_control", pos, line, variant="mpe2")[3][0] == -1.25  # (2 + 0.5) / 2
 
 
 def test_both_methods_of_assignment_agree():
