@@ -99,6 +99,7 @@ class MaMujocoVectorEnv(TeamVectorEnv):
             )
         if obs == "full" and agent_obsk != 2:
             raise ValueError('With obs "full" agents see everything, however far away; leave agent_obsk out.')
+        seed = self._take_seed(seed)
         kind, parts = get_partition(name, partition)
         robot = get_robot(kind, version)
         self.robot, self.model, self.agent_joints = robot, load_model(robot.xml), parts
@@ -184,8 +185,7 @@ class MaMujocoVectorEnv(TeamVectorEnv):
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
         """Start new episodes everywhere; without a seed the random streams go on. Obs and infos."""
-        if seed is not None:
-            self._seed_streams(seed)
+        self._before_reset(seed, options)
         self._start(np.arange(self.num_envs, dtype=np.int32))
         self._started = True
         return self._observe(), self._infos()

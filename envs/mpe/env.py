@@ -256,7 +256,7 @@ class MpeVectorEnv(TeamVectorEnv):
         self._mask = np.ones((num_envs, num_agents, NUM_ACTIONS), dtype=np.bool_)
         self._nobody = self._ending(np.zeros(num_envs, dtype=np.bool_))
         self._started = False
-        self._seed_streams(seed)
+        self._seed_streams(self._take_seed(seed))
 
     def _seed_streams(self, seed: int) -> None:
         children = np.random.SeedSequence(seed).spawn(self.num_envs)
@@ -267,8 +267,7 @@ class MpeVectorEnv(TeamVectorEnv):
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
         """New episodes everywhere; without a seed the random streams go on. Obs (E, N, obs_dim) and infos."""
-        if seed is not None:
-            self._seed_streams(seed)
+        self._before_reset(seed, options)
         obs = np.zeros((self.num_envs, self.num_agents, self.obs_dim), dtype=np.float32)
         everyone = np.ones(self.num_envs, dtype=np.bool_)
         self._renew(everyone, obs, self._infos(everyone, self._ending(everyone)))

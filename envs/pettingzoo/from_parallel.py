@@ -106,6 +106,7 @@ class ParallelVectorEnv(TeamVectorEnv):
             raise ValueError(f"episode_limit must be a number of steps or None, got {episode_limit!r}.")
         if render_mode not in (None, "rgb_array"):
             raise ValueError(f'render_mode must be None or "rgb_array", got {render_mode!r}.')
+        seed = self._take_seed(seed)
         self.env_kwargs = dict(env_kwargs or {}) | ({"render_mode": render_mode} if render_mode else {})
         make, name = (load(env), env) if isinstance(env, str) else (env, short(env))
         self.envs = build(name, make, self.env_kwargs, num_envs)
@@ -153,12 +154,14 @@ class ParallelVectorEnv(TeamVectorEnv):
         self._returns = np.zeros(num_envs, dtype=np.float64)
         self._started = self._untouched = self._warned = False
 
+    def _seed_streams(self, seed: int) -> None:
+        self._seed, self._episodes[:] = seed, 0
+
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
         """Begin new episodes everywhere; without a seed the streams go on. Obs (E, N, obs_dim) and infos."""
-        if seed is not None:
-            self._seed, self._episodes[:] = seed, 0
+        self._before_reset(seed, options)
         for e in range(self.num_envs):
             self._guard(e, self._begin)
         self._check_seen()

@@ -84,6 +84,10 @@ def test_view_says_what_is_wrong():
         view.step({"agent_0": 1})
     with pytest.raises(ValueError, match="not available"):
         view.step({"agent_0": 1, "agent_1": 0, "agent_2": 1})
+    with pytest.raises(ValueError, match="seed must be"):
+        view.reset(seed=-1)
+    assert len(view.agents) == 3
+    view.step(dict.fromkeys(view.agents, 1))
     robot = envs.parallel_env("mamujoco/Humanoid-9|8", threads=1)
     robot.reset(seed=0)
     whole = {"agent_0": np.zeros(9), "agent_1": np.zeros(8)}
