@@ -255,11 +255,16 @@ class TabularGame(TeamVectorEnv):
             key in state and (np.shape(state[key]), state[key].dtype) == (array.shape, array.dtype)
             for key, array in now.items()
         )
-        if not fits or np.max(state["state"]) >= self.num_states or np.min(state["state"]) < 0:
+        if not fits:
             raise ValueError(
                 f"This state is not one of {self.num_envs} environments of {self.env_id} with "
                 f"{self.num_states} states: it must hold {', '.join(now)}, as saved of {self.num_envs}."
             )
+        most = {"state": self.num_states, "length": self.episode_limit}
+        sound = {key: ((state[key] >= 0) & (state[key] < bound)).all() for key, bound in most.items()}
+        for key, good in (sound | {"return": np.isfinite(state["return"]).all()}).items():
+            if not good:
+                raise ValueError(f"This state is damaged: {key!r} holds values that no episode has.")
         for key, array in now.items():
             setattr(self, f"_{key}", np.array(state[key], dtype=array.dtype))
         self._started = True
