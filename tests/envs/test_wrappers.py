@@ -259,16 +259,20 @@ def test_what_cannot_go_on_begins_anew_and_returns_how():
     assert other.get_state()["seed"] == 5
 
 
-@pytest.mark.parametrize("game", ["smac", "mpe", "mamujoco", "pettingzoo"])
+@pytest.mark.parametrize("game", [*RESTORABLE, "pettingzoo"])
 def test_states_that_do_not_fit_are_refused(game):
-    """Else a run goes on from something else, and nobody knows."""
-    env, wide = AgentsFirst(GAMES[game](1, 2)), AgentsFirst(GAMES[game](1, 3))
-    env.reset()
+    """Else a run goes on from something else, and nobody knows; what is refused has changed nothing."""
+    env, twin, wide = (AgentsFirst(GAMES[game](1, E)) for E in (2, 2, 3))
     wide.reset()
+    _, infos = env.reset()
+    twin.reset()
     with pytest.raises(ValueError, match="not one of 2 environments"):
         env.set_state(wide.get_state())
     if not env.restorable:
+        assert all(map(equal, played(env, infos, 5, 0)[0], played(twin, infos, 5, 0)[0]))
         return
+    _, _, infos = played(env, infos, 3, 0)
+    played(twin, infos, 3, 0)
     state = env.get_state()
     for name in ("next_obs", "next_action_mask", "next_alive"):
         missing = {key: tensor for key, tensor in state.items() if key != name}
@@ -279,8 +283,11 @@ def test_states_that_do_not_fit_are_refused(game):
         other = torch.float32 if state[name].dtype == torch.float64 else torch.float64
         with pytest.raises(ValueError, match="not one of 2 environments"):
             env.set_state(state | {name: state[name].to(other)})
-    with pytest.raises(ValueError, match="damaged"):
-        env.set_state(state | {"length": state["length"] - 1})
+    for damage in (-1, 10**9):
+        with pytest.raises(ValueError, match="damaged: 'length'"):
+            env.set_state(state | {"length": torch.full_like(state["length"], damage)})
+    assert all(torch.equal(tensor, state[name]) for name, tensor in env.get_state().items())
+    assert all(map(equal, played(env, infos, 30, 1)[0], played(twin, infos, 30, 1)[0]))
 
 
 def test_an_environment_can_be_made_with_tensors():
