@@ -35,7 +35,7 @@ class Rules(NamedTuple):
     start: float
     """Landmarks (of a line, the first) start uniform in [-start, start]²; agents always in [-1, 1]²."""
     limited: bool
-    """What is farther away than `vision` reads as zeros."""
+    """What is `vision` or more away reads as zeros."""
     others: bool = True
     """Agents see the other agents."""
     position_first: bool = False
@@ -149,7 +149,7 @@ def step(
     """One step of B independent worlds, without randomness and without changing its arguments.
 
     agent_pos, agent_vel (B, N, 2), landmark_pos (B, L, 2) with L as `num_landmarks` says, actions int (B, N).
-    vision: distance beyond which others read as zeros (None: unlimited), in line and circle control as the
+    vision: distance from which on others read as zeros (None: unlimited), in line and circle control as the
     paper has them; everywhere else agents see everything.
     Returns agent_pos, agent_vel, obs (B, N, obs_dim) and reward (B,) after the step, all float64.
     ValueError, in one sentence, on anything that does not fit.

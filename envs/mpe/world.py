@@ -277,7 +277,7 @@ def _look(e, pos, vel, land, rules, obs):
     """Write what the agents of environment e see, obs[e] (N, obs_dim).
 
     Own velocity and position, then relative to it the landmarks and the other agents, in order of their
-    numbers; zeros for what is farther away than VISION.
+    numbers; zeros for what is VISION or more away.
     """
     N, L = pos.shape[1], land.shape[1]
     far = rules[VISION] * rules[VISION]
@@ -288,13 +288,13 @@ def _look(e, pos, vel, land, rules, obs):
         obs[e, i, 2], obs[e, i, 3] = x, y
         for j in range(L):
             dx, dy = land[e, j, 0] - x, land[e, j, 1] - y
-            near = dx * dx + dy * dy <= far
+            near = dx * dx + dy * dy < far
             obs[e, i, 4 + 2 * j] = dx if near else 0.0
             obs[e, i, 5 + 2 * j] = dy if near else 0.0
         if others:
             for j in range(i + 1, N):
                 dx, dy = pos[e, j, 0] - x, pos[e, j, 1] - y
-                near = dx * dx + dy * dy <= far
+                near = dx * dx + dy * dy < far
                 obs[e, i, 2 + 2 * (L + j)] = dx if near else 0.0
                 obs[e, i, 3 + 2 * (L + j)] = dy if near else 0.0
                 obs[e, j, 4 + 2 * (L + i)] = -dx if near else 0.0

@@ -225,10 +225,14 @@ def test_vision_hides_what_is_far():
             far = np.concatenate([distances(x[:, [i]], land), distances(x[:, [i]], np.delete(x, i, 1))], -1)[
                 :, 0
             ]
-            hidden = (far > vision).repeat(2, axis=1)
+            hidden = (far >= vision).repeat(2, axis=1)
             assert hidden.any() and not hidden.all()
             assert np.array_equal(obs[:, i, 4:], np.where(hidden, 0, everything[:, i, 4:]))
     assert mpe.step("simple_spread", *world("simple_spread", 4, width=3))[2].all()
+    at = np.array([[[0.0, 0.0], [1.0, 0.0]]])  # just as far as one sees: the authors have it hidden
+    for vision, seen in ((1.0, False), (1.0 + 1e-9, True)):
+        obs = mpe.observe("circle_control", at, np.ones_like(at), at[:, :1] + [0.0, 1.0], vision=vision)
+        assert obs[0, 0, 4:].any() == obs[0, 1, 6:].any() == seen
 
 
 def test_collision_penalty_counts_ordered_pairs_and_oneself():
