@@ -437,6 +437,8 @@ class MaMujocoVectorEnv(TeamVectorEnv):
         """Picture of environment i, (H, W, 3) uint8."""
         if self.render_mode is None:
             raise ValueError('Nothing to render: make the environment with render_mode="rgb_array".')
+        if self._renderer is None:
+            raise ValueError("Nothing can be rendered any more: this environment is closed, make another.")
         self._batch.get_data(i, self._scratch)
         mujoco.mj_forward(self.model, self._scratch)
         return self._renderer.draw(self._scratch)
