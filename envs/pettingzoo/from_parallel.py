@@ -136,7 +136,7 @@ class ParallelVectorEnv(TeamVectorEnv):
         self._nothing = np.arange(self.num_actions) == 0
         self._low, self._high = np.zeros((2, N, self.num_actions))
         if self.discrete:
-            self.single_action_space: Any = gym.spaces.MultiDiscrete([self.num_actions] * N)
+            self.single_action_space: Any = gym.spaces.MultiDiscrete(list(self.agent_act_dims))
             self._start = np.array([choice.start for choice in choices], dtype=np.int64)
         else:
             low, high = np.where(self._own, -1, 0), np.where(self._own, 1, 0)

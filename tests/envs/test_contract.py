@@ -63,7 +63,7 @@ def test_attributes_answer_what_a_caller_may_ask(family):
     assert len(env.agent_obs_dims) == len(env.agent_act_dims) == N
     assert width == (max(env.agent_obs_dims), max(env.agent_act_dims))
     if env.discrete:
-        assert env.single_action_space.nvec.tolist() == [env.num_actions] * N
+        assert env.single_action_space.nvec.tolist() == list(env.agent_act_dims)
     else:
         assert env.single_action_space.shape == (N, env.num_actions)
 
