@@ -6,6 +6,7 @@ ParallelVectorEnv(MyParallelEnv, num_envs=8, reward="sum")
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +18,7 @@ from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 
 from envs.base import BrokenEnvironment, Step, TeamVectorEnv, failure, playable, short
-from envs.pettingzoo.loading import build, load, spaces_of
+from envs.pettingzoo.loading import build, closed_on_failure, load, spaces_of
 
 RESET = ("observations", "infos")
 STEP = ("observations", "rewards", "terminations", "truncations", "infos")
@@ -112,14 +113,19 @@ class ParallelVectorEnv(TeamVectorEnv):
         self.envs = build(name, make, self.env_kwargs, num_envs)
         if not isinstance(env, str):
             name = getattr(self.envs[0], "metadata", {}).get("name") or type(self.envs[0]).__name__
-        if len({id(one) for one in self.envs}) < num_envs:
-            raise ValueError(f"{name}: make a new environment at each call, do not give the same one again.")
-        boxes, choices = spaces = spaces_of(name, self.envs[0])
-        self.possible_agents = list(self.envs[0].possible_agents)
+        with closed_on_failure(self.envs):
+            if len({id(one) for one in self.envs}) < num_envs:
+                raise ValueError(
+                    f"{name}: make a new environment at each call, do not give the same one again."
+                )
+            boxes, choices = spaces = spaces_of(name, self.envs[0])
+            self.possible_agents = list(self.envs[0].possible_agents)
+            for other in self.envs[1:]:
+                if list(other.possible_agents) != self.possible_agents or spaces_of(name, other) != spaces:
+                    raise ValueError(
+                        f"{name} makes unequal environments: agents and spaces must be the same."
+                    )
         self._known = set(self.possible_agents)
-        for other in self.envs[1:]:
-            if list(other.possible_agents) != self.possible_agents or spaces_of(name, other) != spaces:
-                raise ValueError(f"{name} makes unequal environments: agents and spaces must be the same.")
         self.name, self.env_id, self._choices = name, f"pettingzoo:{name}", choices
         self.num_envs, self.reward, self.render_mode = num_envs, reward, render_mode
         self.episode_limit = episode_limit
@@ -253,9 +259,11 @@ class ParallelVectorEnv(TeamVectorEnv):
         return np.array(picture, dtype=np.uint8)
 
     def close_extras(self, **kwargs: Any) -> None:
-        """Close every environment."""
-        for env in self.envs:
-            env.close()
+        """Close every environment; BrokenEnvironment, after the others are closed, where one fails."""
+        self.closed = True  # then as well: no environment is closed twice
+        with contextlib.ExitStack() as others:
+            for e in reversed(range(self.num_envs)):
+                others.callback(self._guard, e, lambda e: self.envs[e].close())
 
     def _guard(self, e: int, call: Callable[..., Any], *arguments: Any) -> Any:
         """call(e, *arguments); what environment e does wrong is a BrokenEnvironment that says where."""
