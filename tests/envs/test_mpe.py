@@ -71,13 +71,13 @@ def test_mpe2_is_reproduced(task, num_agents):
     """Else the variant `mpe2` would not be the library that others report numbers on."""
     options = {"local_ratio": 0.0} if task == "simple_spread" else {}
     theirs = importlib.import_module(f"mpe2.{MPE2[task]}").parallel_env(N=num_agents, **options)
-    rng, contacts = np.random.default_rng(num_agents), 0
+    rng, contacts, far = np.random.default_rng(num_agents), 0, 0
     for episode in range(4):
         seen, _ = theirs.reset(seed=episode)
         agents = theirs.unwrapped.world.agents
-        if episode % 2:
-            for agent in agents:  # a crowd
-                agent.state.p_pos = agent.state.p_pos * 0.1
+        if episode:
+            for agent in agents:  # a crowd, and a team that is so far away that distances are clipped
+                agent.state.p_pos = agent.state.p_pos * (4.0 if episode == 2 else 0.1)
             seen = {agent: theirs.unwrapped.observe(agent) for agent in theirs.agents}
         x = np.array([[agent.state.p_pos for agent in agents]])
         v = np.zeros_like(x)
@@ -96,7 +96,8 @@ def test_mpe2_is_reproduced(task, num_agents):
             np.testing.assert_allclose(list(rewards.values()), reward[0], atol=1e-9, rtol=0)
             gaps = distances(x, x)[0] + 9 * np.eye(num_agents)
             contacts += (gaps < 2 * mpe.VARIANTS["mpe2"][task].size).any()
-    assert contacts > 0
+            far += (scipy_pairs(distances(x, mpe.targets(task, x, land))) > 2).any()
+    assert contacts > 0 and far > 0
 
 
 def test_a_push_by_hand():
@@ -285,7 +286,7 @@ def test_episodes_start_where_the_task_says(task, variant):
     state = env.get_state()
     pos, land = state["agent_pos"], state["landmark_pos"]
     assert not state["agent_vel"].any()
-    start = mpe.VARIANTS[variant][task].start
+    start = {"simple_spread": 1.0, "line_control": 0.25}.get(task, 0.25 if variant == "paper" else 0.5)
     uniform = land[:, :1] if task == "line_control" else land
     for points, width in ((pos, 1.0), (uniform, start)):
         assert 0.99 * width < np.abs(points).max() < width
