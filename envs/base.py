@@ -81,6 +81,46 @@ class TeamVectorEnv(VectorEnv):
     """`exact_return(policies)` solves what others have to play."""
     wins: bool = False
     """Episodes are won or not: infos hold battle_won."""
+    _mask: np.ndarray
+    """(E, N, num_actions) bool: the action_mask now."""
+
+    def _seed_streams(self, seed: int) -> None:
+        """Begin the environments' random streams anew."""
+        raise NotImplementedError
+
+    def _take_seed(self, seed: Any) -> int:
+        """The seed as an int, which gymnasium's np_random begins with, too.
+
+        ValueError unless it is a whole number, one for all environments, that a saved state can hold.
+        """
+        whole = isinstance(seed, int | np.integer) and not isinstance(seed, bool)
+        if not whole or not 0 <= int(seed) < 2**63:
+            raise ValueError(
+                f"seed must be one whole number from 0 to 2**63 - 1, from which each environment makes its "
+                f"own; got {short(seed)}."
+            )
+        super().reset(seed=int(seed))
+        return int(seed)
+
+    def _before_reset(self, seed: Any, options: Any) -> None:
+        """What every reset does first, and all that it does with its arguments. ValueError on bad ones."""
+        if options:
+            raise ValueError(
+                f"reset() begins new episodes everywhere and takes no options; got {short(options)}. Options "
+                "of an environment are given to envs.make."
+            )
+        if seed is not None:
+            self._seed_streams(self._take_seed(seed))
+
+    def sample_actions(self) -> np.ndarray:
+        """Random actions that can be played now, int (E, N) or float32 (E, N, num_actions).
+
+        From a stream of their own, gymnasium's np_random, which changes no episode and no state.
+        """
+        if not self.discrete:
+            bounds: Any = self.action_space
+            return self.np_random.uniform(bounds.low, bounds.high).astype(np.float32)
+        return np.where(self._mask, self.np_random.random(self._mask.shape), -1.0).argmax(-1)
 
     def describe(self) -> dict[str, Any]:
         """What rewards depend on besides the id and the label, as plain values for args.json."""

@@ -101,6 +101,7 @@ class AgentsFirst(TeamWrapper):
         super().__init__(env)
         self.device = torch.device(device)
         self.discrete, self.wins = env.discrete, env.wins  # looked up at every step
+        self._shape = (env.num_agents, env.num_envs) + (() if env.discrete else (env.num_actions,))
         self._last: dict[str, np.ndarray] = {}  # what was returned last, as the environment has it
 
     def _tensor(self, array: np.ndarray) -> torch.Tensor:
@@ -144,6 +145,14 @@ class AgentsFirst(TeamWrapper):
         self, actions: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, dict[str, Any]]:
         """As the environment's step, of actions (N, E) or (N, E, num_actions), and refused like its reset."""
+        # Before clipping, which would give one agent's actions, or one number, to all.
+        if not torch.is_tensor(actions) or actions.shape != self._shape:
+            names = "(num_agents, num_envs)" if self.discrete else "(num_agents, num_envs, num_actions)"
+            given = tuple(getattr(actions, "shape", ()))
+            raise ValueError(
+                f"actions must be a tensor of shape {self._shape} {names}; got {type(actions).__name__} of "
+                f"shape {given}."
+            )
         array = actions.transpose(0, 1).cpu().numpy()
         if not self.discrete:
             bounds: Any = self.single_action_space
@@ -177,12 +186,26 @@ class AgentsFirst(TeamWrapper):
         if not self.restorable:
             self.env.set_state(arrays)  # before the reset: it is its new episodes that are to be played
             return self.reset()
-        obs, infos = self.env.reset()  # for its form alone
-        self.env.set_state(arrays)
-        for name, array in {"obs": obs, **{key: infos[key] for key in ("action_mask", "alive")}}.items():
-            if name not in saved or (saved[name].shape, saved[name].dtype) != (array.shape, array.dtype):
+        forms = self._forms()
+        for name in ("obs", "action_mask", "alive"):  # all before anything changes
+            shape, dtype = forms[name]
+            if name not in saved or (saved[name].shape, saved[name].dtype) != (shape, dtype):
                 raise ValueError(
                     f"This state is not one of {self.num_envs} environments of {self.env_id}: "
-                    f"'next_{name}' must be {array.dtype} of shape {array.shape}."
+                    f"'next_{name}' must be {dtype} of shape {shape}."
                 )
+        self.env.set_state(arrays)
+        infos: dict[str, Any] = {name: np.zeros(*form) for name, form in forms.items() if name not in saved}
+        E = self.num_envs
+        infos["episode"] = {"r": np.zeros(E, dtype=np.float32), "l": np.zeros(E, dtype=np.int64)}
         return self._return(saved.pop("obs"), infos | saved)
+
+    def _forms(self) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+        """Shape and dtype of obs and of the infos that all families have."""
+        E, N = self.num_envs, self.num_agents
+        obs, mask = (E, N, self.obs_dim), (E, N, self.num_actions)
+        real, truth = np.dtype(np.float32), np.dtype(np.bool_)
+        forms = {"obs": (obs, real), "action_mask": (mask, truth), "alive": ((E, N), truth)}
+        forms |= {f"final_{name}": form for name, form in forms.items()}
+        ends = ("_final_obs", "_episode") + ("battle_won",) * self.wins
+        return forms | dict.fromkeys(ends, ((E,), truth))

@@ -99,6 +99,7 @@ class MaMujocoVectorEnv(TeamVectorEnv):
             )
         if obs == "full" and agent_obsk != 2:
             raise ValueError('With obs "full" agents see everything, however far away; leave agent_obsk out.')
+        seed = self._take_seed(seed)
         kind, parts = get_partition(name, partition)
         robot = get_robot(kind, version)
         self.robot, self.model, self.agent_joints = robot, load_model(robot.xml), parts
@@ -184,8 +185,7 @@ class MaMujocoVectorEnv(TeamVectorEnv):
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
         """Start new episodes everywhere; without a seed the random streams go on. Obs and infos."""
-        if seed is not None:
-            self._seed_streams(seed)
+        self._before_reset(seed, options)
         self._start(np.arange(self.num_envs, dtype=np.int32))
         self._started = True
         return self._observe(), self._infos()
@@ -437,6 +437,8 @@ class MaMujocoVectorEnv(TeamVectorEnv):
         """Picture of environment i, (H, W, 3) uint8."""
         if self.render_mode is None:
             raise ValueError('Nothing to render: make the environment with render_mode="rgb_array".')
+        if self._renderer is None:
+            raise ValueError("Nothing can be rendered any more: this environment is closed, make another.")
         self._batch.get_data(i, self._scratch)
         mujoco.mj_forward(self.model, self._scratch)
         return self._renderer.draw(self._scratch)

@@ -175,9 +175,10 @@ class TabularGame(TeamVectorEnv):
         self._transitions = self.transitions.reshape(S, -1, S)
         self._state, self._length = np.zeros((2, num_envs), dtype=np.int64)
         self._return = np.zeros(num_envs, dtype=np.float64)
-        self._no_mask = np.zeros((num_envs, N, A), dtype=np.bool_)
+        self._mask = np.ones((num_envs, N, A), dtype=np.bool_)
+        self._no_mask = ~self._mask
         self._started = False
-        self._seed_streams(seed)
+        self._seed_streams(self._take_seed(seed))
 
     def _seed_streams(self, seed: int) -> None:
         children = np.random.SeedSequence(seed).spawn(self.num_envs)
@@ -187,8 +188,7 @@ class TabularGame(TeamVectorEnv):
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
         """Start new episodes everywhere; without a seed the random streams go on. Obs (E, N, S) and infos."""
-        if seed is not None:
-            self._seed_streams(seed)
+        self._before_reset(seed, options)
         self._state[:], self._length[:], self._return[:] = 0, 0, 0.0
         self._started = True
         return self._observe(), self._infos()
@@ -233,7 +233,7 @@ class TabularGame(TeamVectorEnv):
     def _infos(self) -> dict[str, Any]:
         E, N = self.num_envs, self.num_agents
         return {
-            "action_mask": np.ones((E, N, self.num_actions), dtype=np.bool_),
+            "action_mask": self._mask.copy(),
             "alive": np.ones((E, N), dtype=np.bool_),
             "final_obs": np.zeros((E, N, self.num_states), dtype=np.float32),
             "final_action_mask": self._no_mask,
@@ -255,11 +255,16 @@ class TabularGame(TeamVectorEnv):
             key in state and (np.shape(state[key]), state[key].dtype) == (array.shape, array.dtype)
             for key, array in now.items()
         )
-        if not fits or np.max(state["state"]) >= self.num_states or np.min(state["state"]) < 0:
+        if not fits:
             raise ValueError(
                 f"This state is not one of {self.num_envs} environments of {self.env_id} with "
                 f"{self.num_states} states: it must hold {', '.join(now)}, as saved of {self.num_envs}."
             )
+        most = {"state": self.num_states, "length": self.episode_limit}
+        sound = {key: ((state[key] >= 0) & (state[key] < bound)).all() for key, bound in most.items()}
+        for key, good in (sound | {"return": np.isfinite(state["return"]).all()}).items():
+            if not good:
+                raise ValueError(f"This state is damaged: {key!r} holds values that no episode has.")
         for key, array in now.items():
             setattr(self, f"_{key}", np.array(state[key], dtype=array.dtype))
         self._started = True

@@ -32,30 +32,32 @@ class Rules(NamedTuple):
 
     size: float
     """Radius of an agent."""
-    clip: float
-    """The most that an agent's distance to its target costs."""
     start: float
     """Landmarks (of a line, the first) start uniform in [-start, start]²; agents always in [-1, 1]²."""
     limited: bool
-    """What is farther away than `vision` reads as zeros."""
+    """What is `vision` or more away reads as zeros."""
     others: bool = True
     """Agents see the other agents."""
     position_first: bool = False
     """Positions move by the velocities from before the step's forces, not after."""
     nearest: bool = False
     """Paid by minus the SUM over landmarks of the nearest agent's distance, with no assignment."""
+    clip: float = math.inf
+    """The most that one agent's distance to its target counts, before the mean is taken."""
+    least: float = -math.inf
+    """The least that the team gets, collisions included."""
 
 
 VARIANTS: dict[str, dict[str, Rules]] = {
     "paper": {
-        "simple_spread": Rules(size=0.05, clip=15.0, start=1.0, limited=False),
-        "line_control": Rules(size=0.03, clip=15.0, start=0.25, limited=True),
-        "circle_control": Rules(size=0.03, clip=15.0, start=0.25, limited=True),
+        "simple_spread": Rules(size=0.05, start=1.0, limited=False, least=-15.0),
+        "line_control": Rules(size=0.03, start=0.25, limited=True, least=-15.0),
+        "circle_control": Rules(size=0.03, start=0.25, limited=True, least=-15.0),
     },
     "mpe2": {
-        "simple_spread": Rules(0.15, math.inf, 1.0, False, position_first=True, nearest=True),
-        "line_control": Rules(0.03, 2.0, 0.25, False, others=False, position_first=True),
-        "circle_control": Rules(0.05, 2.0, 0.5, False, others=False, position_first=True),
+        "simple_spread": Rules(0.15, 1.0, False, position_first=True, nearest=True),
+        "line_control": Rules(0.03, 0.25, False, others=False, position_first=True, clip=2.0),
+        "circle_control": Rules(0.05, 0.5, False, others=False, position_first=True, clip=2.0),
     },
 }
 """`paper`: the scenarios behind the paper's figures. `mpe2`: that library's simple_spread_v3 (local_ratio 0),
@@ -94,7 +96,8 @@ def _numbers(task: str, variant: str, vision: float | None, penalty: float) -> n
         raise ValueError(f"collision_penalty must be a number, at least 0, got {penalty!r}.")
     found = np.zeros(world.RULES)
     found[world.TASK] = TASKS.index(task)
-    found[world.SIZE], found[world.CLIP], found[world.START] = rules.size, rules.clip, rules.start
+    found[world.SIZE], found[world.START] = rules.size, rules.start
+    found[world.CLIP], found[world.LEAST] = rules.clip, rules.least
     found[world.VISION] = vision if rules.limited and vision is not None else math.inf
     found[world.OTHERS], found[world.POSITION_FIRST] = rules.others, rules.position_first
     found[world.NEAREST], found[world.PENALTY] = rules.nearest, penalty
@@ -146,7 +149,7 @@ def step(
     """One step of B independent worlds, without randomness and without changing its arguments.
 
     agent_pos, agent_vel (B, N, 2), landmark_pos (B, L, 2) with L as `num_landmarks` says, actions int (B, N).
-    vision: distance beyond which others read as zeros (None: unlimited), in line and circle control as the
+    vision: distance from which on others read as zeros (None: unlimited), in line and circle control as the
     paper has them; everywhere else agents see everything.
     Returns agent_pos, agent_vel, obs (B, N, obs_dim) and reward (B,) after the step, all float64.
     ValueError, in one sentence, on anything that does not fit.
@@ -253,7 +256,7 @@ class MpeVectorEnv(TeamVectorEnv):
         self._mask = np.ones((num_envs, num_agents, NUM_ACTIONS), dtype=np.bool_)
         self._nobody = self._ending(np.zeros(num_envs, dtype=np.bool_))
         self._started = False
-        self._seed_streams(seed)
+        self._seed_streams(self._take_seed(seed))
 
     def _seed_streams(self, seed: int) -> None:
         children = np.random.SeedSequence(seed).spawn(self.num_envs)
@@ -264,8 +267,7 @@ class MpeVectorEnv(TeamVectorEnv):
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
         """New episodes everywhere; without a seed the random streams go on. Obs (E, N, obs_dim) and infos."""
-        if seed is not None:
-            self._seed_streams(seed)
+        self._before_reset(seed, options)
         obs = np.zeros((self.num_envs, self.num_agents, self.obs_dim), dtype=np.float32)
         everyone = np.ones(self.num_envs, dtype=np.bool_)
         self._renew(everyone, obs, self._infos(everyone, self._ending(everyone)))

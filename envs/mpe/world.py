@@ -24,9 +24,9 @@ LINE_LENGTH, CIRCLE_RADIUS = 1.25, 0.5
 NUM_ACTIONS = 5
 """0 nothing, 1 towards -x, 2 towards +x, 3 towards -y, 4 towards +y."""
 SPREAD, LINE, CIRCLE = range(3)
-TASK, SIZE, CLIP, START, VISION, OTHERS, POSITION_FIRST, NEAREST, PENALTY = range(9)
+TASK, SIZE, START, VISION, OTHERS, POSITION_FIRST, NEAREST, CLIP, PENALTY, LEAST = range(10)
 """Entries of `rules`; `envs.mpe.env.Rules` explains them."""
-RULES = 9
+RULES = 10
 
 MOST_SUBSETS = 7
 """Agents up to which the least sum is searched over subsets; beyond, the Hungarian method is faster."""
@@ -269,7 +269,7 @@ def _pay(e, pos, rules, goal, cost, table, best, lines, prices):
                 total += min(cost[lines[0, j] * N + j], rules[CLIP])
     if rules[PENALTY] != 0.0:
         total += 0.5 * rules[PENALTY] * _touching(e, pos, rules[SIZE])
-    return -total / N
+    return max(-total / N, rules[LEAST])
 
 
 @piece
@@ -277,7 +277,7 @@ def _look(e, pos, vel, land, rules, obs):
     """Write what the agents of environment e see, obs[e] (N, obs_dim).
 
     Own velocity and position, then relative to it the landmarks and the other agents, in order of their
-    numbers; zeros for what is farther away than VISION.
+    numbers; zeros for what is VISION or more away.
     """
     N, L = pos.shape[1], land.shape[1]
     far = rules[VISION] * rules[VISION]
@@ -288,13 +288,13 @@ def _look(e, pos, vel, land, rules, obs):
         obs[e, i, 2], obs[e, i, 3] = x, y
         for j in range(L):
             dx, dy = land[e, j, 0] - x, land[e, j, 1] - y
-            near = dx * dx + dy * dy <= far
+            near = dx * dx + dy * dy < far
             obs[e, i, 4 + 2 * j] = dx if near else 0.0
             obs[e, i, 5 + 2 * j] = dy if near else 0.0
         if others:
             for j in range(i + 1, N):
                 dx, dy = pos[e, j, 0] - x, pos[e, j, 1] - y
-                near = dx * dx + dy * dy <= far
+                near = dx * dx + dy * dy < far
                 obs[e, i, 2 + 2 * (L + j)] = dx if near else 0.0
                 obs[e, i, 3 + 2 * (L + j)] = dy if near else 0.0
                 obs[e, j, 4 + 2 * (L + i)] = -dx if near else 0.0

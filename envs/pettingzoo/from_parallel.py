@@ -6,6 +6,7 @@ ParallelVectorEnv(MyParallelEnv, num_envs=8, reward="sum")
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +18,7 @@ from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 
 from envs.base import BrokenEnvironment, Step, TeamVectorEnv, failure, playable, short
-from envs.pettingzoo.loading import build, load, spaces_of
+from envs.pettingzoo.loading import build, closed_on_failure, load, spaces_of
 
 RESET = ("observations", "infos")
 STEP = ("observations", "rewards", "terminations", "truncations", "infos")
@@ -106,19 +107,25 @@ class ParallelVectorEnv(TeamVectorEnv):
             raise ValueError(f"episode_limit must be a number of steps or None, got {episode_limit!r}.")
         if render_mode not in (None, "rgb_array"):
             raise ValueError(f'render_mode must be None or "rgb_array", got {render_mode!r}.')
+        seed = self._take_seed(seed)
         self.env_kwargs = dict(env_kwargs or {}) | ({"render_mode": render_mode} if render_mode else {})
         make, name = (load(env), env) if isinstance(env, str) else (env, short(env))
         self.envs = build(name, make, self.env_kwargs, num_envs)
         if not isinstance(env, str):
             name = getattr(self.envs[0], "metadata", {}).get("name") or type(self.envs[0]).__name__
-        if len({id(one) for one in self.envs}) < num_envs:
-            raise ValueError(f"{name}: make a new environment at each call, do not give the same one again.")
-        boxes, choices = spaces = spaces_of(name, self.envs[0])
-        self.possible_agents = list(self.envs[0].possible_agents)
+        with closed_on_failure(self.envs):
+            if len({id(one) for one in self.envs}) < num_envs:
+                raise ValueError(
+                    f"{name}: make a new environment at each call, do not give the same one again."
+                )
+            boxes, choices = spaces = spaces_of(name, self.envs[0])
+            self.possible_agents = list(self.envs[0].possible_agents)
+            for other in self.envs[1:]:
+                if list(other.possible_agents) != self.possible_agents or spaces_of(name, other) != spaces:
+                    raise ValueError(
+                        f"{name} makes unequal environments: agents and spaces must be the same."
+                    )
         self._known = set(self.possible_agents)
-        for other in self.envs[1:]:
-            if list(other.possible_agents) != self.possible_agents or spaces_of(name, other) != spaces:
-                raise ValueError(f"{name} makes unequal environments: agents and spaces must be the same.")
         self.name, self.env_id, self._choices = name, f"pettingzoo:{name}", choices
         self.num_envs, self.reward, self.render_mode = num_envs, reward, render_mode
         self.episode_limit = episode_limit
@@ -135,7 +142,7 @@ class ParallelVectorEnv(TeamVectorEnv):
         self._nothing = np.arange(self.num_actions) == 0
         self._low, self._high = np.zeros((2, N, self.num_actions))
         if self.discrete:
-            self.single_action_space: Any = gym.spaces.MultiDiscrete([self.num_actions] * N)
+            self.single_action_space: Any = gym.spaces.MultiDiscrete(list(self.agent_act_dims))
             self._start = np.array([choice.start for choice in choices], dtype=np.int64)
         else:
             low, high = np.where(self._own, -1, 0), np.where(self._own, 1, 0)
@@ -153,12 +160,14 @@ class ParallelVectorEnv(TeamVectorEnv):
         self._returns = np.zeros(num_envs, dtype=np.float64)
         self._started = self._untouched = self._warned = False
 
+    def _seed_streams(self, seed: int) -> None:
+        self._seed, self._episodes[:] = seed, 0
+
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
         """Begin new episodes everywhere; without a seed the streams go on. Obs (E, N, obs_dim) and infos."""
-        if seed is not None:
-            self._seed, self._episodes[:] = seed, 0
+        self._before_reset(seed, options)
         for e in range(self.num_envs):
             self._guard(e, self._begin)
         self._check_seen()
@@ -250,9 +259,11 @@ class ParallelVectorEnv(TeamVectorEnv):
         return np.array(picture, dtype=np.uint8)
 
     def close_extras(self, **kwargs: Any) -> None:
-        """Close every environment."""
-        for env in self.envs:
-            env.close()
+        """Close every environment; BrokenEnvironment, after the others are closed, where one fails."""
+        self.closed = True  # then as well: no environment is closed twice
+        with contextlib.ExitStack() as others:
+            for e in reversed(range(self.num_envs)):
+                others.callback(self._guard, e, lambda e: self.envs[e].close())
 
     def _guard(self, e: int, call: Callable[..., Any], *arguments: Any) -> Any:
         """call(e, *arguments); what environment e does wrong is a BrokenEnvironment that says where."""

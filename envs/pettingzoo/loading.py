@@ -8,7 +8,7 @@ import importlib
 import inspect
 import pkgutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import gymnasium as gym
@@ -53,12 +53,25 @@ def load(path: str) -> Callable[..., Any]:
     return module.parallel_env
 
 
+@contextlib.contextmanager
+def closed_on_failure(made: list[Any]) -> Iterator[None]:
+    """Closes what has been made by then where the block fails: windows and processes of games would stay."""
+    try:
+        yield
+    except BaseException:
+        for env in made:
+            with contextlib.suppress(Exception):  # of interest is the first error
+                env.close()
+        raise
+
+
 def build(name: str, make: Callable[..., Any], env_kwargs: dict[str, Any], count: int) -> list[Any]:
     """`count` environments by make(**env_kwargs); ValueError that tells whether the keywords are at fault."""
     made: list[Any] = []
     try:
-        for _ in range(count):
-            made.append(make(**env_kwargs))
+        with closed_on_failure(made):
+            for _ in range(count):
+                made.append(make(**env_kwargs))
     except MemoryError:
         raise
     except Exception as error:

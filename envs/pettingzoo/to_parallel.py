@@ -90,11 +90,16 @@ class ParallelView(ParallelEnv):
     def reset(
         self, seed: int | None = None, options: dict | None = None
     ) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
-        """Begin an episode with all agents; without a seed the random streams go on."""
-        self.agents = list(self.possible_agents)
+        """Begin an episode with all agents; without a seed the random streams go on.
+
+        options are ignored: PettingZoo's own tests give some to every environment.
+        """
+        begun = self._begun
         # After the end of an episode the next one has begun underneath: a second reset would skip it.
-        begun, self._begun = self._begun, None
-        obs, infos = begun if begun and seed is None else self.vector_env.reset(seed=seed)
+        if begun is None or seed is not None:
+            begun = self.vector_env.reset(seed=seed)
+        self.agents, self._begun = list(self.possible_agents), None
+        obs, infos = begun
         mask = infos["action_mask"][0] if self.vector_env.discrete else None
         alive = {agent: {"alive": bool(infos["alive"][0, i])} for i, agent in enumerate(self.agents)}
         return self._observe(obs[0], mask), alive
@@ -106,10 +111,12 @@ class ParallelView(ParallelEnv):
         missing = [agent for agent in self.agents if agent not in actions]
         if missing:
             raise ValueError(f"step() needs an action of every agent; {', '.join(missing)} gave none.")
-        if self.vector_env.discrete:
-            for agent in self.agents:
-                if np.asarray(actions[agent]).dtype.kind not in "iu" or np.size(actions[agent]) != 1:
-                    raise ValueError(f"An action is one integer; {agent} gave {actions[agent]!r}.")
+        for agent, size in zip(self.agents, self.vector_env.agent_act_dims, strict=True):
+            shape, kind = np.shape(actions[agent]), np.asarray(actions[agent]).dtype.kind
+            if self.vector_env.discrete and (kind not in "iu" or np.size(actions[agent]) != 1):
+                raise ValueError(f"An action is one integer; {agent} gave {actions[agent]!r}.")
+            if not self.vector_env.discrete and (kind not in "fiu" or shape != (size,)):
+                raise ValueError(f"An action of {agent} has shape {(size,)}; it gave {actions[agent]!r}.")
         chosen = np.zeros(
             self.vector_env.single_action_space.shape, self.vector_env.single_action_space.dtype
         )

@@ -102,7 +102,7 @@ class SmacVectorEnv(TeamVectorEnv):
         self._everyone = np.ones(num_envs, dtype=np.bool_)
         self._slices = Slices(num_envs, threads or usable_cores(), UNITS_A_THREAD // U)
         self._started = False
-        self._seed_streams(seed)
+        self._seed_streams(self._take_seed(seed))
 
     def _seed_streams(self, seed: int) -> None:
         children = np.random.SeedSequence(seed).spawn(self.num_envs)
@@ -116,8 +116,7 @@ class SmacVectorEnv(TeamVectorEnv):
 
         Returns obs (E, N, obs_dim) float32 and infos, as `step` does.
         """
-        if seed is not None:
-            self._seed_streams(seed)
+        self._before_reset(seed, options)
         self._start(self._everyone)
         self._started = True
         obs, infos = self._observe()

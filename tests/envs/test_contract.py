@@ -63,7 +63,7 @@ def test_attributes_answer_what_a_caller_may_ask(family):
     assert len(env.agent_obs_dims) == len(env.agent_act_dims) == N
     assert width == (max(env.agent_obs_dims), max(env.agent_act_dims))
     if env.discrete:
-        assert env.single_action_space.nvec.tolist() == [env.num_actions] * N
+        assert env.single_action_space.nvec.tolist() == list(env.agent_act_dims)
     else:
         assert env.single_action_space.shape == (N, env.num_actions)
 
@@ -104,6 +104,55 @@ def test_infos_are_the_same_in_all_families(family):
         ended = terminated | truncated
         ends += ended.sum()
     assert ends
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_random_actions_can_be_played_and_change_no_episode(family):
+    """Else a first try of a family ends in an error, or drawing an action without playing it matters."""
+    env, twin, other = (FAMILIES[family]() for _ in range(3))
+    for one in (env, twin, other):
+        one.reset(seed=3)
+    for _ in range(20):
+        actions = env.unwrapped.sample_actions()
+        assert np.array_equal(actions, twin.unwrapped.sample_actions())
+        assert actions.shape[:2] == (E, env.num_agents) and env.action_space.contains(actions)
+        seen = [one.step(actions)[0] for one in (env, twin, other)]
+        assert np.array_equal(seen[0], seen[1]) and np.array_equal(seen[0], seen[2])
+    assert len(np.unique(actions)) > 1
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_seeds_and_options_that_mean_something_else_are_refused(family):
+    """Else a list of seeds is taken for one, what a caller asked for is ignored, or a run cannot be saved."""
+    env, twin = FAMILIES[family](), FAMILIES[family]()
+    env.reset(seed=2**63 - 1)
+    assert env.unwrapped.np_random_seed == 2**63 - 1
+    before = env.get_state()
+    for wrong in (-1, 2**63, [1] * E, 1.0, True, "1", np.float64(3), np.array([3])):
+        with pytest.raises(ValueError, match=r"seed must be one whole number from 0 to 2\*\*63 - 1") as error:
+            env.reset(seed=wrong)
+        assert "\n" not in str(error.value)
+    with pytest.raises(ValueError, match=r"reset\(\) begins new episodes everywhere and takes no options"):
+        env.reset(seed=1, options={"reset_mask": np.ones(E, bool)})
+    assert all(np.array_equal(before[name], now) for name, now in env.get_state().items())
+    first = env.reset(seed=np.int64(7), options={})[0]
+    assert np.array_equal(first, twin.reset(seed=7, options=None)[0])
+    assert env.unwrapped.np_random_seed == 7
+
+
+@pytest.mark.parametrize(
+    "env_id", ["smac/3m", "mpe/line_control", "matrix/stochastic", "mamujoco/Hopper-3x1"]
+)
+def test_an_environment_is_not_made_with_a_seed_that_is_none(env_id):
+    """Else the error is NumPy's, of a place that nobody knows."""
+    options = {"backend": "embedded"} if env_id == "smac/3m" else {}
+    options |= {"num_states": 4, "num_agents": 2} if env_id == "matrix/stochastic" else {}
+    for wrong in (-1, 2**63, None, 0.5):
+        with pytest.raises(ValueError, match=r"seed must be one whole number from 0 to 2\*\*63 - 1"):
+            envs.make(env_id, 1, seed=wrong, **options)
+    assert envs.make(env_id, 1, seed=np.uint32(3), **options).unwrapped.np_random_seed == 3
+    with pytest.raises(ValueError, match="seed must be one whole number"):
+        ParallelVectorEnv(Toy, seed=-1)
 
 
 def test_the_dead_are_told_from_the_living_where_a_battle_ended():

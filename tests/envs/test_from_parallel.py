@@ -64,7 +64,7 @@ def test_unequal_agents_are_padded_and_masked():
     """Else agents of unequal sizes either do not fit or are offered actions that they do not have."""
     env = toys(2)
     assert env.agent_obs_dims == (2, 4) and env.agent_act_dims == (2, 3) and env.num_actions == 3
-    assert env.single_observation_space.shape == (2, 4) and env.single_action_space.nvec.tolist() == [3, 3]
+    assert env.single_observation_space.shape == (2, 4) and env.single_action_space.nvec.tolist() == [2, 3]
     obs, infos = env.reset()
     assert obs.shape == (2, 2, 4) and obs.dtype == np.float32 and env.observation_space.contains(obs)
     assert obs[0].tolist() == [[0, 0, 0, 0], [10, 10, 10, 10]]
@@ -74,6 +74,9 @@ def test_unequal_agents_are_padded_and_masked():
     with pytest.raises(ValueError, match=r"Action 2 of agent 0 in environment 1 .* available are \[0, 1\]"):
         env.step([[0, 2], [2, 0]])
     assert len(env.envs[0].played) == 1  # nothing was played
+    many = toys(64)
+    many.reset()
+    many.step(many.action_space.sample())  # what the space has can be played
 
 
 @pytest.mark.parametrize(

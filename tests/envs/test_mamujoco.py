@@ -291,8 +291,13 @@ def test_pictures_show_the_robot_or_say_what_is_missing(monkeypatch):
     monkeypatch.setattr(ctypes.util, "find_library", lambda name: None)
     with pytest.raises(RuntimeError, match=r"neither EGL nor OSMesa was found\. Install EGL or OSMesa"):
         started("Ant-4x2", render_mode="rgb_array")
+    plain = started("Ant-4x2")
     with pytest.raises(ValueError, match='render_mode="rgb_array"'):
-        started("Ant-4x2").render()
+        plain.render()
+    plain.close()
+    plain.render_mode = "rgb_array"  # as if it had been drawn until then
+    with pytest.raises(ValueError, match="this environment is closed"):
+        plain.render()
 
 
 @pytest.mark.skipif(ctypes.util.find_library("OSMesa") is not None, reason="OSMesa is there")

@@ -159,8 +159,9 @@ def test_state_continues_exactly():
         assert (a == b).all()
     with pytest.raises(ValueError, match="not one of 3 environments"):
         small(3).set_state(state)
-    with pytest.raises(ValueError, match="not one of 4 environments"):
-        small(4).set_state({**state, "state": state["state"] + 4})
+    for name, value in (("state", 4), ("state", -1), ("length", 4), ("length", -1), ("return", np.nan)):
+        with pytest.raises(ValueError, match=f"damaged: '{name}'"):
+            small(4).set_state({**state, name: np.full_like(state[name], value)})
 
 
 def test_optimum_is_the_best_of_all_joint_policies():

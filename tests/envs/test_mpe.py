@@ -71,13 +71,13 @@ def test_mpe2_is_reproduced(task, num_agents):
     """Else the variant `mpe2` would not be the library that others report numbers on."""
     options = {"local_ratio": 0.0} if task == "simple_spread" else {}
     theirs = importlib.import_module(f"mpe2.{MPE2[task]}").parallel_env(N=num_agents, **options)
-    rng, contacts = np.random.default_rng(num_agents), 0
+    rng, contacts, far = np.random.default_rng(num_agents), 0, 0
     for episode in range(4):
         seen, _ = theirs.reset(seed=episode)
         agents = theirs.unwrapped.world.agents
-        if episode % 2:
-            for agent in agents:  # a crowd
-                agent.state.p_pos = agent.state.p_pos * 0.1
+        if episode:
+            for agent in agents:  # a crowd, and a team that is so far away that distances are clipped
+                agent.state.p_pos = agent.state.p_pos * (4.0 if episode == 2 else 0.1)
             seen = {agent: theirs.unwrapped.observe(agent) for agent in theirs.agents}
         x = np.array([[agent.state.p_pos for agent in agents]])
         v = np.zeros_like(x)
@@ -96,7 +96,8 @@ def test_mpe2_is_reproduced(task, num_agents):
             np.testing.assert_allclose(list(rewards.values()), reward[0], atol=1e-9, rtol=0)
             gaps = distances(x, x)[0] + 9 * np.eye(num_agents)
             contacts += (gaps < 2 * mpe.VARIANTS["mpe2"][task].size).any()
-    assert contacts > 0
+            far += (scipy_pairs(distances(x, mpe.targets(task, x, land))) > 2).any()
+    assert contacts > 0 and far > 0
 
 
 def test_a_push_by_hand():
@@ -145,8 +146,38 @@ def test_the_assignment_is_scipys(num_agents):
         for variant in ("paper", "mpe2") if task != "simple_spread" else ("paper",):
             after, _, _, reward = at_rest(task, pos, land, variant=variant)
             cost = distances(after, mpe.targets(task, after, land))
-            clipped = np.minimum(scipy_pairs(cost), mpe.VARIANTS[variant][task].clip)
-            np.testing.assert_allclose(reward, -clipped.mean(1), atol=1e-12)
+            pairs = np.minimum(scipy_pairs(cost), np.inf if variant == "paper" else 2.0)
+            least = -15.0 if variant == "paper" else -np.inf
+            np.testing.assert_allclose(reward, np.maximum(-pairs.mean(1), least), atol=1e-12)
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("num_agents", [2, 9])
+def test_the_papers_reward_is_clipped_as_a_whole(task, num_agents):
+    """Else one agent that has run away costs less than it did the authors, or the penalty passes the clip."""
+    pos, _, land, _ = world(task, num_agents, 8, width=0.1)
+    pos += 0.5 * np.arange(num_agents)[:, None]  # apart, so that nobody moves
+    clipped = []
+    for far in (1.0, 10.0 * num_agents, 20.0 * num_agents, 1e6):
+        pos[:, 0, 0] -= far
+        mean = scipy_pairs(distances(pos, mpe.targets(task, pos, land))).mean(1)
+        for penalty in (0.0, 2.0):  # of each agent with itself, half of it
+            reward = at_rest(task, pos, land, collision_penalty=penalty)[3]
+            np.testing.assert_allclose(reward, np.maximum(-mean - penalty / 2, -15.0), rtol=1e-12)
+            clipped.append((reward == -15.0).any())
+    assert clipped == [False, False, False, False, True, True, True, True]
+
+
+def test_two_agents_of_which_one_is_far():
+    """The clip in numbers: a distance of 30 counts in full until the mean is beyond 15."""
+    land = np.array([[[0.0, 0.0], [0.0, 1.0]]])
+    for far, reward in ((30.0, -15.0), (20.0, -10.25)):
+        pos = np.array([[[far, 0.0], [0.5, 1.0]]])
+        assert at_rest("simple_spread", pos, land)[3][0] == pytest.approx(reward, rel=1e-12)
+    line = np.array([[[0.0, 0.0], [0.0, 1.25]]])
+    pos = np.array([[[30.0, 0.0], [0.5, 1.25]]])
+    assert at_rest("line_control", pos, line)[3][0] == -15.0
+    assert at_rest("line_control", pos, line, variant="mpe2")[3][0] == -1.25  # (2 + 0.5) / 2
 
 
 def test_both_methods_of_assignment_agree():
@@ -195,10 +226,14 @@ def test_vision_hides_what_is_far():
             far = np.concatenate([distances(x[:, [i]], land), distances(x[:, [i]], np.delete(x, i, 1))], -1)[
                 :, 0
             ]
-            hidden = (far > vision).repeat(2, axis=1)
+            hidden = (far >= vision).repeat(2, axis=1)
             assert hidden.any() and not hidden.all()
             assert np.array_equal(obs[:, i, 4:], np.where(hidden, 0, everything[:, i, 4:]))
     assert mpe.step("simple_spread", *world("simple_spread", 4, width=3))[2].all()
+    at = np.array([[[0.0, 0.0], [1.0, 0.0]]])  # just as far as one sees: the authors have it hidden
+    for vision, seen in ((1.0, False), (1.0 + 1e-9, True)):
+        obs = mpe.observe("circle_control", at, np.ones_like(at), at[:, :1] + [0.0, 1.0], vision=vision)
+        assert obs[0, 0, 4:].any() == obs[0, 1, 6:].any() == seen
 
 
 def test_collision_penalty_counts_ordered_pairs_and_oneself():
@@ -251,7 +286,7 @@ def test_episodes_start_where_the_task_says(task, variant):
     state = env.get_state()
     pos, land = state["agent_pos"], state["landmark_pos"]
     assert not state["agent_vel"].any()
-    start = mpe.VARIANTS[variant][task].start
+    start = {"simple_spread": 1.0, "line_control": 0.25}.get(task, 0.25 if variant == "paper" else 0.5)
     uniform = land[:, :1] if task == "line_control" else land
     for points, width in ((pos, 1.0), (uniform, start)):
         assert 0.99 * width < np.abs(points).max() < width

@@ -366,6 +366,48 @@ def test_errors_of_a_picture_are_a_sentence(game):
         envs.make("pettingzoo:a_game", 1, device="cpu", render_mode="rgb_array").render()
 
 
+def test_one_that_cannot_be_closed_leaves_none_open(game):
+    """Else windows and processes of the others stay until the run ends."""
+    made = []
+
+    def make():
+        made.append(Toy(leaves=LONG))
+        return made[-1]
+
+    game(make)
+    env = envs.make("pettingzoo:a_game", 4, device="cpu")
+    env.reset()
+    made[1].close = lambda: {}["window"]
+    with pytest.raises(envs.BrokenEnvironment, match=r"failed in environment 1, .*: KeyError: 'window'"):
+        env.close()
+    assert [toy.closed for toy in made] == [True, False, True, True]
+    made[0].closed = False
+    env.close()
+    assert not made[0].closed  # none is closed twice
+
+
+@pytest.mark.parametrize(
+    ("third", "sentence"),
+    [
+        (lambda: {}["board"], "a_game cannot be made: KeyError: 'board'"),
+        (lambda: Toy(leaves=((1, "truncated"),)), "makes unequal environments"),
+        (lambda: Toy(action_space=None), "does not tell its agents' spaces"),
+    ],
+)
+def test_one_that_cannot_be_made_leaves_none_open(game, third, sentence):
+    """Else every attempt to make them leaves windows and processes behind."""
+    made = []
+
+    def make():
+        made.append(third() if len(made) == 2 else Toy(leaves=LONG))
+        return made[-1]
+
+    game(make)
+    with pytest.raises(envs.BrokenEnvironment, match=sentence):
+        envs.make("pettingzoo:a_game", 4, device="cpu")
+    assert len(made) >= 2 and all(toy.closed for toy in made)
+
+
 def test_robots_that_diverge_are_named(monkeypatch):
     """Else NaN of the physics is blamed on the learning rate."""
     env = envs.make("mamujoco/Hopper-3x1", 3, seed=0, device="cpu", threads=1)

@@ -84,6 +84,17 @@ def test_view_says_what_is_wrong():
         view.step({"agent_0": 1})
     with pytest.raises(ValueError, match="not available"):
         view.step({"agent_0": 1, "agent_1": 0, "agent_2": 1})
+    with pytest.raises(ValueError, match="seed must be"):
+        view.reset(seed=-1)
+    assert len(view.agents) == 3
+    view.step(dict.fromkeys(view.agents, 1))
+    robot = envs.parallel_env("mamujoco/Humanoid-9|8", threads=1)
+    robot.reset(seed=0)
+    whole = {"agent_0": np.zeros(9), "agent_1": np.zeros(8)}
+    for wrong in (0.5, np.zeros(1), np.zeros(9), np.zeros((1, 8)), np.zeros(8, bool)):  # one for all joints
+        with pytest.raises(ValueError, match=r"An action of agent_1 has shape \(8,\); it gave"):
+            robot.step(whole | {"agent_1": wrong})
+    robot.step(whole)
 
 
 @pytest.mark.parametrize("path", MPE2)

@@ -161,6 +161,21 @@ def test_tensors_are_the_environments_arrays_agents_first(game):
     )
 
 
+@pytest.mark.parametrize("game", ["smac", "mpe", "tables", "mamujoco", "pettingzoo", "pettingzoo, real"])
+def test_actions_of_another_shape_are_refused(game):
+    """Else one agent's action drives all of them, or one number fills all joints of a robot."""
+    env = AgentsFirst(GAMES[game](1, 4))
+    _, infos = env.reset()
+    before = env.get_state()
+    actions = act(env, infos, torch.Generator().manual_seed(0))
+    fewer = actions[:1], actions[:, :1], actions[..., :1]
+    for wrong in (*fewer, actions.flatten(), actions[None], actions.swapaxes(0, 1), actions.numpy(), None):
+        with pytest.raises(ValueError, match=r"a tensor of shape \(\d, 4.* \(num_agents, num_envs.*; got"):
+            env.step(wrong)
+    assert all(torch.equal(array, before[name]) for name, array in env.get_state().items())
+    env.step(actions)
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("game", ["smac", "mamujoco"])
@@ -245,16 +260,20 @@ def test_what_cannot_go_on_begins_anew_and_returns_how():
     assert other.get_state()["seed"] == 5
 
 
-@pytest.mark.parametrize("game", ["smac", "mpe", "mamujoco", "pettingzoo"])
+@pytest.mark.parametrize("game", [*RESTORABLE, "pettingzoo"])
 def test_states_that_do_not_fit_are_refused(game):
-    """Else a run goes on from something else, and nobody knows."""
-    env, wide = AgentsFirst(GAMES[game](1, 2)), AgentsFirst(GAMES[game](1, 3))
-    env.reset()
+    """Else a run goes on from something else, and nobody knows; what is refused has changed nothing."""
+    env, twin, wide = (AgentsFirst(GAMES[game](1, E)) for E in (2, 2, 3))
     wide.reset()
+    _, infos = env.reset()
+    twin.reset()
     with pytest.raises(ValueError, match="not one of 2 environments"):
         env.set_state(wide.get_state())
     if not env.restorable:
+        assert all(map(equal, played(env, infos, 5, 0)[0], played(twin, infos, 5, 0)[0]))
         return
+    _, _, infos = played(env, infos, 3, 0)
+    played(twin, infos, 3, 0)
     state = env.get_state()
     for name in ("next_obs", "next_action_mask", "next_alive"):
         missing = {key: tensor for key, tensor in state.items() if key != name}
@@ -265,8 +284,11 @@ def test_states_that_do_not_fit_are_refused(game):
         other = torch.float32 if state[name].dtype == torch.float64 else torch.float64
         with pytest.raises(ValueError, match="not one of 2 environments"):
             env.set_state(state | {name: state[name].to(other)})
-    with pytest.raises(ValueError, match="damaged"):
-        env.set_state(state | {"length": state["length"] - 1})
+    for damage in (-1, 10**9):
+        with pytest.raises(ValueError, match="damaged: 'length'"):
+            env.set_state(state | {"length": torch.full_like(state["length"], damage)})
+    assert all(torch.equal(tensor, state[name]) for name, tensor in env.get_state().items())
+    assert all(map(equal, played(env, infos, 30, 1)[0], played(twin, infos, 30, 1)[0]))
 
 
 def test_an_environment_can_be_made_with_tensors():
