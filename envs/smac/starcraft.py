@@ -123,7 +123,8 @@ class StarCraftVectorEnv(TeamVectorEnv):
         if reward_fix:  # makes SMAC's reward the signed sum that it takes the abs() of by default
             self._smac |= {"reward_only_positive": False, "reward_negative_scale": 0.0}
         E = num_envs
-        self._seed, self._launches, self._launched_at = seed, np.zeros(E, dtype=np.int64), -math.inf
+        self._launches, self._launched_at = np.zeros(E, dtype=np.int64), -math.inf
+        self._seed_streams(self._take_seed(seed))
         self.restarts = np.zeros(E, dtype=np.int64)
         """(E,) games lost so far."""
         self._failures, self._played, self._loops = np.zeros((3, E), dtype=np.int64)
@@ -165,8 +166,7 @@ class StarCraftVectorEnv(TeamVectorEnv):
 
         Returns obs (E, N, obs_dim) float32 and infos; StarCraftError after max_restarts failures in a row.
         """
-        if seed is not None:
-            self._seed, self._launches[:] = seed, 0
+        self._before_reset(seed, options)
         stale = np.flatnonzero(~self._fresh).tolist()
         for e in stale:
             if self._played[e] == 0 and self._lengths[e] > 0:
@@ -176,6 +176,9 @@ class StarCraftVectorEnv(TeamVectorEnv):
             # ready for that within the first steps has not been tried on the game itself.
         self._begin(stale)
         return self._obs.copy(), self._infos()
+
+    def _seed_streams(self, seed: int) -> None:
+        self._seed, self._launches[:] = seed, 0
 
     def step(self, actions: np.ndarray) -> Step:
         """Play actions (E, N) int for one step of 8 game loops.

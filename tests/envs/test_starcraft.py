@@ -448,6 +448,8 @@ def test_bad_actions_are_refused_before_any_game_moves(machine, make):
     env = make(num_envs=2)
     with pytest.raises(RuntimeError, match="Call reset"):
         env.step(np.ones((2, 3), dtype=int))
+    with pytest.raises(ValueError, match="takes no options"):
+        env.reset(options={"reset_mask": np.ones(2, bool)})
     _, infos = env.reset()
     actions = attack(infos)
     for bad, words in (
@@ -473,6 +475,7 @@ def test_bad_actions_are_refused_before_any_game_moves(machine, make):
         ({"render_mode": "rgb_array"}, "save_replay"),
         ({"game_version": "4.11"}, "'4.10'"),
         ({"difficulty": "hard"}, "one of 1, 2, 3, 4, 5, 6, 7, 8, 9, A; got 'hard'"),
+        ({"seed": -1}, "whole number"),
         ({"num_envs": 0}, "positive"),
         ({"step_timeout": 0.0}, "positive"),
     ],
