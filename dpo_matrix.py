@@ -6,13 +6,14 @@ Reproduce: python dpo_matrix.py --d-target 0.01 --beta-min 0.05  # learns; the r
            python dpo_matrix.py --game 3 --m-hat 0.3  # iterates (17), (18) exactly, without samples
            python dpo_matrix.py --game 3              # with the theorem's M-hat nothing moves: docs/dpo.md
 
-Each agent i, from its own samples alone, maximises
+Each agent i, from its own samples alone, maximises eq. (20),
 
-    E[ratio A_i] / N - beta1_i E_s[sqrt KL_s] - beta2_i E_s[KL_s],   KL_s = KL(pi_old || pi) in state s   (20)
+    E[ratio A_i] / N - beta1_i E_s[sqrt KL_s] - beta2_i E_s[KL_s]
 
-and after an update multiplies its betas by omega if E_s[KL_s] > d_target * delta, and divides them by omega
-if E_s[KL_s] < d_target / delta (21). To understand the algorithm, read dpo_loss, adapt_beta, update and
-train, in that order; the rest is networks, speed and bookkeeping.
+with ratio = pi / pi_old and KL_s = KL(pi_old || pi) in state s. After each update it multiplies its betas by
+omega if E_s[KL_s] > d_target * delta, and divides them by omega if E_s[KL_s] < d_target / delta: eq. (21),
+here within bounds. To understand the algorithm, read gae, tabulate, dpo_loss, adapt_beta, update and train,
+in that order; m_hat_theory and what follows it are the exact iteration, eq. (17) and (18).
 
 Tensors are (num_agents N, num_steps T, num_envs E, ...) or (N, batch, ...), tables (N, states S, actions A):
 agents come first, except in the team's rewards, terminations and truncations, (T, E). n is the number of
@@ -23,7 +24,7 @@ batches the arithmetic.
 import os
 import signal
 
-if __name__ == "__main__":  # while the imports run, seconds, there is nothing to save
+if __name__ == "__main__":  # the imports take seconds; until then there is nothing to save
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: os._exit(75))
 
@@ -690,7 +691,7 @@ def main() -> None:
     if not state and (args.m_hat, args.c, args.start) != ("theory", 10.0, (0.5, 0.5)):
         sys.exit(f"{SCRIPT}: --m-hat, --c and --start are of the exact iteration: add --game 1 or --payoff.")
     torch.set_num_threads(1)  # per operator: --torch-threads are for groups of agents in parallel
-    torch.set_float32_matmul_precision("highest")  # on a GPU the environment may say otherwise
+    torch.set_float32_matmul_precision("highest")  # else TORCH_ALLOW_TF32_CUBLAS_OVERRIDE rounds
     torch.manual_seed(args.seed)
     names = ("num_states", "num_agents", "num_actions", "game_seed")
     options = {name: getattr(args, name) for name in names}
@@ -756,7 +757,7 @@ def parse_args(argv: list[str] | None = None) -> tuple[Args, dict]:
         sys.exit(f"{SCRIPT}: {args.resume} was stopped before it was evaluated; go on without --eval-only.")
     if args.device == "cuda" and not torch.cuda.is_available():
         sys.exit(f"{SCRIPT}: --device is cuda, but PyTorch sees no GPU here; use --device cpu.")
-    names, variable = (("g++",), "CXX") if args.device == "cpu" else (("cc", "gcc", "clang"), "CC")
+    names, variable = (("g++",), "CXX") if args.device == "cpu" else (("gcc", "clang"), "CC")
     compilers = [os.environ[variable]] if variable in os.environ else names
     if getattr(args, "compile", False) and not any(map(shutil.which, compilers)):
         what = f"install {names[0]} (or set {variable})"
@@ -859,7 +860,7 @@ def restoring(args: Args, state: dict):
     except (environments.BrokenEnvironment, OSError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:
-        if not state:
+        if not state or "allocate memory" in str(error):
             raise
         what = f"{checkpoint_path(args)} is damaged ({type(error).__name__}: {error})"
         sys.exit(f"{SCRIPT}: {' '.join(what.split()):.300}; use another or start a new run.")

@@ -4,13 +4,14 @@ Paper: A Fully Decentralized Surrogate for Multi-Agent Policy Optimization (Su &
 Details, and every difference from the paper and its released code: docs/dpo.md
 Reproduce: python dpo_smac.py --map 8m  (the win rate to expect: README.md)
 
-Each agent i, from its own samples alone, maximises
+Each agent i, from its own samples alone, maximises eq. (20),
 
-    E[ratio A_i] / N - beta1_i E_s[sqrt KL_s] - beta2_i E_s[KL_s],   KL_s = KL(pi_old || pi) in state s   (20)
+    E[ratio A_i] / N - beta1_i E_s[sqrt KL_s] - beta2_i E_s[KL_s]
 
-and after an update multiplies its betas by omega if E_s[KL_s] > d_target * delta, and divides them by omega
-if E_s[KL_s] < d_target / delta (21). To understand the algorithm, read dpo_loss, adapt_beta, update and
-train, in that order; the rest is networks, speed and bookkeeping.
+with ratio = pi / pi_old and KL_s = KL(pi_old || pi) in state s. After each update it multiplies its betas by
+omega if E_s[KL_s] > d_target * delta, and divides them by omega if E_s[KL_s] < d_target / delta: eq. (21),
+here within bounds. To understand the algorithm, read gae, dpo_loss, adapt_beta, update and train,
+in that order.
 
 Tensors are (num_agents N, num_steps T, num_envs E, ...) or (N, batch, ...): agents come first, except in the
 team's rewards, terminations and truncations, (T, E). n is the number of agents in a group that learns
@@ -20,7 +21,7 @@ together (see Learner). Agents share nothing; stacking their networks only batch
 import os
 import signal
 
-if __name__ == "__main__":  # while the imports run, seconds, there is nothing to save
+if __name__ == "__main__":  # the imports take seconds; until then there is nothing to save
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: os._exit(75))
 
@@ -67,7 +68,7 @@ LONGEST_EPISODE = 100_000  # steps after which an evaluation gives up on an epis
 EVAL_EPISODES = 32  # greedy episodes per evaluation; 10 times as many at the end, unless they are slow
 CHUNK = 512  # rows per backward pass, 4 // n times as many for groups of n < 4 agents: fits the cache
 GROUP_AGENTS = 4  # agents per group, about, in at most 8 groups; a thread trains one group at a time
-GROUP_ROWS = 4096  # rows of all agents of a group, at least: fewer are not worth a thread
+GROUP_ROWS = 4096  # rows of all agents of a group, about: fewer are not worth a thread
 # Of metrics.csv; a row leaves empty what it does not report.
 COLUMNS = """
 global_step eval/episodic_return eval/episodic_length eval/win_rate
@@ -283,7 +284,7 @@ def standardize(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 
 # --- same in: dpo_smac, ippo ---
 def samples_first(batch: dict[str, torch.Tensor], valid: torch.Tensor) -> dict[str, torch.Tensor]:
-    """(N, T, E, ...) to (N, T * E, ...), each agent's valid samples first: `update` skips chunks of none."""
+    """(N, T, E, ...) to (N, T * E, ...), each agent's valid samples first: `update` skips chunks without."""
     rows = valid.flatten(1).int().argsort(dim=1, descending=True, stable=True)
     agent = torch.arange(len(rows), device=rows.device)[:, None]
     return {name: x.flatten(1, 2)[agent, rows] for name, x in batch.items()}
@@ -357,7 +358,7 @@ def mean_kl(agents, chunks) -> tuple[torch.Tensor, torch.Tensor]:
 
 # --- same in: dpo_smac, ippo ---
 def trained(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
-    """All that an Adam step changes: parameters and moments (n, ., .), which the first step makes."""
+    """Parameters and Adam's moments, (n, ., .) each; the moments exist from the first step on."""
     parameters = optimizer.param_groups[0]["params"]
     moments = [optimizer.state[p][name] for p in parameters for name in ("exp_avg", "exp_avg_sq")]
     return [p.data for p in parameters] + moments
@@ -374,8 +375,8 @@ def update(agents, optimizer, batch, args, loss_fn=dpo_loss) -> dict[str, torch.
     cuda = batch["obs"].is_cuda
     size = rows if cuda else CHUNK * max(1, 4 // n)
     chunks = [{name: x[:, i : i + size] for name, x in batch.items()} for i in range(0, rows, size)]
-    # Chunks without a valid sample are skipped, but one is kept for the shapes; not on a GPU, which asking
-    # would stall. Bounds of chunks are fixed, so nobody's death changes how others' sums are rounded.
+    # Chunks without a valid sample are skipped, but one is kept for the shapes; not on a GPU, where asking
+    # means waiting. Bounds of chunks are fixed, so nobody's death changes how others' sums are rounded.
     chunks = [chunk for chunk in chunks if cuda or chunk["weight"].any()] or chunks[:1]
     # An agent without a valid sample, dead since before the batch began, must not change, but Adam's momentum
     # would move it: it is restored after the epochs. In the first update there is no momentum yet.
@@ -594,7 +595,7 @@ def train(args: Args, envs, eval_envs, agents: Agents, state: dict) -> tuple[Pat
 def main() -> None:
     args, state = parse_args()
     torch.set_num_threads(1)  # per operator: --torch-threads are for groups of agents in parallel
-    torch.set_float32_matmul_precision("highest")  # on a GPU the environment may say otherwise
+    torch.set_float32_matmul_precision("highest")  # else TORCH_ALLOW_TF32_CUBLAS_OVERRIDE rounds
     torch.manual_seed(args.seed)
     ours = {"backend": args.backend, "threads": thread_count(args)}
     options = ours if args.env_id.startswith("smac/") else {}
@@ -608,9 +609,9 @@ def main() -> None:
     video_envs = make(1, render_mode="rgb_array") if args.capture_video else None
     if video_envs:
         video_envs.reset()
-        video_envs.render()  # fails now, not after the training, where nothing can be drawn
+        video_envs.render()  # where nothing can be drawn, this fails now and not after the training
 
-    # LayerNorm would mix padding into what unequal agents see, and leave 0 or a sign of one or two numbers.
+    # LayerNorm would mix padding into what unequal agents see; of one number it leaves 0, of two a sign.
     norm_obs = len(set(envs.agent_obs_dims)) == 1 and envs.obs_dim > 2
     agents = Agents(envs.num_agents, envs.obs_dim, envs.num_actions, args.layer_norm, norm_obs)
     agents.beta1 += args.beta_init * (args.sqrt_kl_term != "off")
@@ -678,7 +679,7 @@ def parse_args(argv: list[str] | None = None) -> tuple[Args, dict]:
         sys.exit(f"{SCRIPT}: {args.resume} was stopped before it was evaluated; go on without --eval-only.")
     if args.device == "cuda" and not torch.cuda.is_available():
         sys.exit(f"{SCRIPT}: --device is cuda, but PyTorch sees no GPU here; use --device cpu.")
-    names, variable = (("g++",), "CXX") if args.device == "cpu" else (("cc", "gcc", "clang"), "CC")
+    names, variable = (("g++",), "CXX") if args.device == "cpu" else (("gcc", "clang"), "CC")
     compilers = [os.environ[variable]] if variable in os.environ else names
     if getattr(args, "compile", False) and not any(map(shutil.which, compilers)):
         what = f"install {names[0]} (or set {variable})"
@@ -781,7 +782,7 @@ def restoring(args: Args, state: dict):
     except (environments.BrokenEnvironment, OSError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:
-        if not state:
+        if not state or "allocate memory" in str(error):
             raise
         what = f"{checkpoint_path(args)} is damaged ({type(error).__name__}: {error})"
         sys.exit(f"{SCRIPT}: {' '.join(what.split()):.300}; use another or start a new run.")

@@ -12,7 +12,7 @@ buffer. They share nothing; stacking their networks only batches the arithmetic.
 import os
 import signal
 
-if __name__ == "__main__":  # while the imports run, seconds, there is nothing to save
+if __name__ == "__main__":  # the imports take seconds; until then there is nothing to save
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: os._exit(75))
 
@@ -505,7 +505,7 @@ def train(args: Args, envs, eval_envs, agents: Agents, state: dict) -> tuple[Pat
 def main() -> None:
     args, state = parse_args()
     torch.set_num_threads(1)  # per operator: --torch-threads are for groups of agents in parallel
-    torch.set_float32_matmul_precision("highest")  # on a GPU the environment may say otherwise
+    torch.set_float32_matmul_precision("highest")  # else TORCH_ALLOW_TF32_CUBLAS_OVERRIDE rounds
     torch.manual_seed(args.seed)
     options = {"threads": thread_count(args)} if args.env_id.startswith("mamujoco/") else {}
     options |= environments.parse_options(args.env_options)
@@ -518,7 +518,7 @@ def main() -> None:
     video_envs = make(1, render_mode="rgb_array") if args.capture_video else None
     if video_envs:
         video_envs.reset()
-        video_envs.render()  # fails now, not after the training, where nothing can be drawn
+        video_envs.render()  # where nothing can be drawn, this fails now and not after the training
 
     agents = Agents(envs.obs_dim, envs.agent_act_dims, envs.single_action_space)
     agents.to(args.device)
@@ -584,7 +584,7 @@ def parse_args(argv: list[str] | None = None) -> tuple[Args, dict]:
         sys.exit(f"{SCRIPT}: {args.resume} was stopped before it was evaluated; go on without --eval-only.")
     if args.device == "cuda" and not torch.cuda.is_available():
         sys.exit(f"{SCRIPT}: --device is cuda, but PyTorch sees no GPU here; use --device cpu.")
-    names, variable = (("g++",), "CXX") if args.device == "cpu" else (("cc", "gcc", "clang"), "CC")
+    names, variable = (("g++",), "CXX") if args.device == "cpu" else (("gcc", "clang"), "CC")
     compilers = [os.environ[variable]] if variable in os.environ else names
     if getattr(args, "compile", False) and not any(map(shutil.which, compilers)):
         what = f"install {names[0]} (or set {variable})"
@@ -687,7 +687,7 @@ def restoring(args: Args, state: dict):
     except (environments.BrokenEnvironment, OSError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:
-        if not state:
+        if not state or "allocate memory" in str(error):
             raise
         what = f"{checkpoint_path(args)} is damaged ({type(error).__name__}: {error})"
         sys.exit(f"{SCRIPT}: {' '.join(what.split()):.300}; use another or start a new run.")

@@ -89,8 +89,8 @@ def told(command: Sequence[str], log: Path, seconds: float) -> int:
             program.send_signal(signal.SIGTERM)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 program.wait(STOPPING)
-        # A script of speed.py is in its group. Those of run.py are not, but unless it is killed it outlives
-        # them.
+        # Scripts of speed.py are in its group, those of run.py in groups of their own: unless it is killed,
+        # run.py waits for them.
         left = children(program.pid) if program.poll() is None else []
         for leader in (program.pid, *left):
             with contextlib.suppress(ProcessLookupError):
@@ -100,8 +100,11 @@ def told(command: Sequence[str], log: Path, seconds: float) -> int:
 
 def children(parent: int) -> list[int]:
     """Processes that a running one has started, where the system is Linux and tells."""
-    lists = Path(f"/proc/{parent}/task").glob("*/children")
-    return [int(child) for path in lists for child in path.read_text().split()]
+    found = []
+    for path in Path(f"/proc/{parent}/task").glob("*/children"):
+        with contextlib.suppress(OSError):  # that thread has just ended
+            found += [int(child) for child in path.read_text().split()]
+    return found
 
 
 def works(command: Sequence[str], text: str = "", seconds: float = 60.0) -> bool:

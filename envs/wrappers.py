@@ -144,7 +144,10 @@ class AgentsFirst(TeamWrapper):
     def step(
         self, actions: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, dict[str, Any]]:
-        """As the environment's step, of actions (N, E) or (N, E, num_actions), and refused like its reset."""
+        """As the environment's step, of actions (N, E) or (N, E, num_actions).
+
+        ValueError on bad actions; BrokenEnvironment as in `reset`.
+        """
         # Before clipping, which would give one agent's actions, or one number, to all.
         if not torch.is_tensor(actions) or actions.shape != self._shape:
             names = "(num_agents, num_envs)" if self.discrete else "(num_agents, num_envs, num_actions)"

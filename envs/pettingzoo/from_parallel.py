@@ -201,7 +201,10 @@ class ParallelVectorEnv(TeamVectorEnv):
             final = final_obs[e], final_mask[e], final_alive[e]
             self._guard(e, self._look_back, seen, about, left, *final)
             if truncated[e]:  # the others would have gone on, who was terminated not
-                final_alive[e] &= [not ends.get(agent) for agent in self.possible_agents]
+                gone = [bool(ends.get(agent)) for agent in self.possible_agents]
+                final_alive[e, gone] = False
+                if self.discrete:
+                    final_mask[e, gone] = self._nothing
                 self._guard(e, self._check_last, seen, final_alive[e])
             episode["r"][e], episode["l"][e] = self._returns[e], self._lengths[e]
             self._guard(e, self._begin)

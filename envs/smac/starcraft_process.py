@@ -182,7 +182,7 @@ def available(map_name: str | None = None, game_version: str | None = "4.10") ->
 
 
 def _lose() -> NoReturn:
-    """In place of SMAC's full_restart: a game that it launched would be ended at once, with this process."""
+    """Replaces SMAC's full_restart: this process ends after a loss, and a new game would end with it."""
     raise ConnectionError(f"the game was lost: {sys.exc_info()[1]}")
 
 

@@ -101,9 +101,11 @@ def test_the_gpu_is_left_as_it_was(tmp_path, monkeypatch, capfd, probe, within):
         assert calls.read_text().split() == within
         raise KeyboardInterrupt
     assert calls.read_text().split() == ["-d", "quit"] and "noise" not in capfd.readouterr().out
-    control.write_text("#!/bin/sh\nexit 1\n")  # as where it runs already
+    calls.unlink()
+    control.write_text(f'#!/bin/sh\nset -- $* $(cat)\necho "$*" >> {calls}\nexit 1\n')  # it runs already
     with gpu.sharing():
         pass
+    assert calls.read_text().split() == ["-d"]  # whoever started it ends it
 
 
 def test_the_tests_that_need_a_gpu_are_chosen():

@@ -291,6 +291,7 @@ def test_what_may_be_done_at_the_end_of_an_episode():
         (late, True, True, [own[0], first]),
         (late, False, True, own),
         (((2, "terminated"), late[1]), False, False, [first, own[1]]),
+        (((3, "terminated"), late[1]), False, False, [first, own[1]]),
     ]:
         toy = Toy(leaves=leaves)
         toy.about = masks(lambda zeros=zeros, toy=toy: zeros and toy.t == 3, dead)
