@@ -43,8 +43,9 @@ from benchmark.lib.runs import KL, RETURN
 from envs.smac.maps import MAPS
 
 SCALES = ("smoke", "small", "paper")
-"""smoke: seconds a run, tiny settings, to see that everything works. small: an hour or two a figure on four
-cores, fewer tasks and steps. paper: everything, at the scripts' own settings but for `STEPS`."""
+"""smoke: seconds a run, tiny settings, to see that everything works. small: an hour or two a figure (3 and 4
+half a day) on four cores, fewer tasks and steps. paper: everything, at the scripts' own settings but for
+`STEPS`."""
 SEEDS = {"smoke": 1, "small": 3, "paper": 5}
 
 
