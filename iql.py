@@ -324,8 +324,9 @@ def td_loss(agents, target, batch, gamma: float, cell=gru_cell):
     batch: the rows of the first step, then those of the second, and so on; the longest episode first at every
     step. inputs (n, rows, obs_dim + A): observation and last action, one-hot; action_mask (n, rows, A) bool;
     actions (n, rows) int64; the team's rewards, terminations, filled, following (rows,). filled: 1 for steps
-    taken, 0 where a time limit left an observation without one; following: the row of the next step, any if
-    there is none; lengths (B,): steps of each episode. active: rows of each step, if they are not B.
+    taken, 0 for the observation that a time limit left without one, and for padding; following: the row of
+    the next step, any if there is none; lengths (B,): steps of each episode. active: rows of each step, if
+    they are not B.
     """
     episodes = len(batch["lengths"])
     hidden = batch["inputs"].new_zeros(len(batch["inputs"]), episodes, HIDDEN)
