@@ -5,7 +5,7 @@ Details, and every difference from the paper and its released code: docs/dpo.md
 Reproduce: python dpo_mamujoco.py --task Hopper-3x1 --beta-min 0.2
            (see benchmark/results/studies/mujoco/README.md)
 
-Each agent i, from its own samples alone, maximises eq. (20),
+Each agent i, from its own samples alone, maximises eq. (20) and, beside it, an entropy bonus; eq. (20) is
 
     E[ratio A_i] / N - beta1_i E_s[sqrt KL_s] - beta2_i E_s[KL_s]
 

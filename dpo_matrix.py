@@ -6,7 +6,7 @@ Reproduce: python dpo_matrix.py --d-target 0.01 --beta-min 0.05  # learns; the r
            python dpo_matrix.py --game 3 --m-hat 0.3  # iterates (17), (18) exactly, without samples
            python dpo_matrix.py --game 3              # with the theorem's M-hat nothing moves: docs/dpo.md
 
-Each agent i, from its own samples alone, maximises eq. (20),
+Each agent i, from its own samples alone, maximises eq. (20) and, beside it, an entropy bonus; eq. (20) is
 
     E[ratio A_i] / N - beta1_i E_s[sqrt KL_s] - beta2_i E_s[KL_s]
 

@@ -4,7 +4,7 @@ Paper: A Fully Decentralized Surrogate for Multi-Agent Policy Optimization (Su &
 Details, and every difference from the paper and its released code: docs/dpo.md
 Reproduce: python dpo_smac.py --map 8m  (the win rate to expect: README.md)
 
-Each agent i, from its own samples alone, maximises eq. (20),
+Each agent i, from its own samples alone, maximises eq. (20) and, beside it, an entropy bonus; eq. (20) is
 
     E[ratio A_i] / N - beta1_i E_s[sqrt KL_s] - beta2_i E_s[KL_s]
 
