@@ -4,8 +4,8 @@ A figure has panels; a panel crosses tasks with methods; seeds multiply them. Pa
 paper's settings (its hyper-parameters, which are the scripts' defaults), and the best known settings of each
 method. `manifest` lists the runs of some figures, each once: a run's key depends on its task and on all of
 its settings, those that are not typed included, so that figures share what they have in common and a changed
-default is another run. Budgets are environment steps. The paper does not state its own; its released code
-stops at 10M by default.
+default is another run. Budgets are environment steps. The paper's text does not state its own; its
+released code stops at 10M by default.
 """
 
 from __future__ import annotations
@@ -181,7 +181,8 @@ def d_targets(*values: float) -> tuple[Method, ...]:
     return tuple(Method(f"DPO, d_target {value:g}", "dpo", {"d_target": value}) for value in values)
 
 
-# What is known to serve each family best (docs/tuning.md); of IPPO, IQL and IDDPG nothing better is known.
+# What is known to serve DPO best in each family (docs/tuning.md); of IPPO, IQL and IDDPG nothing better is known.
+# On SMAC it was found on version 1 of the engine, which the published runs are of; on version 2 no floor is better.
 BEST: dict[str, tuple[str, dict[str, Any]]] = {
     "matrix": ("floor 0.05, d_target 0.01", {"beta_min": 0.05, "d_target": 0.01}),
     "mpe": ("floor 0.2", {"beta_min": 0.2}),

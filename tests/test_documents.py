@@ -1,6 +1,9 @@
 """The documents: a reader who follows a link must arrive."""
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -26,3 +29,15 @@ def test_links_lead_somewhere(path):
         there = (path.parent / name).resolve() if name else path
         assert there.is_relative_to(ROOT) and there.exists(), target
         assert not heading or heading in anchors(there), target
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/envs.md", "benchmark/policies/README.md"])
+def test_examples_run(page, tmp_path):
+    """The Python on a page, from its first block to its last, as a reader who pastes them would run it."""
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+    assert blocks
+    given = "from mpe2.simple_spread_v3 import parallel_env as MyParallelEnv\n"  # the reader's own environment
+    (tmp_path / "benchmark").symlink_to(ROOT / "benchmark")
+    variables = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", given + "\n".join(blocks)]
+    subprocess.run(command, check=True, cwd=tmp_path, env=variables, capture_output=True, text=True)

@@ -237,9 +237,10 @@ def verdict_page(store: Store) -> str:
 Written by `python benchmark/plot.py all`. What the paper says on its figures, in our words, with its
 section, and what our runs give; each line links its figure's table. [findings.md](findings.md) says why,
 [benchmark.md](benchmark.md) how to run a figure again. *Paper's settings*: its hyper-parameters, the scripts'
-defaults; batches of many environments, one step for actor and critic, an entropy bonus, bounds on beta,
-LayerNorm on SMAC and the robots' version are ours ([dpo.md](dpo.md#paper-released-code-ours)). *Best known
-settings*: of each method ([tuning.md](tuning.md)).
+defaults. Batches of many environments, one step for actor and critic, an entropy bonus, bounds on beta,
+LayerNorm on SMAC, the robots' version and normalisation, and more, are not the paper's
+([dpo.md](dpo.md#paper-released-code-ours) says whose). *Best known settings*: of each method
+([tuning.md](tuning.md)); on SMAC those of version 1 of the engine.
 
 *Holds*: on every task as claimed, at the 95 % level, with all seeds and steps. *Does not hold*: on
 some task it is the opposite, or what advantage there may be, none of it significant, is less than 5 % of what

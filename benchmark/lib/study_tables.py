@@ -115,7 +115,8 @@ def battles_table(cells: Sequence[Cell]) -> str:
 Wins and mean return. Scripts: {counts[0]} battles or more each. random: uniform over available actions;
 script: the enemy's on both sides; near: the nearest enemy that SMAC lets attack; line: back into a line,
 then fire on one after another (written for marines). Trained: the best parameters of each seed, 320 greedy
-episodes, mean over seeds; –: not trained on this version.
+episodes, mean over seeds; –: none among
+the runs above.
 """
 
 
