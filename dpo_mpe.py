@@ -21,13 +21,13 @@ together (see Learner). Agents share nothing; stacking their networks only batch
 import os
 import signal
 
-if __name__ == "__main__":  # the imports take seconds; until then there is nothing to save
+# A signal during the imports, which take seconds: leave as EXIT_REQUEUE does, without a traceback.
+if __name__ == "__main__":
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: os._exit(75))
 
 import contextlib
 import copy
-import csv
 import errno
 import functools
 import hashlib
@@ -69,7 +69,7 @@ EVAL_EPISODES = 32  # greedy episodes per evaluation; 10 times as many of the be
 CHUNK = 512  # rows per backward pass, 8 // n times as many for groups of n < 8 agents: fits the cache
 GROUP_AGENTS = 2  # agents per group, about, in at most 8 groups; a thread trains one group at a time
 GROUP_ROWS = 4096  # rows of all agents of a group, about: fewer are not worth a thread
-# Of metrics.csv; a row leaves empty what it does not report.
+# Columns of metrics.csv; a row leaves empty what it does not report.
 COLUMNS = """
 global_step eval/episodic_return eval/episodic_length
 charts/episodic_return charts/episodic_length charts/SPS time/env time/act time/update
@@ -130,7 +130,8 @@ RANGES = {
     "num_agents": (2, 10**6),
     "vision": (1e-6, math.inf),
     "collision_penalty ent_coef beta_init beta_min beta_max": (0, 1e12),
-    "total_timesteps episode_length eval_every checkpoint_every": (1, 10**12),
+    "total_timesteps eval_every checkpoint_every": (1, 10**12),
+    "episode_length": (1, LONGEST_EPISODE),
     "num_envs": (1, 2**14),
     "num_steps update_epochs": (1, 10**5),
     "torch_threads": (0, 1024),
@@ -342,10 +343,9 @@ def update(agents, optimizer, batch, args, loss_fn=dpo_loss) -> dict[str, torch.
     stats["losses/grad_norm"] = grad_norm
 
     kl, sqrt_kl = mean_kl(agents, chunks)
-    if args.sqrt_kl_term != "off":
-        agents.beta1.copy_(adapt_beta(agents.beta1, kl, args, agents.team_size))
-    if args.kl_term:
-        agents.beta2.copy_(adapt_beta(agents.beta2, kl, args, agents.team_size))
+    for beta, used in ((agents.beta1, args.sqrt_kl_term != "off"), (agents.beta2, args.kl_term)):
+        if used:
+            beta.copy_(adapt_beta(beta, kl, args, agents.team_size))
     stats |= {"dpo/kl": kl, "dpo/sqrt_kl": sqrt_kl, "dpo/beta1": agents.beta1, "dpo/beta2": agents.beta2}
     stats["dpo/below_band"] = (kl < args.d_target / args.delta).float()
     stats["dpo/above_band"] = (kl > args.d_target * args.delta).float()
@@ -389,11 +389,11 @@ class Learner:
 
 
 # --- same in: dpo_mamujoco, dpo_matrix, dpo_mpe, dpo_smac, ippo ---
-def check_rollout(*largest: torch.Tensor) -> None:
-    """MemoryError if a rollout, whose largest tensors are given, and its flattened copy will not fit."""
-    need = 2 * sum(x.numel() * x.element_size() for x in largest)
+def check_rollout(args: Args, numbers: int) -> None:
+    """MemoryError if a rollout of so many numbers of 4 bytes, and its flattened copy, will not fit."""
+    need = 2 * 4 * numbers
     free = environments.free_bytes()
-    if free is not None and largest[0].device.type == "cpu" and need > free:
+    if free is not None and args.device == "cpu" and need > free:
         what = f"A rollout and its batch take {need / 1e9:,.1f} GB, {free / 1e9:,.1f} GB are free"
         raise MemoryError(f"{what}; take fewer --num-envs, or shorter rollouts.")
 
@@ -406,7 +406,7 @@ def greedy(agents: Agents, obs: torch.Tensor, action_mask: torch.Tensor) -> torc
 # --- same in: dpo_mamujoco, dpo_mpe, dpo_smac, iddpg ---
 @torch.no_grad()
 def evaluate(agents, envs, num_episodes: int, seed: list[int], frames: list | None = None):
-    """Means over greedy episodes, equally many per environment: the first to end would mostly be short ones.
+    """Means over greedy episodes, equally many per environment: the first to end would mostly be short.
 
     seed: [args.seed, 0, global_step] during training, [args.seed, 1] at its end, [args.seed, 2] for a video.
     """
@@ -430,17 +430,17 @@ def evaluate(agents, envs, num_episodes: int, seed: list[int], frames: list | No
 def train(args: Args, envs, eval_envs, agents: Agents, state: dict) -> tuple[Path, dict]:
     """Repeats rollout, advantages, update. Returns the run directory and the state_dict that scored best."""
     N, T, E = envs.num_agents, args.num_steps, args.num_envs
+    check_rollout(args, N * T * E * (envs.obs_dim + envs.num_actions))
     zeros = functools.partial(torch.zeros, device=args.device)
     obs = zeros(N, T, E, envs.obs_dim)
     actions = zeros(N, T, E, dtype=torch.int64)
     old_logp = zeros(N, T, E, envs.num_actions)
     values = zeros(N, T + 1, E)
     final_values = zeros(N, T, E)
-    weight = zeros(N, T, E) + 1 / (T * E)  # of a sample; constant here
+    weight = torch.full((N, T, E), 1 / (T * E), device=args.device)  # of a sample; constant here
     rewards = zeros(T, E)
     terminations = zeros(T, E, dtype=torch.bool)
     truncations = zeros(T, E, dtype=torch.bool)
-    check_rollout(obs, old_logp)
 
     learner = Learner(agents, args, dpo_loss, T * E)
     # Actions must not reuse the numbers that drew the parameters; a CPU's generator reads 32 bits of a seed.
@@ -510,9 +510,9 @@ def train(args: Args, envs, eval_envs, agents: Agents, state: dict) -> tuple[Pat
 
         # --- update; same in: dpo_mamujoco, dpo_matrix, dpo_mpe ---
         stats = learner.learn(batch)
-        error = (returns - values[:, :-1]).std((1, 2), correction=0)
-        unexplained = error / (returns.std((1, 2), correction=0) + 1e-8)
-        stats["losses/explained_variance"] = 1 - unexplained.square()
+        error = (returns - values[:, :-1]).var((1, 2), correction=0)
+        variance = returns.var((1, 2), correction=0)
+        stats["losses/explained_variance"] = torch.where(variance > 1e-12, 1 - error / variance, 0.0)
         row = {name: float(x.mean()) for name, x in stats.items()}
         clock.lap("update")
 
@@ -574,6 +574,7 @@ def parse_args(argv: list[str] | None = None) -> tuple[Args, dict]:
         if not word.strip() or word.endswith("=") or not word.isprintable():
             what = "is empty (a variable not set?), has several lines, or letters that this locale lacks"
             sys.exit(f"{SCRIPT}: the argument {word!a} {what} (set PYTHONUTF8=1).")
+    # First for --resume and the environment, whose arguments or preset are the defaults of the second.
     args = tyro.cli(Args, args=argv, description=__doc__)
     if args.resume and not args.eval_only:
         lock(checkpoint_path(args).with_name("metrics.csv"))
@@ -601,11 +602,12 @@ def parse_args(argv: list[str] | None = None) -> tuple[Args, dict]:
         sys.exit(f"{SCRIPT}: {args.resume} was stopped before it was evaluated; go on without --eval-only.")
     if args.device == "cuda" and not torch.cuda.is_available():
         sys.exit(f"{SCRIPT}: --device is cuda, but PyTorch sees no GPU here; use --device cpu.")
-    names, variable = (("g++",), "CXX") if args.device == "cpu" else (("gcc", "clang"), "CC")
-    compilers = [os.environ[variable]] if variable in os.environ else names
-    if getattr(args, "compile", False) and not any(map(shutil.which, compilers)):
-        what = f"install {names[0]} (or set {variable})"
-        sys.exit(f"{SCRIPT}: --compile needs a compiler; {what}, or drop the flag.")
+    if getattr(args, "compile", False) and not args.eval_only:
+        variable, usual = {"cpu": ("CXX", ["g++"]), "cuda": ("CC", ["gcc", "clang"])}[args.device]
+        compilers = [os.environ[variable]] if variable in os.environ else usual
+        if not any(map(shutil.which, compilers)):
+            what = f"install {usual[0]} (or set {variable}), or give --no-compile"
+            sys.exit(f"{SCRIPT}: --compile needs a compiler; {what}.")
     return args, state
 
 
@@ -635,9 +637,17 @@ def write(path: Path, dump: Callable[[io.BufferedWriter], object]) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def write_json(path: Path, values: dict, **layout) -> None:
-    """A line of JSON, or as the layout says."""
-    write(path, lambda file: file.write((json.dumps(values, **layout) + "\n").encode()))
+def write_json(path: Path, values: dict) -> None:
+    """A line for each of the values."""
+    write(path, lambda file: file.write((json.dumps(values, indent=1) + "\n").encode()))
+
+
+def read_json(path: Path) -> dict:
+    """What `write_json` wrote, or the end in one sentence."""
+    try:
+        return dict(json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        sys.exit(f"{SCRIPT}: {path} cannot be read ({error}); restore it, or start a new run.")
 
 
 def save(path: Path, state: dict) -> None:
@@ -658,27 +668,25 @@ def load(path: Path) -> dict:
     Its tensors stay on disk until they are used, so that a replay buffer is never in memory twice.
     """
     try:
-        with zipfile.ZipFile(path) as archive:  # PyTorch does not look at the sums
-            flipped = archive.testzip()
+        with zipfile.ZipFile(path) as archive:
+            if archive.testzip():  # PyTorch does not look at the sums
+                raise zipfile.BadZipFile
         with warnings.catch_warnings(action="ignore"):
             state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         script = str.strip(state["script"])  # TypeError unless it is text
-        names = set(state["args"])
-        if script == SCRIPT and names == {field.name for field in fields(Args)}:
-            check_parts(state)
+        if script != SCRIPT:
+            sys.exit(f"{SCRIPT}: {path} was made by {script}.py; resume it with that script.")
+        if set(state["args"]) != {field.name for field in fields(Args)}:
+            what = f"is of another version of {SCRIPT}.py; args.json names its git_commit"
+            sys.exit(f"{SCRIPT}: {path} {what}.")
+        check_parts(state)
+        return state
     except FileNotFoundError:
         sys.exit(f"{SCRIPT}: no checkpoint at {path}; give a run directory or a .pt file of {SCRIPT}.py.")
     except OSError as error:
         sys.exit(f"{SCRIPT}: {path} cannot be read: {error.strerror}.")
     except Exception:
-        flipped = True
-    if flipped:
         sys.exit(f"{SCRIPT}: {path} is damaged or no checkpoint of ours; use another or start a new run.")
-    if script != SCRIPT:
-        sys.exit(f"{SCRIPT}: {path} was made by {script}.py; resume it with that script.")
-    if names != {field.name for field in fields(Args)}:
-        sys.exit(f"{SCRIPT}: {path} is of another version of {SCRIPT}.py; args.json names its git_commit.")
-    return state
 
 
 def check_parts(state: dict) -> None:
@@ -773,7 +781,7 @@ class Run:
             if self.logged.hexdigest() != state["metrics_sha256"]:
                 what = "is not as the checkpoint knows it; restore it or start a new run"
                 sys.exit(f"{SCRIPT}: {self.metrics} {what}.")
-            about = json.loads((self.directory / "args.json").read_text())
+            about = read_json(self.directory / "args.json")
             now = environments.describe(envs)
             if differs := {name: x for name, x in now.items() if about.get(name) != x}:
                 about.setdefault("resumed", []).append({"global_step": start_step} | differs)
@@ -788,9 +796,10 @@ class Run:
             self.logged = hashlib.sha256()
             self.append(",".join(COLUMNS) + "\n")
             lock(self.metrics)
-        # What a run that goes on may change.
-        about |= {"total_timesteps": args.total_timesteps, "torch_threads": thread_count(args)}
-        write_json(self.directory / "args.json", about, indent=1)
+        changeable = ("total_timesteps", "checkpoint_every", "memory_share", "capture_video")  # by --resume
+        about |= {name: value for name, value in asdict(args).items() if name in changeable}
+        about["torch_threads"] = thread_count(args)
+        write_json(self.directory / "args.json", about)
         sizes = f"{envs.num_agents} agents, {envs.obs_dim} inputs, {envs.num_actions} actions"
         print(f"{self.directory}: {sizes}", flush=True)
         self.next_checkpoint = start_step
@@ -836,10 +845,9 @@ class Run:
 
     def log(self, global_step: int, row: dict[str, float]) -> None:
         """A row of metrics.csv, on disk before this returns; the same for TensorBoard and the bar."""
-        values = {name: f"{value:.6g}" for name, value in row.items()}
-        table = csv.DictWriter(line := io.StringIO(), COLUMNS, lineterminator="\n")
-        table.writerow({"global_step": global_step} | values)
-        self.append(line.getvalue())
+        cells = {"global_step": str(global_step)} | {name: f"{value:.6g}" for name, value in row.items()}
+        self.append(",".join(cells.pop(name, "") for name in COLUMNS) + "\n")
+        assert not cells, f"no column for {[*cells]}"
         for name, value in row.items():
             self.writer.add_scalar(name, value, global_step)
         if "charts/episodic_return" in row:
@@ -856,7 +864,8 @@ class Run:
 
     def check_finite(self, global_step: int, row: dict[str, float], agents: nn.Module, batch: dict) -> None:
         """After an update: ends a run that diverged, with what led there on disk, before it acts or saves."""
-        if np.isfinite([*row.values()]).all() and finite(agents.state_dict()):
+        finite = all(x.isfinite().all() for x in agents.state_dict().values())
+        if finite and np.isfinite([*row.values()]).all():
             return
         self.bar.close()
         self.writer.close()
@@ -873,15 +882,21 @@ class Run:
         if global_step >= self.next_checkpoint or global_step >= self.args.total_timesteps or stopping:
             self.writer.flush()
             self.next_checkpoint = global_step + self.args.checkpoint_every
-            state = {"global_step": global_step, "evaluated": self.evaluated, "best_return": self.best_return}
-            state |= {"args": asdict(self.args), "metrics_bytes": self.metrics.stat().st_size}
-            state |= {"metrics_sha256": self.logged.hexdigest(), "best": self.best}
+            state = {
+                "args": asdict(self.args),
+                "global_step": global_step,
+                "evaluated": self.evaluated,
+                "best": self.best,
+                "best_return": self.best_return,
+                "metrics_bytes": self.metrics.stat().st_size,
+                "metrics_sha256": self.logged.hexdigest(),
+            }
             save(self.directory / "checkpoint.pt", state | snapshot())
         if stopping:
             self.close()
 
     def close(self) -> tuple[Path, dict]:
-        """The run directory, and the parameters that evaluated best; what follows can be done again."""
+        """The run directory, and the parameters that evaluated best. A signal after this loses nothing."""
         self.bar.close()
         self.writer.close()
         message = f"stopped at step {self.bar.n:,}; go on with --resume {self.directory}"
@@ -889,11 +904,6 @@ class Run:
         if self.stopping:
             raise Stopped(message)
         return self.directory, self.best
-
-
-def finite(state: dict[str, torch.Tensor]) -> bool:
-    """Whether all numbers of a module's state are finite."""
-    return all(bool(x.isfinite().all()) for x in state.values() if x.is_floating_point())
 
 
 def finish(args: Args, agents: nn.Module, directory: Path, result: dict[str, float], how: str) -> None:
@@ -945,8 +955,8 @@ class CudaGraph:
     """`update(batch)` as one launch of a CUDA graph; small networks would wait for thousands of launches.
 
     PyTorch wants real calls before it records one: the first two run as they are. What is recorded reads and
-    writes the same memory at each replay, so every batch is copied to where the first was; those from a
-    replay buffer come from the host.
+    writes the same memory at each replay, so every batch is copied to where the first was; a replay buffer's
+    batches are in host memory before.
     """
 
     def __init__(self, update):
@@ -961,15 +971,15 @@ class CudaGraph:
         for name, x in batch.items():
             self.batch[name].copy_(x if x.is_cuda else x.pin_memory(), non_blocking=True)
         self.calls += 1
-        if self.calls < 3:
+        if self.calls <= 2:
             self.stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(self.stream):
                 self.stats = self.update(self.batch)
             torch.cuda.current_stream().wait_stream(self.stream)
-        elif self.calls == 3:
-            with torch.cuda.graph(self.graph, stream=self.stream):
-                self.stats = self.update(self.batch)
-        if self.calls >= 3:
+        else:
+            if self.calls == 3:  # recorded, which computes nothing yet
+                with torch.cuda.graph(self.graph, stream=self.stream):
+                    self.stats = self.update(self.batch)
             self.graph.replay()
         return {name: x.clone() for name, x in self.stats.items()}
 

@@ -12,13 +12,13 @@ buffer. They share nothing; stacking their networks only batches the arithmetic.
 import os
 import signal
 
-if __name__ == "__main__":  # the imports take seconds; until then there is nothing to save
+# A signal during the imports, which take seconds: leave as EXIT_REQUEUE does, without a traceback.
+if __name__ == "__main__":
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: os._exit(75))
 
 import contextlib
 import copy
-import csv
 import errno
 import functools
 import hashlib
@@ -59,7 +59,7 @@ LONGEST_EPISODE = 100_000  # steps after which an evaluation gives up on an epis
 EVAL_EPISODES = 32  # greedy episodes per evaluation; 10 times as many at the end, unless they are slow
 GROUP_AGENTS = 4  # agents per group, about, in at most 8 groups; a thread trains one group at a time
 LOG_EVERY = 2048  # environment steps that a row of metrics.csv averages over, at least
-# Of metrics.csv; a row leaves empty what it does not report.
+# Columns of metrics.csv; a row leaves empty what it does not report.
 COLUMNS = """
 global_step eval/episodic_return eval/episodic_length
 charts/episodic_return charts/episodic_length charts/SPS time/env time/act time/update
@@ -111,7 +111,7 @@ RANGES = {
     "gamma": (0, 1),
     "memory_share": (1e-6, 1),
     "exploration_noise": (0, 1e12),
-    "updates_per_step": (0, 10**4),
+    "updates_per_step": (1e-6, 10**4),
 }
 PRESETS: dict[str, dict] = {}  # by environment; one setting serves all of them
 
@@ -146,7 +146,7 @@ class StackedMLP(nn.Module):
 
 
 class Agents(nn.Module):
-    """Deterministic actor and critic of N agents, whose actions are in [-1, 1] but for `to_bounds`.
+    """Deterministic actor and critic of N agents. Actions are in [-1, 1]; `to_bounds` scales them.
 
     bounds: the environment's action space, (N, D). Of unequal agents some have fewer than D actions; act_mask
     (N, 1, D) says which are their own.
@@ -227,9 +227,9 @@ class Replay:
             self.data[name][where] = x.cpu().numpy()
         self.added += len(where)
 
-    def sample(self, size: int, random: np.random.Generator) -> dict[str, torch.Tensor]:
+    def sample(self, size: int, rng: np.random.Generator) -> dict[str, torch.Tensor]:
         """Steps drawn uniformly with replacement, as `critic_loss` wants them."""
-        which = random.integers(min(self.added, self.capacity), size=size)
+        which = rng.integers(min(self.added, self.capacity), size=size)
         batch = {name: torch.from_numpy(x[which]) for name, x in self.data.items()}
         return {name: x.transpose(0, 1).contiguous() if x.dim() > 1 else x for name, x in batch.items()}
 
@@ -246,10 +246,10 @@ class Replay:
 
 
 def critic_loss(agents, target, batch, gamma: float):
-    """Squared error to y = r + gamma (1 - terminated) Q_target(o', pi_target(o')), and its parts, (N,) each.
+    """Squared error to y = r + gamma (1 - terminated) Q_target(o', pi_target(o')), and its parts, (n,) each.
 
-    batch: obs, next_obs (N, rows, obs_dim), actions (N, rows, D), the team's rewards, terminations (rows,).
-    Summed over agents (whose parameters are disjoint).
+    batch: obs, next_obs (n, rows, obs_dim), actions (n, rows, D), the team's rewards, terminations (rows,),
+    of the n agents of a group. Summed over agents (whose parameters are disjoint).
     """
     with torch.no_grad():
         following = target.value(batch["next_obs"], target.act(batch["next_obs"]))
@@ -260,7 +260,7 @@ def critic_loss(agents, target, batch, gamma: float):
 
 
 def actor_loss(agents, batch):
-    """-Q_i(o_i, pi_i(o_i)), the mean over the batch, summed over agents; and its parts, (N,) each."""
+    """-Q_i(o_i, pi_i(o_i)), the mean over the batch, summed over agents; and its parts, (n,) each."""
     loss = -agents.value(batch["obs"], agents.act(batch["obs"])).mean(1)
     return loss.sum(), {"losses/policy_loss": loss.detach()}
 
@@ -279,7 +279,7 @@ def clip_grad_norm_per_agent(network: nn.Module, max_norm: float) -> torch.Tenso
 def update(agents, target, optimizers, batch, args) -> dict[str, torch.Tensor]:
     """A gradient step of all critics, then of all actors, then of the targets, in place.
 
-    Returns what is logged of it, (N,) each.
+    Returns what is logged of it, (n,) each.
     """
     actor_optimizer, critic_optimizer = optimizers
     critic_optimizer.zero_grad()
@@ -348,14 +348,14 @@ def greedy(agents: Agents, obs: torch.Tensor, action_mask: torch.Tensor) -> torc
     return finite_actions(agents.to_bounds(agents.act(obs)))
 
 
-def explore(actions, act_mask, args: Args, global_step: int, random: np.random.Generator) -> torch.Tensor:
+def explore(actions, act_mask, args: Args, global_step: int, rng: np.random.Generator) -> torch.Tensor:
     """Actions (N, E, D) with noise, at first uniformly random ones; in [-1, 1], 0 where padded.
 
     Both are drawn at every step, so that no draw depends on another.
     """
     N, E, D = actions.shape
-    noise = torch.from_numpy(random.normal(size=(E, N, D))).to(actions.device).transpose(0, 1)
-    uniform = torch.from_numpy(random.uniform(-1, 1, size=(E, N, D))).to(actions.device).transpose(0, 1)
+    noise = torch.from_numpy(rng.normal(size=(E, N, D))).to(actions.device).transpose(0, 1)
+    uniform = torch.from_numpy(rng.uniform(-1, 1, size=(E, N, D))).to(actions.device).transpose(0, 1)
     if global_step < args.warmup_steps:
         explored = uniform
     else:
@@ -366,7 +366,7 @@ def explore(actions, act_mask, args: Args, global_step: int, random: np.random.G
 # --- same in: dpo_mamujoco, dpo_mpe, dpo_smac, iddpg ---
 @torch.no_grad()
 def evaluate(agents, envs, num_episodes: int, seed: list[int], frames: list | None = None):
-    """Means over greedy episodes, equally many per environment: the first to end would mostly be short ones.
+    """Means over greedy episodes, equally many per environment: the first to end would mostly be short.
 
     seed: [args.seed, 0, global_step] during training, [args.seed, 1] at its end, [args.seed, 2] for a video.
     """
@@ -416,7 +416,7 @@ def train(args: Args, envs, eval_envs, agents: Agents, state: dict) -> tuple[Pat
     """Repeats a step and its updates. Returns the run directory and the state_dict that scored best."""
     learner = Learner(agents, args)
     replay = Replay(args, envs)
-    random = np.random.default_rng([args.seed, 2])  # exploration and replay
+    rng = np.random.default_rng([args.seed, 2])  # exploration and replay
 
     # --- begin or resume ---
     with restoring(args, state):
@@ -428,7 +428,7 @@ def train(args: Args, envs, eval_envs, agents: Agents, state: dict) -> tuple[Pat
             learner.target.load_state_dict(state["target"])
             for optimizer, saved in zip(learner.optimizers, state["optimizers"], strict=True):
                 restore_optimizer(optimizer, saved)
-            random.bit_generator.state = json.loads(state["random"])
+            rng.bit_generator.state = json.loads(state["random"])
             replay.load_state_dict(state["replay"])
             window = load_window(state["window"])
         next_obs, infos = envs.set_state(state["envs"]) if state else envs.reset()
@@ -442,7 +442,7 @@ def train(args: Args, envs, eval_envs, agents: Agents, state: dict) -> tuple[Pat
             "agents": agents.state_dict(),
             "target": learner.target.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in learner.optimizers],
-            "random": json.dumps(random.bit_generator.state),
+            "random": json.dumps(rng.bit_generator.state),
             "replay": replay.state_dict(),
             "window": window,
             "envs": envs.get_state(),
@@ -463,7 +463,7 @@ def train(args: Args, envs, eval_envs, agents: Agents, state: dict) -> tuple[Pat
         obs = next_obs
         with torch.no_grad():
             actions = agents.act(obs)
-        actions = explore(actions, agents.act_mask, args, global_step, random)
+        actions = explore(actions, agents.act_mask, args, global_step, rng)
         clock.lap("act")
         next_obs, rewards, terminated, truncated, infos = envs.step(finite_actions(agents.to_bounds(actions)))
         clock.lap("env")
@@ -481,11 +481,11 @@ def train(args: Args, envs, eval_envs, agents: Agents, state: dict) -> tuple[Pat
         clock.lap("act")
 
         # --- update ---
-        due = int((global_step + args.num_envs) * args.updates_per_step)
-        due -= int(global_step * args.updates_per_step)
+        before = int(global_step * args.updates_per_step)
         global_step += args.num_envs
+        due = int(global_step * args.updates_per_step) - before
         for _ in range(due if global_step > args.warmup_steps else 0):
-            batch = replay.sample(args.batch_size, random)
+            batch = replay.sample(args.batch_size, rng)
             add_update(window, learner.learn(batch))
         if batch:
             run.check_finite(global_step, {}, agents, batch)
@@ -557,6 +557,7 @@ def parse_args(argv: list[str] | None = None) -> tuple[Args, dict]:
         if not word.strip() or word.endswith("=") or not word.isprintable():
             what = "is empty (a variable not set?), has several lines, or letters that this locale lacks"
             sys.exit(f"{SCRIPT}: the argument {word!a} {what} (set PYTHONUTF8=1).")
+    # First for --resume and the environment, whose arguments or preset are the defaults of the second.
     args = tyro.cli(Args, args=argv, description=__doc__)
     if args.resume and not args.eval_only:
         lock(checkpoint_path(args).with_name("metrics.csv"))
@@ -584,11 +585,12 @@ def parse_args(argv: list[str] | None = None) -> tuple[Args, dict]:
         sys.exit(f"{SCRIPT}: {args.resume} was stopped before it was evaluated; go on without --eval-only.")
     if args.device == "cuda" and not torch.cuda.is_available():
         sys.exit(f"{SCRIPT}: --device is cuda, but PyTorch sees no GPU here; use --device cpu.")
-    names, variable = (("g++",), "CXX") if args.device == "cpu" else (("gcc", "clang"), "CC")
-    compilers = [os.environ[variable]] if variable in os.environ else names
-    if getattr(args, "compile", False) and not any(map(shutil.which, compilers)):
-        what = f"install {names[0]} (or set {variable})"
-        sys.exit(f"{SCRIPT}: --compile needs a compiler; {what}, or drop the flag.")
+    if getattr(args, "compile", False) and not args.eval_only:
+        variable, usual = {"cpu": ("CXX", ["g++"]), "cuda": ("CC", ["gcc", "clang"])}[args.device]
+        compilers = [os.environ[variable]] if variable in os.environ else usual
+        if not any(map(shutil.which, compilers)):
+            what = f"install {usual[0]} (or set {variable}), or give --no-compile"
+            sys.exit(f"{SCRIPT}: --compile needs a compiler; {what}.")
     return args, state
 
 
@@ -618,9 +620,17 @@ def write(path: Path, dump: Callable[[io.BufferedWriter], object]) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def write_json(path: Path, values: dict, **layout) -> None:
-    """A line of JSON, or as the layout says."""
-    write(path, lambda file: file.write((json.dumps(values, **layout) + "\n").encode()))
+def write_json(path: Path, values: dict) -> None:
+    """A line for each of the values."""
+    write(path, lambda file: file.write((json.dumps(values, indent=1) + "\n").encode()))
+
+
+def read_json(path: Path) -> dict:
+    """What `write_json` wrote, or the end in one sentence."""
+    try:
+        return dict(json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        sys.exit(f"{SCRIPT}: {path} cannot be read ({error}); restore it, or start a new run.")
 
 
 def save(path: Path, state: dict) -> None:
@@ -641,27 +651,25 @@ def load(path: Path) -> dict:
     Its tensors stay on disk until they are used, so that a replay buffer is never in memory twice.
     """
     try:
-        with zipfile.ZipFile(path) as archive:  # PyTorch does not look at the sums
-            flipped = archive.testzip()
+        with zipfile.ZipFile(path) as archive:
+            if archive.testzip():  # PyTorch does not look at the sums
+                raise zipfile.BadZipFile
         with warnings.catch_warnings(action="ignore"):
             state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         script = str.strip(state["script"])  # TypeError unless it is text
-        names = set(state["args"])
-        if script == SCRIPT and names == {field.name for field in fields(Args)}:
-            check_parts(state)
+        if script != SCRIPT:
+            sys.exit(f"{SCRIPT}: {path} was made by {script}.py; resume it with that script.")
+        if set(state["args"]) != {field.name for field in fields(Args)}:
+            what = f"is of another version of {SCRIPT}.py; args.json names its git_commit"
+            sys.exit(f"{SCRIPT}: {path} {what}.")
+        check_parts(state)
+        return state
     except FileNotFoundError:
         sys.exit(f"{SCRIPT}: no checkpoint at {path}; give a run directory or a .pt file of {SCRIPT}.py.")
     except OSError as error:
         sys.exit(f"{SCRIPT}: {path} cannot be read: {error.strerror}.")
     except Exception:
-        flipped = True
-    if flipped:
         sys.exit(f"{SCRIPT}: {path} is damaged or no checkpoint of ours; use another or start a new run.")
-    if script != SCRIPT:
-        sys.exit(f"{SCRIPT}: {path} was made by {script}.py; resume it with that script.")
-    if names != {field.name for field in fields(Args)}:
-        sys.exit(f"{SCRIPT}: {path} is of another version of {SCRIPT}.py; args.json names its git_commit.")
-    return state
 
 
 def check_parts(state: dict) -> None:
@@ -756,7 +764,7 @@ class Run:
             if self.logged.hexdigest() != state["metrics_sha256"]:
                 what = "is not as the checkpoint knows it; restore it or start a new run"
                 sys.exit(f"{SCRIPT}: {self.metrics} {what}.")
-            about = json.loads((self.directory / "args.json").read_text())
+            about = read_json(self.directory / "args.json")
             now = environments.describe(envs)
             if differs := {name: x for name, x in now.items() if about.get(name) != x}:
                 about.setdefault("resumed", []).append({"global_step": start_step} | differs)
@@ -771,9 +779,10 @@ class Run:
             self.logged = hashlib.sha256()
             self.append(",".join(COLUMNS) + "\n")
             lock(self.metrics)
-        # What a run that goes on may change.
-        about |= {"total_timesteps": args.total_timesteps, "torch_threads": thread_count(args)}
-        write_json(self.directory / "args.json", about, indent=1)
+        changeable = ("total_timesteps", "checkpoint_every", "memory_share", "capture_video")  # by --resume
+        about |= {name: value for name, value in asdict(args).items() if name in changeable}
+        about["torch_threads"] = thread_count(args)
+        write_json(self.directory / "args.json", about)
         sizes = f"{envs.num_agents} agents, {envs.obs_dim} inputs, {envs.num_actions} actions"
         print(f"{self.directory}: {sizes}", flush=True)
         self.next_checkpoint = start_step
@@ -819,10 +828,9 @@ class Run:
 
     def log(self, global_step: int, row: dict[str, float]) -> None:
         """A row of metrics.csv, on disk before this returns; the same for TensorBoard and the bar."""
-        values = {name: f"{value:.6g}" for name, value in row.items()}
-        table = csv.DictWriter(line := io.StringIO(), COLUMNS, lineterminator="\n")
-        table.writerow({"global_step": global_step} | values)
-        self.append(line.getvalue())
+        cells = {"global_step": str(global_step)} | {name: f"{value:.6g}" for name, value in row.items()}
+        self.append(",".join(cells.pop(name, "") for name in COLUMNS) + "\n")
+        assert not cells, f"no column for {[*cells]}"
         for name, value in row.items():
             self.writer.add_scalar(name, value, global_step)
         if "charts/episodic_return" in row:
@@ -839,7 +847,8 @@ class Run:
 
     def check_finite(self, global_step: int, row: dict[str, float], agents: nn.Module, batch: dict) -> None:
         """After an update: ends a run that diverged, with what led there on disk, before it acts or saves."""
-        if np.isfinite([*row.values()]).all() and finite(agents.state_dict()):
+        finite = all(x.isfinite().all() for x in agents.state_dict().values())
+        if finite and np.isfinite([*row.values()]).all():
             return
         self.bar.close()
         self.writer.close()
@@ -856,15 +865,21 @@ class Run:
         if global_step >= self.next_checkpoint or global_step >= self.args.total_timesteps or stopping:
             self.writer.flush()
             self.next_checkpoint = global_step + self.args.checkpoint_every
-            state = {"global_step": global_step, "evaluated": self.evaluated, "best_return": self.best_return}
-            state |= {"args": asdict(self.args), "metrics_bytes": self.metrics.stat().st_size}
-            state |= {"metrics_sha256": self.logged.hexdigest(), "best": self.best}
+            state = {
+                "args": asdict(self.args),
+                "global_step": global_step,
+                "evaluated": self.evaluated,
+                "best": self.best,
+                "best_return": self.best_return,
+                "metrics_bytes": self.metrics.stat().st_size,
+                "metrics_sha256": self.logged.hexdigest(),
+            }
             save(self.directory / "checkpoint.pt", state | snapshot())
         if stopping:
             self.close()
 
     def close(self) -> tuple[Path, dict]:
-        """The run directory, and the parameters that evaluated best; what follows can be done again."""
+        """The run directory, and the parameters that evaluated best. A signal after this loses nothing."""
         self.bar.close()
         self.writer.close()
         message = f"stopped at step {self.bar.n:,}; go on with --resume {self.directory}"
@@ -872,11 +887,6 @@ class Run:
         if self.stopping:
             raise Stopped(message)
         return self.directory, self.best
-
-
-def finite(state: dict[str, torch.Tensor]) -> bool:
-    """Whether all numbers of a module's state are finite."""
-    return all(bool(x.isfinite().all()) for x in state.values() if x.is_floating_point())
 
 
 def finish(args: Args, agents: nn.Module, directory: Path, result: dict[str, float], how: str) -> None:
@@ -928,8 +938,8 @@ class CudaGraph:
     """`update(batch)` as one launch of a CUDA graph; small networks would wait for thousands of launches.
 
     PyTorch wants real calls before it records one: the first two run as they are. What is recorded reads and
-    writes the same memory at each replay, so every batch is copied to where the first was; those from a
-    replay buffer come from the host.
+    writes the same memory at each replay, so every batch is copied to where the first was; a replay buffer's
+    batches are in host memory before.
     """
 
     def __init__(self, update):
@@ -944,15 +954,15 @@ class CudaGraph:
         for name, x in batch.items():
             self.batch[name].copy_(x if x.is_cuda else x.pin_memory(), non_blocking=True)
         self.calls += 1
-        if self.calls < 3:
+        if self.calls <= 2:
             self.stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(self.stream):
                 self.stats = self.update(self.batch)
             torch.cuda.current_stream().wait_stream(self.stream)
-        elif self.calls == 3:
-            with torch.cuda.graph(self.graph, stream=self.stream):
-                self.stats = self.update(self.batch)
-        if self.calls >= 3:
+        else:
+            if self.calls == 3:  # recorded, which computes nothing yet
+                with torch.cuda.graph(self.graph, stream=self.stream):
+                    self.stats = self.update(self.batch)
             self.graph.replay()
         return {name: x.clone() for name, x in self.stats.items()}
 

@@ -181,8 +181,8 @@ def d_targets(*values: float) -> tuple[Method, ...]:
     return tuple(Method(f"DPO, d_target {value:g}", "dpo", {"d_target": value}) for value in values)
 
 
-# What is known to serve DPO best in each family (docs/tuning.md); of IPPO, IQL and IDDPG nothing better is known.
-# On SMAC it was found on version 1 of the engine, which the published runs are of; on version 2 no floor is better.
+# What is known to serve DPO best (docs/tuning.md); of IPPO, IQL and IDDPG nothing better is known. SMAC's was found
+# on version 1 of the engine, which the published runs are of; on version 2 no floor is better.
 BEST: dict[str, tuple[str, dict[str, Any]]] = {
     "matrix": ("floor 0.05, d_target 0.01", {"beta_min": 0.05, "d_target": 0.01}),
     "mpe": ("floor 0.2", {"beta_min": 0.2}),

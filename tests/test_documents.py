@@ -36,7 +36,7 @@ def test_examples_run(page, tmp_path):
     """The Python on a page, from its first block to its last, as a reader who pastes them would run it."""
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
     assert blocks
-    given = "from mpe2.simple_spread_v3 import parallel_env as MyParallelEnv\n"  # the reader's own environment
+    given = "from mpe2.simple_spread_v3 import parallel_env as MyParallelEnv\n"  # a reader's own
     (tmp_path / "benchmark").symlink_to(ROOT / "benchmark")
     variables = os.environ | {"PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", given + "\n".join(blocks)]

@@ -26,7 +26,7 @@ import dpo_smac
 import ippo
 import iql
 from tests.scripts import running
-from tests.scripts.running import CLOCK, finished, load, only
+from tests.scripts.running import CLOCK, ROOT, finished, load, only
 
 N, OBS, A = 3, 10, 4
 DPO = (dpo_smac, dpo_mpe, dpo_mamujoco)
@@ -198,8 +198,16 @@ def test_without_a_compiler_one_sentence_says_what_to_do(script, monkeypatch):
         monkeypatch.setenv(variable, "no-such-compiler")
         with pytest.raises(SystemExit) as end:
             importlib.import_module(script).parse_args(["--compile", f"--device={device}"])
-        what = f"install {name} (or set {variable}), or drop the flag."
+        what = f"install {name} (or set {variable}), or give --no-compile."
         assert end.value.code == f"{script}: --compile needs a compiler; {what}"
+
+
+def test_a_compiled_run_is_evaluated_without_a_compiler(monkeypatch):
+    """Its policy is handed on to machines that have none."""
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    policy = str(ROOT / "benchmark" / "policies" / "8m")
+    args, _ = importlib.import_module("dpo_smac").parse_args(["--compile", "--eval-only", "--resume", policy])
+    assert args.compile
 
 
 TINY = {

@@ -160,10 +160,10 @@ def test_momentum_does_not_move_an_agent_without_a_sample(discrete):
     ippo.update(agents, optimizer, make_batch(discrete), args)
     batch = make_batch(discrete, seed=5)
     batch["weight"][1] = 0
-    before = [x.clone() for x in ippo.trained(optimizer)]
+    before = [x.clone() for x in ippo.what_adam_changes(optimizer)]
     ippo.update(agents, optimizer, batch, args)
     assert len(before) == 3 * len(list(agents.parameters()))
-    for x, was in zip(ippo.trained(optimizer), before, strict=True):
+    for x, was in zip(ippo.what_adam_changes(optimizer), before, strict=True):
         assert torch.equal(x[1], was[1]) and not torch.equal(x[0], was[0])
 
 
@@ -486,3 +486,10 @@ def test_ippo_finds_the_better_actions_of_a_matrix_game(tmp_path):
     flags += ["--total-timesteps=6400", "--eval-every=6400", "--learning-rate=0.01", "--ent-coef=0"]
     finished("ippo", *flags, f"--runs-dir={tmp_path}")
     assert json.loads((only(tmp_path) / "done").read_text())["eval/episodic_return"] > 9.5
+
+
+def test_explained_variance_of_returns_that_do_not_vary_is_nothing(tmp_path):
+    """0, not minus 1e14, which no plot survives."""
+    flags = ["--env-id=matrix/1", "--env-options", "payoff=[0, 0, 0, 0]", "--num-steps=4", "--num-envs=4"]
+    finished("ippo", *flags, "--gamma=0", "--total-timesteps=32", f"--runs-dir={tmp_path}")
+    assert evaluations(only(tmp_path), "losses/explained_variance") == [0.0, 0.0]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.scripts.running import SCRIPTS, rejected
+from tests.scripts.running import SCRIPTS, refused, rejected
 
 
 class Payload:
@@ -133,6 +133,8 @@ OF_SOME = {
     "dpo_mpe dpo_smac dpo_mamujoco ippo": ["--num-steps=100000000", "--num-steps=0"],
     "iql iddpg": ["--memory-share=nan", "--memory-share=1e9", "--memory-share=0"],
     "iql": ["--updates-per-episode=0", "--epsilon-steps=-1", "--buffer-episodes=0"],
+    "iddpg": ["--updates-per-step=0"],
+    "dpo_mpe": ["--episode-length=200000"],
 }
 
 
@@ -148,6 +150,28 @@ def test_flags_out_of_range_are_rejected_with_what_is_allowed(script, tmp_path):
     for flag, sentence in wrong.items():
         assert sentence in rejected(script, flag, "--runs-dir", tmp_path / "runs")
     assert not (tmp_path / "runs").exists()
+
+
+OF_ANOTHER_KIND = [
+    ("dpo_matrix", ["--game=3", "--d-target=0.01"], "does not use --d-target; drop it"),
+    ("dpo_matrix", ["--payoff", "1", "2", "3", "4", "--no-kl-term"], "does not use --kl-term; drop it"),
+    ("dpo_smac", ["--map=pettingzoo:tests.standin.identity", "--backend=embedded"], "is of SMAC's maps"),
+    ("dpo_smac", ["--map=3m", "--backend=starcraft", "--env-options=backend=embedded"], "drop one"),
+]
+
+
+@pytest.mark.parametrize(("script", "argv", "sentence"), OF_ANOTHER_KIND)
+def test_flags_that_would_do_nothing_are_refused(script, argv, sentence, tmp_path):
+    """A user would take the result for one of the flag."""
+    assert sentence in refused(script, *argv, f"--runs-dir={tmp_path / 'runs'}")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_damaged_args_json_is_not_blamed_on_the_checkpoint(case, copied):
+    """Else a good checkpoint would be thrown away."""
+    (copied / "args.json").write_text("{")
+    sentence = case.refused("--resume", copied, "--total-timesteps", 2 * case.total)
+    assert f"{copied / 'args.json'} cannot be read" in sentence and "checkpoint.pt" not in sentence
 
 
 @pytest.mark.parametrize("words", [["--resume", ""], ["--resume="], ["--runs-dir="], ["--runs-dir", "a\nb"]])
