@@ -109,8 +109,14 @@ def main() -> int:
         sys.exit(
             "plot: what is published has its own scales and seeds; python benchmark/plot.py all draws it."
         )
-    if args.marl_eval and (len(args.figures) > 1 or "all" in args.figures):
+    if args.marl_eval and (len(args.figures) > 1 or args.figures[0] in ("all", "recorded")):
         sys.exit("plot: --marl-eval writes one figure; name it.")
+    if "all" in args.figures and args.results is None and (args.scale != "small" or args.seeds or args.hours):
+        sys.exit(
+            "plot: what is published has its own scales, seeds and pictures; give all without these flags."
+        )
+    if args.hours and "recorded" in args.figures:
+        sys.exit("plot: --hours is of figures; name them.")
     if args.check and (args.results or "all" not in args.figures):
         sys.exit("plot: --check is of all that is published: plot.py all --check.")
     try:

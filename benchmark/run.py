@@ -115,6 +115,7 @@ class Benchmark:
         self.recorded = Store(results)  # as it was before this
         self.retries = retries
         self.say = say
+        self.not_recorded: dict[str, str] = {}
         self.status = {key: Status() for key in self.runs}
         for key in self.runs:
             if finished(run_directory(self.place(key))):
@@ -136,7 +137,10 @@ class Benchmark:
         except NoEvaluationError:
             return
         except (ResultsError, OSError) as error:
-            self.say(f"not recorded: {error}")
+            self.not_recorded[key] = f"not recorded: {error}"
+            self.say(self.not_recorded[key])
+        else:
+            self.not_recorded.pop(key, None)
 
     def place(self, key: str) -> Path:
         """The folder of a run."""
@@ -381,7 +385,9 @@ def main() -> int:
         display.write(
             f"failed: {key}, {benchmark.status[key].note}\n        {benchmark.place(key) / 'log.txt'}\n"
         )
-    return EXIT_REQUEUE if stops else int(bool(failed))
+    for key, why in benchmark.not_recorded.items():
+        display.write(f"{why}\n        keep {benchmark.place(key)}; the same command records it\n")
+    return EXIT_REQUEUE if stops else int(bool(failed or benchmark.not_recorded))
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from envs.smac.generated import GENERATED
 from envs.smac.maps import MAPS
 
 SUMMARIES = {"final": final_means, "over the run": run_means}
+BY_THE_BEST = "0: untrained, 1: the best method's mean, for want of a reference"
 
 
 @dataclass
@@ -81,11 +82,7 @@ class Cell:
             return references["random"], references["greedy"], words
         untrained = np.concatenate([group.values(RETURN)[:, 0] for group in self.groups])
         best = max(float(final_means(group.values(RETURN)).mean()) for group in self.groups)
-        return (
-            float(untrained.mean()),
-            best,
-            "0: untrained, 1: the best method's mean, for want of a reference",
-        )
+        return float(untrained.mean()), best, BY_THE_BEST
 
 
 def today(task: str) -> int:
@@ -105,9 +102,17 @@ def by_panel(cells: Sequence[Cell]) -> list[list[Cell]]:
 
 
 def aggregates(cells: Sequence[Cell]) -> list[tuple[list[Cell], str]]:
-    """Panels of which at least two tasks are there, each with the words for how scores are normalised."""
+    """Panels of which at least two tasks are there, each with the words for how scores are normalised.
+
+    Not those where a method would be measured by itself alone, as 1 is the best one there.
+    """
     several = [members for members in by_panel(cells) if len(members) > 1 and members[0].metric != KL]
-    return [(members, "; ".join(dict.fromkeys(cell.scale()[2] for cell in members))) for members in several]
+    told = [(members, list(dict.fromkeys(cell.scale()[2] for cell in members))) for members in several]
+    return [
+        (members, "; ".join(words))
+        for members, words in told
+        if BY_THE_BEST not in words or len(members[0].groups) > 1
+    ]
 
 
 def interquartile_means(
@@ -115,14 +120,16 @@ def interquartile_means(
 ) -> dict[str, tuple[float, float, float]]:
     """IQM of normalised scores over tasks and its interval, per method that all tasks have.
 
-    Every task counts as many seeds as the one with the fewest has.
+    Every task counts as many seeds as the one with the fewest has. Of one or two seeds there is no interval:
+    it would be narrower than that of five.
     """
     found = {}
     for method in (group.method for group in cells[0].groups):
         columns = [list(cell.scores(method, summary).values()) for cell in cells]
         if all(columns):
             seeds = min(map(len, columns))
-            found[method] = bootstrap_iqm(np.array([column[:seeds] for column in columns]).T)
+            value, low, high = bootstrap_iqm(np.array([column[:seeds] for column in columns]).T)
+            found[method] = (value, low, high) if seeds > 2 else (value, value, value)
     return found
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -16,6 +17,7 @@ MAY_DIFFER = {"eval_only", "capture_video", "torch_threads", "compile", "memory_
 MAY_DIFFER |= {"backend"}  # which one was asked for; the one that played is compared
 MAY_DIFFER |= {"resumed"}  # with which versions and on which machine a run went on
 MAY_DIFFER |= {"collect", "update", "load"}  # what peer_ippo.py measured
+EMBEDDED = "backend=embedded"  # how baselines ask for the engine, which they play without StarCraft anyway
 
 
 @dataclass
@@ -81,7 +83,7 @@ def check_alike(group: Group) -> None:
     first, *others = group.runs
     for other in others:
         settings = (first.settings.keys() | other.settings.keys()) - MAY_DIFFER
-        differ = [name for name in settings if first.settings.get(name) != other.settings.get(name)]
+        differ = [name for name in settings if setting(first, name) != setting(other, name)]
         differ += [name for name in ("env", "backend") if getattr(first, name) != getattr(other, name)]
         if differ:
             raise ResultsError(
@@ -89,6 +91,12 @@ def check_alike(group: Group) -> None:
                 f"{', '.join(sorted(differ))}; delete the rows of {first.key} or {other.key} in runs.csv, "
                 "or record it with another --label."
             )
+
+
+def setting(run: Run, name: str) -> Any:
+    """What seeds must agree in; of the backend the one that played is compared, not the one asked for."""
+    value = run.settings.get(name)
+    return [option for option in value if option != EMBEDDED] if name == "env_options" and value else value
 
 
 # --- words ------------------------------------------------------------------------------------------------
@@ -146,7 +154,11 @@ def origins(groups: Sequence[Group]) -> list[str]:
     runs = [run for group in groups for run in group.runs]
     on_gpu = sum(run.device != "cpu" for run in runs)
     devices = [f"{on_gpu} of {len(runs)} runs on a GPU"] if on_gpu else []
-    commits = sorted({run.git_commit[:7] for run in runs})
+    resumed = [later for run in runs for later in run.settings.get("resumed", [])]
+    made = [run.git_commit for run in runs] + [
+        later["git_commit"] for later in resumed if "git_commit" in later
+    ]
+    commits = sorted({commit[:7] for commit in made})
     engines = sorted({engine(run) for run in runs})
     return [*engines, *devices, f"git commit{'s' if len(commits) > 1 else ''} {', '.join(commits)}"]
 

@@ -38,7 +38,7 @@ ONE_THREAD = {
 # Jobs in a SLURM array; clusters allow 1,001 unless configured otherwise. All figures fit into one, and the
 # limit of jobs at a time is one of an array.
 ARRAY_SIZE = 1000
-SLURM_POLL = 2.0  # seconds between questions to the controller
+SLURM_POLL = 15.0  # seconds between questions to the controller, which many share
 # Seconds that a job waits for SLURM to end it, after something else than this program stopped its script.
 PREEMPTION_WAIT = 120.0
 
@@ -96,6 +96,10 @@ def take_lock(place: Path) -> int | None:
     except BlockingIOError:
         os.close(descriptor)
         return None
+    except OSError as error:
+        os.close(descriptor)
+        what = f"the file system of {place} has no locks ({error.strerror}); give a --runs-dir on another"
+        raise OSError(what) from None
     return descriptor
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import statistics
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -128,8 +129,9 @@ def read_fields(row: list[str], names: list[str], where: str) -> list[float]:
 def thin(columns: Columns, every: int) -> Columns:
     """A row per evaluation, the first of each `every` steps; nan where nothing was logged in between.
 
-    Of eval/* columns the value at that step; of any other the mean over the rows since the row before.
-    Updates after the last evaluation wait for the next one.
+    Of eval/* columns the value at that step; of any other the mean over the rows since the row before: of
+    steps per second the harmonic one, by which steps make hours. Updates after the last evaluation wait for
+    the next one.
     """
     evals = [name for name in columns if name.startswith("eval/")]
     others = [name for name in columns if name not in evals and name != STEP]
@@ -144,7 +146,8 @@ def thin(columns: Columns, every: int) -> Columns:
             thinned[name].append(columns[name][i])
         for name in others:
             values = [x for x in columns[name][first : i + 1] if not math.isnan(x)]
-            thinned[name].append(math.fsum(values) / len(values) if values else math.nan)
+            mean = statistics.harmonic_mean if name == "charts/SPS" else statistics.fmean
+            thinned[name].append(mean(values) if values else math.nan)
         first = i + 1
     return thinned
 

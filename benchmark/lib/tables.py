@@ -101,9 +101,9 @@ def make_table(groups: dict[str, list[Group]]) -> str:
     if any(exact):
         absolute = "the last\nparameters, exact" if all(exact) else f"{absolute} (of games the last, exact)"
     notes = f"""Mean over seeds ± half the 95 % confidence interval (Student t; none for one seed).
-Final: the last 10 % of the evaluations that all seeds reached. Over the run: all but the first, of the
-untrained policies. Absolute: {absolute}.
-Steps/s: median; how fast depends on the machine and what else it ran."""
+Final: the last 10 % of the evaluations that all seeds, and all finished methods, have. Over the run: all but
+the first, of the untrained policies. Absolute: {absolute}. Steps/s: median; how fast depends on the machine
+and what else it ran."""
     if any(group.has("eval/win_rate") for members in groups.values() for group in members):
         notes += "\nThe win rate's thresholds are of its mean over seeds."
     origins = "".join(f"- {env}: {provenance(members)}\n" for env, members in groups.items())

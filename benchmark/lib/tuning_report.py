@@ -118,7 +118,7 @@ def report(results: Path) -> str:
     space = "".join(f"| {name} | {words} |\n" for name, words in ranges())
     return f"""# Tuning with equal effort
 
-Both methods have as many trials, as many settings, the same budget and the same tuning seeds. Trial 0 is
+Both methods are given as many trials, as many settings, the same budget and the same tuning seeds. Trial 0 is
 the paper's settings; DPO's trial 1 the best known ones, which earlier and unequal effort found, and of
 which IPPO has none; the rest is sampled by Optuna's TPE, {GENERATION} at a time. A trial's value is its
 return in the last tenth of the evaluations, mean over its seeds; a trial fails where one of its runs

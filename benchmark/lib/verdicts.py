@@ -71,16 +71,13 @@ def verdict(signs: Sequence[int], complete: bool, short: bool, on: str = "all") 
     """holds, does not hold or open, of the signs that were found on all tasks.
 
     The opposite on one task is enough, except in short runs, and where the statement is of most comparisons
-    (then more than half decide) or of some (then one that holds is enough, once all are there, and all must
-    be the opposite to refute it). What is neither seen nor excluded is open, when all runs are there as well:
-    five seeds see a difference of 1.5 deviations every other time.
+    (then more than half must hold) or of some (then one that holds is enough, once all are there, and all
+    must be the opposite to refute it). What is neither seen nor excluded is open, when all runs are there as
+    well: five seeds see a difference of 1.5 deviations every other time.
     """
-    if on != "all":
-        enough = len(signs) / 2 if on == "most" else 0
-        if signs.count(1) > enough and not short and complete:
-            return "holds"
-        against = len(signs) / 2 if on == "most" else len(signs) - 1
-        return "does not hold" if signs.count(-1) > against and complete and not short else "open"
-    if -1 in signs and not short:
+    need = {"all": len(signs), "most": len(signs) // 2 + 1, "some": 1}[on]
+    if short:
+        return "open"
+    if len(signs) - signs.count(-1) < need and (complete or on == "all"):
         return "does not hold"
-    return "holds" if complete and not short and all(sign == 1 for sign in signs) else "open"
+    return "holds" if complete and signs.count(1) >= need else "open"

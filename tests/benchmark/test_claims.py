@@ -164,13 +164,13 @@ def test_varies_is_between_seeds():
     assert found(Varies("narrow", ("wide",)), curves) == {"wide": -1}
     # The deviations of two seeds do not differ at all, which is no reason to be sure.
     pair, same = {"a": wide[[0, 4]], "b": narrow[:2]}, {"a": wide[[1, 1, 1]], "b": narrow[[0, 0, 0]]}
-    assert words(Varies("a", ("b",)), pair) == {"b": "100.0 times, –"}
+    assert words(Varies("a", ("b",)), pair) == {"b": "100.0 times (p –)"}
     assert found(Varies("a", ("b",)), pair) == {"b": 0}
     assert found(Varies("a", ("b",)), same) == {"b": 0}
     deviations = [np.abs(x[:, -1] - np.median(x[:, -1])) for x in (wide, narrow)]
     p = scipy.stats.f_oneway(*deviations).pvalue
     assert words(Varies("wide", ("narrow",)), curves) == {
-        "narrow": f"{np.std([0, 10, 30, 80, 100]) / np.std(range(5)):.1f} times, {p_words(p)}"
+        "narrow": f"{np.std([0, 10, 30, 80, 100]) / np.std(range(5)):.1f} times (p {p_words(p)})"
     }
 
 
@@ -246,7 +246,9 @@ def test_obviously_is_by_more_than_next_to_nothing():
     """An advantage that is significant and small is no obvious one."""
     near = {"a": rising(100, 100.1, 100.2), "b": rising(98, 98.1, 98.2), "c": rising(80, 80.1, 80.2)}
     assert found(Above("a", ("b", "c")), near) == {"b": 1, "c": 1}
-    assert found(Clearly("a", ("b", "c")), near) == {"b": 0, "c": 1}
+    assert found(Clearly("a", ("b", "c")), near) == {"b": -1, "c": 1}
+    wide = near | {"b": rising(92, 96, 100)}  # 4 ± 10: it may be more than 5 % or less
+    assert found(Clearly("a", ("b",)), wide) == {"b": 0}
     assert found(Clearly("b", ("a",)), near) == {"a": -1}
 
 
@@ -278,7 +280,9 @@ def test_a_drop_is_from_the_best_tenth_to_the_last():
     K101 = np.arange(101)
     falls = np.array([10 - slope * np.maximum(K101 - 50, 0) for slope in (0.05, 0.051, 0.052)])
     assert found(Drops("a"), {"a": falls}) == {"a": 1}
-    assert found(Drops("a"), {"a": rising(10, 11, 12)}) == {"a": 0}
+    assert found(Drops("a"), {"a": rising(10, 11, 12)}) == {"a": -1}
+    one_of_three = np.array([K101 / 10 - 5 * (K101 > 90), K101 / 10, K101 / 10])
+    assert found(Drops("a"), {"a": one_of_three}) == {"a": 0}
     assert found(Drops("a"), {"a": falls[:1]}) == {"a": 0}
     noise = np.random.default_rng(0)
     flat = [found(Drops("a"), {"a": noise.normal(size=(5, 101))})["a"] for _ in range(200)]
@@ -425,6 +429,7 @@ def test_verdicts_by_their_table(signs, complete, short, word):
         ("most", [1, 1, 0], True, False, HOLDS),
         ("most", [1, 1, -1], True, False, HOLDS),
         ("most", [1, 0], True, False, OPEN),
+        ("most", [-1, 0], True, False, NOT),  # one of two is not most
         ("most", [-1, -1, 0], True, False, NOT),
         ("most", [-1, -1, 0], False, False, OPEN),
         ("most", [1, 1, 0], False, False, OPEN),

@@ -21,8 +21,8 @@ from benchmark.lib.cells import Cell, aggregates
 from benchmark.lib.diagnostics import draw_diagnostics
 from benchmark.lib.drawing import STYLES, draw_cell, draw_cells, draw_curve, draw_legends, finish, grid
 from benchmark.lib.gather import study_cells
-from benchmark.lib.groups import provenance
-from benchmark.lib.runs import KL, RETURN, WIN_RATE
+from benchmark.lib.groups import check_alike, provenance
+from benchmark.lib.runs import KL, RETURN, WIN_RATE, ResultsError
 from benchmark.lib.statistics import mean_ci
 from benchmark.lib.studies import Curves
 from benchmark.lib.tables import make_table
@@ -249,6 +249,24 @@ def test_runs_of_other_settings_are_not_averaged(tmp_path, monkeypatch):
     with pytest.raises(SystemExit) as stop:
         plot.main()
     assert all(word in stop.value.code for word in ("seeds 1 and 2", "d_target", "--label"))
+
+
+def test_seeds_that_asked_for_the_engine_by_name_are_as_those_that_had_no_choice(tmp_path):
+    """The benchmark asks for it, since auto plays StarCraft where that is installed; older runs did not."""
+    asked = [write_run(tmp_path, seed=s, env_options=x) for s, x in ((1, []), (2, ["backend=embedded"]))]
+    ((group,),) = groups_of(recorded(tmp_path / "same", *asked)).values()
+    check_alike(group)
+    other = write_run(tmp_path, seed=3, env_options=["exclude_dead=false"])
+    ((group,),) = groups_of(recorded(tmp_path / "same", other)).values()
+    with pytest.raises(ResultsError, match="differ in env_options"):
+        check_alike(group)
+
+
+def test_captions_name_the_code_that_a_run_went_on_with(tmp_path):
+    """Half of its steps may be of another commit than the one that it began with."""
+    resumed = [{"global_step": 100, "git_commit": "decade" * 6}, {"global_step": 200, "machine": "m"}]
+    ((group,),) = groups_of(recorded(tmp_path / "r", write_run(tmp_path, resumed=resumed))).values()
+    assert provenance([group]).endswith("git commits c0ffeec, decaded.")
 
 
 def test_captions_say_which_method_has_which_seeds_where(tmp_path):

@@ -27,7 +27,14 @@ from benchmark.lib.cells import (
 from benchmark.lib.gather import NoRunError, figure_cells
 from benchmark.lib.groups import Group, engine
 from benchmark.lib.marl_eval import marl_eval
-from benchmark.lib.published import claim_rows, claims_in_words, figure_pictures, figure_text, still_to_run
+from benchmark.lib.published import (
+    claim_rows,
+    claims_in_words,
+    figure_pictures,
+    figure_text,
+    plan,
+    still_to_run,
+)
 from benchmark.lib.record import record
 from benchmark.lib.runs import RETURN, ResultsError
 from benchmark.lib.store import PUBLISHED, Store
@@ -65,6 +72,14 @@ def test_scales_share_equal_runs(tmp_path):
     made(tmp_path, "fig2", seeds=(1,), scale="small")  # the particle worlds have other budgets
     with pytest.raises(NoRunError, match="no run of fig2 at scale paper"):
         figure_cells("fig2", "paper", SEEDS, Store(tmp_path / "results"))
+
+
+def test_a_figure_is_published_at_the_scale_of_which_more_is_run(tmp_path):
+    """Runs at scale paper must be drawn and judged, but the first of them may not hide all others."""
+    assert plan("fig5", Store(tmp_path / "results")) == ("paper", range(1, 6))
+    assert plan("fig5", made(tmp_path, "fig5", seeds=(1, 2), scale="small")) == ("small", range(1, 6))
+    assert plan("fig5", made(tmp_path, "fig5", seeds=(1,), scale="paper"))[0] == "small"
+    assert plan("fig5", made(tmp_path, "fig5", seeds=(1, 2, 3), scale="paper"))[0] == "paper"
 
 
 def test_a_picture_of_battles_is_of_one_engine(tmp_path, monkeypatch):
@@ -139,6 +154,14 @@ def test_aggregates_are_interquartile_means_of_normalised_scores(figure_2):
                 assert found == pytest.approx(stats.bootstrap_iqm(scores), rel=1e-4) and low < value < high
                 row += f" {value:.3f} ({low:.3f} to {high:.3f}) |"
             assert row in table.splitlines()
+
+
+def test_two_seeds_have_no_interval(tmp_path):
+    """Drawn from two, they would look surer than five."""
+    cells, _ = figure_cells("fig2", "small", (1, 2), made(tmp_path, "fig2", seeds=(1, 2)))
+    found = interquartile_means(cells[:3])["DPO"]
+    assert found[0] == found[1] == found[2]
+    assert "to" not in next(x for x in aggregate_table(cells).splitlines() if x.startswith("| DPO |"))
 
 
 def test_battles_of_todays_engine_share_a_panel_whatever_their_version():
@@ -360,6 +383,9 @@ def test_no_runs_and_bad_input_get_a_sentence(tmp_path, monkeypatch):
         ([], "give fig1 ... fig12"),
         (["fig1", "fig2", "--marl-eval", "x.json"], "--marl-eval writes one figure"),
         (["fig1", "--check"], "plot.py all --check"),
+        (["all", "--scale", "paper"], "give all without these flags"),
+        (["recorded", "--hours"], "--hours is of figures"),
+        (["recorded", "--marl-eval", "x.json"], "--marl-eval writes one figure"),
     ):
         monkeypatch.setattr(sys, "argv", ["plot.py", *argv])
         with pytest.raises(SystemExit) as stop:

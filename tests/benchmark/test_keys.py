@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 
 from benchmark import figures
-from benchmark.figures import FIGURES, NOT_OF_A_RUN, SCALES, make_run, manifest, panel_runs
+from benchmark.figures import FIGURES, NOT_OF_A_RUN, SEEDS, make_run, manifest, panel_runs
 from benchmark.lib.store import PUBLISHED, Store
 from envs.smac.maps import MAPS, SmacMap
 from envs.smac.units import ENGINE_VERSION
@@ -170,7 +170,7 @@ def test_all_other_settings_and_the_seed_are_in_the_key():
         script = entry.script.removesuffix(".py")
         own = {"engine_version"} if entry.task.startswith("smac") else set()
         assert json.loads(entry.settings).keys() == fields(script).keys() - NOT_OF_A_RUN | own
-    runs = [entry for scale in SCALES for entry in manifest(list(FIGURES), scale, [1, 2])]
+    runs = [entry for scale in SEEDS for entry in manifest(list(FIGURES), scale, [1, 2])]
     by_key = {}
     for entry in runs:
         assert by_key.setdefault(entry.key, entry.settings) == entry.settings
@@ -180,7 +180,7 @@ def test_all_other_settings_and_the_seed_are_in_the_key():
 def test_resolved_settings_are_what_the_script_parses():
     """Also in type: 3 and 3.0 are one setting to a script, and would be two in a hash."""
     seen = set()
-    for scale in SCALES:
+    for scale in SEEDS:
         for entry in manifest(list(FIGURES), scale, [1]):
             kind = entry.script, entry.flags
             if kind not in seen:
@@ -188,8 +188,11 @@ def test_resolved_settings_are_what_the_script_parses():
                 script = entry.script.removesuffix(".py")
                 args, _ = MODULES[script].parse_args(entry.arguments[1:])
                 told = {name: x for name, x in dataclasses.asdict(args).items() if name not in NOT_OF_A_RUN}
-                if entry.task.startswith("smac"):
+                if entry.task.startswith("smac"):  # where StarCraft is installed, auto would play it
                     told["engine_version"] = MAPS[entry.task.removeprefix("smac-")].version
+                    asked = told.get("backend") or told["env_options"][-1]
+                    assert asked in ("embedded", "backend=embedded")
+                    told |= {"backend": "auto"} if "backend" in told else {"env_options": ()}
                 assert entry.settings == json.dumps(told, sort_keys=True), entry.key
     assert {script for script, _ in seen} == {f"{script}.py" for script in RUNS}
 
@@ -198,7 +201,7 @@ def test_published_keys_are_hashes_of_their_own_settings():
     """A result under the key of other settings would be drawn as theirs."""
     store = Store(PUBLISHED)
     keys = [key for key in store.runs if re.search(r"__[0-9a-f]{8}$", key)]
-    plans = {entry.key: entry for scale in SCALES for entry in manifest(list(FIGURES), scale, range(1, 11))}
+    plans = {entry.key: entry for scale in SEEDS for entry in manifest(list(FIGURES), scale, range(1, 11))}
     assert plans.keys() & set(keys)
     for key in keys:
         run = store.runs[key]

@@ -60,7 +60,7 @@ def test_published_pictures_are_drawn_again_byte_for_byte(name, store):
 
 def folder_has_runs(store, name):
     """Whether a figure has any run: others have no picture yet."""
-    runs = [run for *_, run in planned_runs(FIGURES[name], *published.plan(name), store)]
+    runs = [run for *_, run in planned_runs(FIGURES[name], *published.plan(name, store), store)]
     return any(run.key in store.runs for run in runs)
 
 
@@ -120,11 +120,11 @@ def test_the_verdict_page_has_every_claim_as_its_figure_has_it(store):
         own = [row[1:] for row, number in zip(rows, numbers, strict=True) if number == str(i)]
         assert [row[0] for row in own] == [f"{claim.text} ({claim.section})" for claim in figure.claims]
         try:
-            table = published.figure_text(name, *published.plan(name), store)
+            table = published.figure_text(name, *published.plan(name, store), store)
         except NoRunError:
             assert all(row[1:] == ["not run", "", "", ""] for row in own)
             continue
-        assert own == published.claim_rows(name, *published.plan(name), store)
+        assert own == published.claim_rows(name, *published.plan(name, store), store)
         assert parse(blocks(table)[0]) == [published.CLAIMS_HEAD, *own]
     lacking = {row[0]: row[1:] for row in parse(second)[1:]}
     for i, figure in enumerate(FIGURES.values(), start=1):
@@ -138,7 +138,7 @@ def test_the_verdict_page_has_every_claim_as_its_figure_has_it(store):
 def judged(store):
     """Of every claim by panel: itself, verdict, evidence, the scale, whether all of its runs are there."""
     for name, figure in FIGURES.items():
-        scale, seeds = published.plan(name)
+        scale, seeds = published.plan(name, store)
         planned = planned_runs(figure, scale, seeds, store)
         try:
             rows = published.claim_rows(name, scale, seeds, store)

@@ -5,6 +5,7 @@ codes and the done marker, and takes a second instead of minutes. One runs a rea
 """
 
 import csv
+import errno
 import importlib
 import itertools
 import json
@@ -22,7 +23,7 @@ import tyro
 
 import envs
 from benchmark import run
-from benchmark.figures import DPO, FIGURES, SCALES, Run, as_flags, make_run, manifest, panel_runs
+from benchmark.figures import DPO, FIGURES, SEEDS, Run, as_flags, make_run, manifest, panel_runs
 from benchmark.lib import jobs
 from benchmark.lib.store import Store
 
@@ -189,7 +190,8 @@ def test_finished_runs_are_recorded_once_and_damaged_ones_said(tmp_path):
     whole = log.read_text()
     log.write_text(whole.replace("\n3,", "\n9,"))
     code, output = bench.finish()
-    assert code == 0 and f"not recorded: {log}" in output and "3 finished" in output
+    assert code == 1 and output.count(f"not recorded: {log}") == 2 and "3 finished" in output
+    assert f"keep {bench.place(2)}; the same command records it" in output
     assert bench.recorded() == {1: (5, True), 3: (5, True)}
     log.write_text(whole)
     before = (tmp_path / "results" / "runs.csv").stat().st_ino
@@ -303,6 +305,17 @@ def test_without_file_locks_the_runner_says_which_systems_it_needs():
     assert ended.stderr == "run: benchmark/run.py needs Linux or macOS; on Windows use its Linux subsystem.\n"
 
 
+def test_a_file_system_without_locks_is_a_sentence(tmp_path, monkeypatch):
+    """As Lustre without -o flock: a bare errno would not say which of the paths is meant."""
+
+    def none(*_):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(jobs.fcntl, "flock", none)
+    with pytest.raises(OSError, match="has no locks"):
+        jobs.take_lock(tmp_path / "place")
+
+
 def test_remains_without_a_checkpoint_are_started_over(tmp_path, reference):
     """A script killed in its first seconds leaves a run directory that nothing can be resumed from."""
     bench = Bench(tmp_path)
@@ -412,7 +425,7 @@ def test_every_run_of_every_figure_is_accepted_by_its_script():
     """A script's flag that is renamed must not break a figure that nobody happens to rerun."""
     assert list(FIGURES) == [f"fig{i}" for i in range(1, 13)]
     seen, known = set(), envs.env_ids()
-    for scale in SCALES:
+    for scale in SEEDS:
         for entry in manifest(list(FIGURES), scale, [1]):
             flags = [flag for flag in entry.flags if flag.startswith("--")]
             kind = scale, entry.script, entry.task, *flags
@@ -443,7 +456,7 @@ def test_a_method_names_only_what_departs_from_the_defaults():
 
 def test_keys_name_runs_and_tell_them_apart():
     """A key is a folder: two runs under one would be one, and a changed command must not find old results."""
-    runs = [entry for scale in SCALES for entry in manifest(list(FIGURES), scale, [1, 2])]
+    runs = [entry for scale in SEEDS for entry in manifest(list(FIGURES), scale, [1, 2])]
     for entry in runs:
         assert set(entry.key) <= set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-")
     commands = {(entry.task, *entry.arguments) for entry in runs}

@@ -50,6 +50,11 @@ def test_thinning_averages_updates_and_keeps_evaluations():
     # A coarser grid skips evaluations, never updates; after a gap it is the same grid.
     coarse = runs.thin(log, 30)
     assert coarse["step"] == [0, 40] and coarse["eval/r"] == [1.5, 9] and coarse["kl"][1] == 13 / 4
+    # Hours are steps by this speed: ten steps at 1 and ten at 3 a second take as long as twenty at 1.5.
+    speed = runs.thin(
+        {"step": [0, 10, 20, 20], "eval/r": [0, nan, nan, 1], "charts/SPS": [nan, 1, 3, nan]}, 20
+    )
+    assert speed["charts/SPS"][1] == 1.5
     gap = {"step": [0, 95, 98, 100, 109, 110], "eval/r": [1, 2, 3, 4, 5, 6]}
     assert runs.thin(gap, 10)["step"] == [0, 95, 100, 110]
 
