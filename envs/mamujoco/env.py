@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import gymnasium as gym
 import mujoco
@@ -24,6 +24,10 @@ from envs.mamujoco.robots import get_partition, get_robot, layout, observation_i
 ASSETS = Path(gym.__file__).parent / "envs" / "mujoco" / "assets"
 PICTURE = 480
 """height and width of a picture in pixels"""
+DIVERGED = slice(mujoco.mjtWarning.mjWARN_BADQPOS, mujoco.mjtWarning.mjWARN_BADQACC + 1)
+"""MuJoCo's warnings of positions, velocities and accelerations that no robot has."""
+LARGEST = 1e10
+"""Actions of a greater size are refused, as MuJoCo does with positions: their squares have to be rewards."""
 
 
 def load_model(xml: str) -> mujoco.MjModel:
@@ -118,6 +122,7 @@ class MaMujocoVectorEnv(TeamVectorEnv):
         self._rest = self._scratch.qpos.copy()
         self._physics, self._ctrl = self._batch.state, self._batch.bind("ctrl")
         self._qpos, self._qvel = self._batch.bind("qpos"), self._batch.bind("qvel")
+        self._diverged = self._batch.warning[:, DIVERGED, 1]  # how often, counted anew from each reset on
         self._contacts, self._force = self._batch.bind("ncon"), np.zeros((num_envs, self.model.nbody, 6))
         self._sources = self._bind_sources()
         self.state_dim = self._flat.shape[1]
@@ -195,13 +200,17 @@ class MaMujocoVectorEnv(TeamVectorEnv):
 
         infos has the reward's terms as well, (E,) float32 each, by the names they have in gymnasium. An
         episode that ends healthy at the limit is truncated, one that ends unhealthy terminated, never both.
-        ValueError, with nothing played, on a wrong shape or dtype or an action that is not finite;
-        BrokenEnvironment where the physics diverges.
+        ValueError, with nothing played, on a wrong shape or dtype or an action that is not finite or beyond
+        `LARGEST`; BrokenEnvironment where the physics diverges, and then until `reset` or `set_state`.
         """
         joint = self._torques(actions)
         self._ctrl[:] = joint
         self._batch.step(nstep=self.robot.frame_skip)
         self._length += 1
+        if self._diverged.any():  # MuJoCo has put such a robot back to its rest, whose numbers are all finite
+            self._raise_diverged(
+                int(self._diverged.any(axis=1).argmax()), "MuJoCo has had to reset the robot"
+            )
         if self._touch:
             self._feel()
         before = self._x
@@ -238,10 +247,13 @@ class MaMujocoVectorEnv(TeamVectorEnv):
                 if not np.isfinite(np.append(self._flat[e], 0.0)[index]).all()
             ]
             what = f"what agent {agents[0]} sees" if agents else "the reward of all agents"
-            raise BrokenEnvironment(
-                f"The physics of {self.env_id} has diverged: {what} is not finite (in environment {e}, step "
-                f"{self._length[e]} of its episode)."
-            )
+            self._raise_diverged(e, f"{what} is not finite")
+
+    def _raise_diverged(self, e: int, why: str) -> NoReturn:
+        raise BrokenEnvironment(
+            f"The physics of {self.env_id} has diverged: {why} (in environment {e}, step "
+            f"{self._length[e]} of its episode)."
+        )
 
     def _torques(self, actions: np.ndarray) -> np.ndarray:
         """Actions (E, N, num_actions), checked, as (E, actuators) float64."""
@@ -255,12 +267,13 @@ class MaMujocoVectorEnv(TeamVectorEnv):
                 f"got {actions.dtype} of shape {actions.shape}."
             )
         joint = np.take(actions.reshape(self.num_envs, -1), self._joint, axis=1).astype(np.float64)
-        if not np.isfinite(joint).all():
-            e, actuator = np.argwhere(~np.isfinite(joint))[0]
+        sound = np.abs(joint) <= LARGEST  # of which NaN is none
+        if not sound.all():
+            e, actuator = np.argwhere(~sound)[0]
             agent, place = divmod(int(self._joint[actuator]), self.num_actions)
             raise ValueError(
-                f"Actions must be finite: agent {agent} in environment {e} gave {joint[e, actuator]} for "
-                f"{self.agent_joints[agent][place]}."
+                f"Actions must be finite and at most {LARGEST:g} in size: agent {agent} in environment {e} "
+                f"gave {joint[e, actuator]:g} for {self.agent_joints[agent][place]}."
             )
         return joint
 
@@ -418,6 +431,7 @@ class MaMujocoVectorEnv(TeamVectorEnv):
         if np.min(state["length"]) < 0 or np.max(state["length"]) >= self.episode_limit:
             raise ValueError("This state is damaged: 'length' is outside an episode.")
         self._physics[:] = state["physics"]
+        self._batch.warning[:] = 0
         for generator, words in zip(
             self._rngs, np.asarray(state["rng"], dtype=np.uint64).tolist(), strict=True
         ):

@@ -128,6 +128,32 @@ def test_states_that_do_not_fit_are_refused():
     assert all(np.array_equal(value, before[key]) for key, value in env.get_state().items())
 
 
+@pytest.mark.parametrize("column", ["qpos", "qvel"])
+def test_a_robot_that_flew_apart_is_said_so(column):
+    """Else MuJoCo puts it back to its rest in silence, and a run learns from an episode that never was."""
+    env, nq = started("HalfCheetah-3x2"), 9
+    state, still = env.get_state(), np.zeros((2, 3, 2))
+    wild = state | {"physics": state["physics"].copy(), "length": np.array([3, 4])}
+    wild["physics"][1, 1 if column == "qpos" else 1 + nq] = 1e11  # time, qpos, qvel, ...
+    told = (
+        r"HalfCheetah-3x2 has diverged: MuJoCo .* reset the robot \(in environment 1, step 5 of its episode"
+    )
+    env.set_state(wild)
+    with pytest.raises(envs.BrokenEnvironment, match=told) as error:
+        env.step(still)
+    assert "\n" not in str(error.value)
+    with pytest.raises(envs.BrokenEnvironment, match="has diverged"):  # what stands there now is no episode
+        env.step(still)
+    env.set_state(state)
+    expected = started("HalfCheetah-3x2").step(still)
+    assert all(map(np.array_equal, leaves(env.step(still)), leaves(expected)))
+    env.set_state(wild)
+    with pytest.raises(envs.BrokenEnvironment, match="has diverged"):
+        env.step(still)
+    env.reset()
+    env.step(still)
+
+
 def test_contract_of_steps_and_episodes():
     """Shapes, dtypes, autoreset and statistics that learners rely on."""
     env = envs.make("mamujoco/HalfCheetah-3x2", 4, seed=1)
@@ -206,11 +232,13 @@ def test_bad_input_ends_in_a_sentence():
     before = env.get_state()
     actions = np.zeros((2, 3, 2))
     actions[1, 2, 1] = np.inf
+    huge = np.full((2, 3, 2), 1e20)  # a control cost that float32 does not have
     for bad, message in (
         (np.zeros((2, 3)), r"shape \(2, 3, 2\)"),
         (np.zeros((2, 6)), r"\(2, 6\)"),
         (np.zeros((2, 3, 2), dtype=str), "numbers"),
         (actions, "agent 2 in environment 1 gave inf for fthigh"),
+        (huge, r"at most 1e\+10 in size: agent . in environment 0 gave 1e\+20 for bthigh"),
     ):
         with pytest.raises(ValueError, match=message):
             env.step(bad)
