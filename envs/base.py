@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
+import hashlib
 import itertools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,22 @@ def short(value: Any, most: int = 200) -> str:
     """What to show of a value in a sentence: one line."""
     text = " ".join(repr(value).split())
     return text if len(text) <= most else f"{text[:most]}..."
+
+
+def is_whole(value: Any) -> bool:
+    """Whether it is a whole number, of which Python counts truth values as well."""
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+def identity(*parts: Any) -> np.ndarray:
+    """A number (1,) uint64 that tells a task, of which `parts` are all that matters, from others of its size.
+
+    parts: arrays, and plain values that repr() shows whole.
+    """
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part.tobytes() if isinstance(part, np.ndarray) else repr(part).encode())
+    return np.frombuffer(digest.digest()[:8], dtype="<u8").astype(np.uint64)
 
 
 def failure(error: BaseException) -> str:
@@ -83,6 +100,8 @@ class TeamVectorEnv(VectorEnv):
     """Episodes are won or not: infos hold battle_won."""
     _mask: np.ndarray
     """(E, N, num_actions) bool: the action_mask now."""
+    _started: bool = False
+    """There are episodes to be played: `reset` or `set_state` has begun them."""
 
     def _seed_streams(self, seed: int) -> None:
         """Begin the environments' random streams anew."""
@@ -93,8 +112,7 @@ class TeamVectorEnv(VectorEnv):
 
         ValueError unless it is a whole number, one for all environments, that a saved state can hold.
         """
-        whole = isinstance(seed, int | np.integer) and not isinstance(seed, bool)
-        if not whole or not 0 <= int(seed) < 2**63:
+        if not is_whole(seed) or not 0 <= int(seed) < 2**63:
             raise ValueError(
                 f"seed must be one whole number from 0 to 2**63 - 1, from which each environment makes its "
                 f"own; got {short(seed)}."
@@ -112,11 +130,44 @@ class TeamVectorEnv(VectorEnv):
         if seed is not None:
             self._seed_streams(self._take_seed(seed))
 
+    def _check_started(self) -> None:
+        """RuntimeError where no episodes have begun."""
+        if not self._started:
+            raise RuntimeError("Call reset() before the first step, and after a step that failed.")
+
+    def _check_form(self, state: Any) -> None:
+        """ValueError unless a state holds what `get_state` does, in arrays of the same shapes and dtypes, and
+        the same number of a "task" where that has one: the sizes of two tasks may be the same."""
+        now = self.get_state()
+        fits = f"This state is not one of {self.num_envs} environments of {self.env_id}"
+        for key, array in now.items():
+            given = state.get(key) if isinstance(state, Mapping) else None
+            if not isinstance(given, np.ndarray) or (given.shape, given.dtype) != (array.shape, array.dtype):
+                raise ValueError(f"{fits}: {key!r} must be {array.dtype} of shape {array.shape}.")
+        if "task" in now and not np.array_equal(state["task"], now["task"]):
+            raise ValueError(f"{fits} with these options: it was saved of another task of the same size.")
+
+    def _check_picture(self, i: Any) -> None:
+        """ValueError unless there are pictures, IndexError unless i is one of the environments."""
+        if self.render_mode is None:
+            raise ValueError('Nothing to render: make the environment with render_mode="rgb_array".')
+        if not is_whole(i) or not 0 <= i < self.num_envs:
+            raise IndexError(
+                f"render(i) draws one of {self.num_envs} environments, i from 0 to {self.num_envs - 1}; "
+                f"got {short(i)}."
+            )
+
+    def get_state(self) -> dict[str, np.ndarray]:
+        """What `set_state` goes on from, as copies."""
+        raise NotImplementedError
+
     def sample_actions(self) -> np.ndarray:
         """Random actions that can be played now, int (E, N) or float32 (E, N, num_actions).
 
-        From a stream of their own, gymnasium's np_random, which changes no episode and no state.
+        From a stream of their own, gymnasium's np_random, which changes no episode and no state. RuntimeError
+        before the first reset.
         """
+        self._check_started()
         if not self.discrete:
             bounds: Any = self.action_space
             return self.np_random.uniform(bounds.low, bounds.high).astype(np.float32)

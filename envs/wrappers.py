@@ -168,7 +168,10 @@ class AgentsFirst(TeamWrapper):
         return seen, self._tensor(reward), self._tensor(terminated), self._tensor(truncated), about
 
     def get_state(self) -> dict[str, torch.Tensor]:
-        """The environment's state and, as next_..., what it returned last: CPU tensors, for torch.save."""
+        """The environment's state and, as next_..., what it returned last: CPU tensors, for torch.save.
+
+        Call it after the first reset: `set_state` goes on from what was returned last.
+        """
         state = self.env.get_state() | {f"next_{name}": array for name, array in self._last.items()}
         return {name: torch.tensor(array) for name, array in state.items()}
 
@@ -184,6 +187,11 @@ class AgentsFirst(TeamWrapper):
             raise BrokenEnvironment(f"The saved environments cannot be resumed. {error}") from error
 
     def _set_state(self, state: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, Any]]:
+        if not isinstance(state, dict) or not all(map(torch.is_tensor, state.values())):
+            raise ValueError(
+                f"This state is not one of {self.num_envs} environments of {self.env_id}: it must be a dict "
+                "of tensors, as get_state() returns."
+            )
         arrays = {name: tensor.numpy() for name, tensor in state.items()}
         saved = {name.removeprefix("next_"): arrays.pop(name) for name in state if name.startswith("next_")}
         if not self.restorable:

@@ -18,7 +18,7 @@ from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 from mujoco.batch import Batch
 
-from envs.base import BrokenEnvironment, Step, TeamVectorEnv, usable_cores
+from envs.base import BrokenEnvironment, Step, TeamVectorEnv, identity, usable_cores
 from envs.mamujoco.robots import get_partition, get_robot, layout, observation_index
 
 ASSETS = Path(gym.__file__).parent / "envs" / "mujoco" / "assets"
@@ -158,7 +158,7 @@ class MaMujocoVectorEnv(TeamVectorEnv):
             from envs.mamujoco.render import Renderer
 
             self._renderer = Renderer(self.model, PICTURE)
-        self._started = False
+        self._task = identity(kind, version, parts, self._index)
         self._seed_streams(seed)
 
     def _bind_sources(self) -> list[tuple[slice, np.ndarray]]:
@@ -257,8 +257,7 @@ class MaMujocoVectorEnv(TeamVectorEnv):
 
     def _torques(self, actions: np.ndarray) -> np.ndarray:
         """Actions (E, N, num_actions), checked, as (E, actuators) float64."""
-        if not self._started:
-            raise RuntimeError("Call reset() before the first step.")
+        self._check_started()
         actions = np.asarray(actions)
         shape = self.num_envs, self.num_agents, self.num_actions
         if actions.shape != shape or actions.dtype.kind not in "fiu":
@@ -416,16 +415,13 @@ class MaMujocoVectorEnv(TeamVectorEnv):
             "return": self._return.copy(),
             "flat": self._flat.copy(),
             "x": self._x.copy(),
+            "task": self._task.copy(),
         }
 
     def set_state(self, state: dict[str, np.ndarray]) -> None:
         """Continue from a `get_state()` of the same task and num_envs; ValueError if it is of another."""
-        for key, now in self.get_state().items():
-            if key not in state or (np.shape(state[key]), state[key].dtype) != (now.shape, now.dtype):
-                raise ValueError(
-                    f"This state is not one of {self.num_envs} environments of {self.env_id}: {key!r} must "
-                    f"be {now.dtype} of shape {now.shape}."
-                )
+        self._check_form(state)
+        for key in self.get_state():
             if not np.isfinite(state[key]).all():
                 raise ValueError(f"This state is damaged: {key!r} holds values that are not finite.")
         if np.min(state["length"]) < 0 or np.max(state["length"]) >= self.episode_limit:
@@ -448,9 +444,11 @@ class MaMujocoVectorEnv(TeamVectorEnv):
         self._started = True
 
     def render(self, i: int = 0) -> np.ndarray:  # type: ignore[override]
-        """Picture of environment i, (H, W, 3) uint8."""
-        if self.render_mode is None:
-            raise ValueError('Nothing to render: make the environment with render_mode="rgb_array".')
+        """Picture of environment i, (H, W, 3) uint8.
+
+        ValueError unless made with render_mode="rgb_array", IndexError unless there is an environment i.
+        """
+        self._check_picture(i)
         if self._renderer is None:
             raise ValueError("Nothing can be rendered any more: this environment is closed, make another.")
         self._batch.get_data(i, self._scratch)

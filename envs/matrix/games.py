@@ -14,7 +14,7 @@ import numpy as np
 from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 
-from envs.base import Step, TeamVectorEnv, free_bytes, integers
+from envs.base import Step, TeamVectorEnv, free_bytes, identity, integers
 from envs.compiled import njit
 
 PAYOFFS: dict[str, tuple[float, float, float, float]] = {
@@ -177,7 +177,8 @@ class TabularGame(TeamVectorEnv):
         self._return = np.zeros(num_envs, dtype=np.float64)
         self._mask = np.ones((num_envs, N, A), dtype=np.bool_)
         self._no_mask = ~self._mask
-        self._started = False
+        # Games of one size differ in their rewards; transitions may be a hundred times as long to read.
+        self._task = identity(horizon, terminates, self.rewards)
         self._seed_streams(self._take_seed(seed))
 
     def _seed_streams(self, seed: int) -> None:
@@ -199,8 +200,7 @@ class TabularGame(TeamVectorEnv):
         On steps on which no episode ends, infos["final_action_mask"] holds the same zeros every time: copy
         them before writing to them. No other array is used again.
         """
-        if not self._started:
-            raise RuntimeError("Call reset() before the first step.")
+        self._check_started()
         actions = integers(actions, self.num_envs, self.num_agents)
         actions = np.ascontiguousarray(actions, dtype=np.int64)
         if actions.min() < 0 or actions.max() >= self.num_actions:
@@ -245,27 +245,18 @@ class TabularGame(TeamVectorEnv):
 
     def get_state(self) -> dict[str, np.ndarray]:
         """All but the tables that decides what follows, as copies; `set_state` continues exactly from it."""
-        now = {"state": self._state, "rng": self._rng, "length": self._length, "return": self._return}
-        return {key: array.copy() for key, array in now.items()}
+        names = "state", "rng", "length", "return", "task"
+        return {name: getattr(self, f"_{name}").copy() for name in names}
 
     def set_state(self, state: dict[str, np.ndarray]) -> None:
         """Continue from a `get_state()` of the same game and num_envs; ValueError if it does not fit."""
-        now = self.get_state()
-        fits = all(
-            key in state and (np.shape(state[key]), state[key].dtype) == (array.shape, array.dtype)
-            for key, array in now.items()
-        )
-        if not fits:
-            raise ValueError(
-                f"This state is not one of {self.num_envs} environments of {self.env_id} with "
-                f"{self.num_states} states: it must hold {', '.join(now)}, as saved of {self.num_envs}."
-            )
+        self._check_form(state)
         most = {"state": self.num_states, "length": self.episode_limit}
         sound = {key: ((state[key] >= 0) & (state[key] < bound)).all() for key, bound in most.items()}
         for key, good in (sound | {"return": np.isfinite(state["return"]).all()}).items():
             if not good:
                 raise ValueError(f"This state is damaged: {key!r} holds values that no episode has.")
-        for key, array in now.items():
+        for key, array in self.get_state().items():
             setattr(self, f"_{key}", np.array(state[key], dtype=array.dtype))
         self._started = True
 
@@ -319,9 +310,11 @@ class TabularGame(TeamVectorEnv):
         return Optimum(float(values[0, 0]), actions)
 
     def render(self, i: int = 0) -> np.ndarray:  # type: ignore[override]
-        """Picture of environment i, (H, W, 3) uint8: a cell per state, the current one red."""
-        if self.render_mode is None:
-            raise ValueError('Nothing to render: make the environment with render_mode="rgb_array".')
+        """Picture of environment i, (H, W, 3) uint8: a cell per state, the current one red.
+
+        ValueError unless made with render_mode="rgb_array", IndexError unless there is an environment i.
+        """
+        self._check_picture(i)
         side = int(np.ceil(np.sqrt(self.num_states)))
         cells = np.full((side * side, 3), 255, dtype=np.uint8)
         cells[: self.num_states], cells[self._state[i]] = 200, (200, 30, 30)

@@ -17,7 +17,7 @@ import numpy as np
 from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 
-from envs.base import Step, TeamVectorEnv, integers
+from envs.base import Step, TeamVectorEnv, identity, integers
 from envs.mpe import world
 
 TASKS = ("simple_spread", "line_control", "circle_control")
@@ -64,16 +64,21 @@ VARIANTS: dict[str, dict[str, Rules]] = {
 simple_line_v1 and simple_formation_v1."""
 
 
+def _check_task(task: str) -> None:
+    if task not in TASKS:
+        raise ValueError(f"task must be one of {', '.join(TASKS)}, got {task!r}.")
+
+
 def _rules(task: str, variant: str) -> Rules:
     if variant not in VARIANTS:
         raise ValueError(f"variant must be one of {', '.join(VARIANTS)}, got {variant!r}.")
-    if task not in TASKS:
-        raise ValueError(f"task must be one of {', '.join(TASKS)}, got {task!r}.")
+    _check_task(task)
     return VARIANTS[variant][task]
 
 
 def num_landmarks(task: str, num_agents: int) -> int:
-    """As many as agents, two ends of the line, or one centre of the circle."""
+    """As many as agents, two ends of the line, or one centre of the circle. ValueError on another task."""
+    _check_task(task)
     return {"simple_spread": num_agents, "line_control": 2, "circle_control": 1}[task]
 
 
@@ -193,7 +198,10 @@ def targets(task: str, agent_pos: np.ndarray, landmark_pos: np.ndarray) -> np.nd
 
 
 def assign(cost: np.ndarray) -> np.ndarray:
-    """The column (B, N) int64 that each row of cost (B, N, N) goes to, one each, at the least sum."""
+    """The column (B, N) int64 that each row of cost (B, N, N) goes to, one each, at the least sum.
+
+    ValueError unless cost is square and holds finite numbers below `FAR`.
+    """
     found = _points(cost, "cost", -1, *np.shape(cost)[-1:], -1)
     column = np.empty(found.shape[:2], dtype=np.int64)
     world.pair(found, column)
@@ -255,7 +263,7 @@ class MpeVectorEnv(TeamVectorEnv):
         self._alive = np.ones((num_envs, num_agents), dtype=np.bool_)
         self._mask = np.ones((num_envs, num_agents, NUM_ACTIONS), dtype=np.bool_)
         self._nobody = self._ending(np.zeros(num_envs, dtype=np.bool_))
-        self._started = False
+        self._task = identity(variant, self._rules)
         self._seed_streams(self._take_seed(seed))
 
     def _seed_streams(self, seed: int) -> None:
@@ -281,8 +289,7 @@ class MpeVectorEnv(TeamVectorEnv):
         ["episode"] hold the same zeros every time: copy them before writing to them. No other array is used
         again.
         """
-        if not self._started:
-            raise RuntimeError("Call reset() before the first step.")
+        self._check_started()
         E, N = self.num_envs, self.num_agents
         actions = _actions(actions, E, N)
         obs = np.empty((E, N, self.obs_dim), dtype=np.float32)
@@ -328,7 +335,11 @@ class MpeVectorEnv(TeamVectorEnv):
         )  # fmt: skip
 
     def sample_actions(self) -> np.ndarray:
-        """Random actions (E, N) int64, from streams of their own: they change no episode."""
+        """Random actions (E, N) int64, from streams of their own: they change no episode.
+
+        RuntimeError before the first reset.
+        """
+        self._check_started()
         actions = np.empty((self.num_envs, self.num_agents), dtype=np.int64)
         world.sample(self._action_rng, actions)
         return actions
@@ -339,18 +350,12 @@ class MpeVectorEnv(TeamVectorEnv):
 
     def get_state(self) -> dict[str, np.ndarray]:
         """Everything that decides what follows, as copies; `set_state` continues exactly from it."""
-        names = "agent_pos", "agent_vel", "landmark_pos", "rng", "action_rng", "length", "return"
+        names = "agent_pos", "agent_vel", "landmark_pos", "rng", "action_rng", "length", "return", "task"
         return {name: getattr(self, f"_{name}").copy() for name in names}
 
     def set_state(self, state: dict[str, np.ndarray]) -> None:
         """Continue from a `get_state()` of the same task and sizes; ValueError if it does not fit."""
-        now = self.get_state()
-        for name, array in now.items():
-            if name not in state or (np.shape(state[name]), state[name].dtype) != (array.shape, array.dtype):
-                raise ValueError(
-                    f"This state is not one of {self.num_envs} environments of {self.env_id} with "
-                    f"{self.num_agents} agents: {name!r} must be {array.dtype} of shape {array.shape}."
-                )
+        self._check_form(state)
         length = np.asarray(state["length"])
         sound = {
             "length": ((length >= 0) & (length < self.episode_limit)).all(),
@@ -362,16 +367,18 @@ class MpeVectorEnv(TeamVectorEnv):
         for name, good in sound.items():
             if not good:
                 raise ValueError(f"This state is damaged: {name!r} holds values that no episode has.")
-        for name, array in now.items():
+        for name, array in self.get_state().items():
             setattr(self, f"_{name}", np.array(state[name], dtype=array.dtype, order="C"))
         self._started = True
 
     def render(self, i: int = 0) -> np.ndarray:  # type: ignore[override]
-        """Picture of environment i, (H, W, 3) uint8. ValueError unless made with render_mode="rgb_array"."""
+        """Picture of environment i, (H, W, 3) uint8.
+
+        ValueError unless made with render_mode="rgb_array", IndexError unless there is an environment i.
+        """
         from envs.mpe.render import draw
 
-        if self.render_mode is None:
-            raise ValueError('Nothing to render: make the environment with render_mode="rgb_array".')
+        self._check_picture(i)
         pos, land = self._agent_pos[i : i + 1], self._landmark_pos[i : i + 1]
         goal = targets(self.task, pos, land)
         target = assign(np.linalg.norm(pos[:, :, None] - goal[:, None], axis=-1))

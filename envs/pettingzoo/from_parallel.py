@@ -168,6 +168,7 @@ class ParallelVectorEnv(TeamVectorEnv):
     ) -> tuple[np.ndarray, dict[str, Any]]:
         """Begin new episodes everywhere; without a seed the streams go on. Obs (E, N, obs_dim) and infos."""
         self._before_reset(seed, options)
+        self._started = self._untouched = False  # where one fails, the others have no episode to be played
         for e in range(self.num_envs):
             self._guard(e, self._begin)
         self._check_seen()
@@ -181,8 +182,7 @@ class ParallelVectorEnv(TeamVectorEnv):
         error after that, a BrokenEnvironment (a reward that is not shared) among them, leaves episodes that
         only reset() ends.
         """
-        if not self._started:
-            raise RuntimeError("Call reset() before the first step, and after a step that failed.")
+        self._check_started()
         played = self._in_own_units(self._check(actions))
         self._started = self._untouched = False
         E = self.num_envs
@@ -224,10 +224,10 @@ class ParallelVectorEnv(TeamVectorEnv):
         """Take the streams of `get_state` and begin new episodes, with a warning.
 
         Right after reset() its episodes are kept, so that the observations it returned stay true.
+        ValueError if the state does not fit.
         """
-        shapes = {key: np.shape(array) for key, array in state.items()}
-        fits = shapes == {"seed": (), "episodes": (self.num_envs,)}
-        if not fits or min(state["seed"], *state["episodes"]) < 0:
+        self._check_form(state)
+        if min(state["seed"], *state["episodes"]) < 0:
             raise ValueError(f"This state is not one of {self.num_envs} environments of {self.env_id}.")
         self._seed, self._episodes = int(state["seed"]), np.array(state["episodes"], dtype=np.int64)
         if not self._untouched:
@@ -238,7 +238,7 @@ class ParallelVectorEnv(TeamVectorEnv):
             warnings.warn(f"{self.env_id} cannot continue saved episodes: new ones have begun.", stacklevel=2)
 
     def describe(self) -> dict[str, Any]:
-        """What a run should record about the environment; plain values for args.json."""
+        """As the contract's, and the version of the environment's package."""
         package = self.name.partition(".")[0]
         try:
             version = {package: importlib.metadata.version(package)}
@@ -253,13 +253,16 @@ class ParallelVectorEnv(TeamVectorEnv):
         }
 
     def render(self, i: int = 0) -> np.ndarray:  # type: ignore[override]
-        """Picture of environment i, (H, W, 3) uint8, drawn by itself."""
-        if self.render_mode is None:
-            raise ValueError('Nothing to render: make the environment with render_mode="rgb_array".')
-        picture = self._guard(i, lambda e: self.envs[e].render())
-        if np.ndim(picture) != 3:
-            raise BrokenEnvironment(f"{self.name} draws no picture with render_mode='rgb_array'.")
-        return np.array(picture, dtype=np.uint8)
+        """Picture of environment i, (H, W, 3) uint8, drawn by itself; BrokenEnvironment if that is none."""
+        self._check_picture(i)
+        picture = np.asarray(self._guard(i, lambda e: self.envs[e].render()))
+        sound = picture.ndim == 3 and picture.shape[-1] == 3 and picture.dtype.kind in "iu" and picture.size
+        if not sound or picture.min() < 0 or picture.max() > 255:
+            raise BrokenEnvironment(
+                f"{self.name} draws no picture with render_mode='rgb_array', (H, W, 3) of whole numbers from "
+                f"0 to 255, but {picture.dtype} of shape {picture.shape}."
+            )
+        return picture.astype(np.uint8)
 
     def close_extras(self, **kwargs: Any) -> None:
         """Close every environment; BrokenEnvironment, after the others are closed, where one fails."""
@@ -495,8 +498,9 @@ class ParallelVectorEnv(TeamVectorEnv):
             raise ValueError(
                 f"actions must be numbers of shape {shape}; got {actions.dtype} of shape {actions.shape}."
             )
-        if not np.isfinite(actions).all():
-            e, i = np.argwhere(~np.isfinite(actions))[0][:2]
+        wrong = self._own & ~np.isfinite(actions)  # padding may hold anything
+        if wrong.any():
+            e, i = np.argwhere(wrong)[0][:2]
             raise ValueError(f"The action of agent {i} in environment {e} is not finite: {actions[e, i]}.")
         return actions
 

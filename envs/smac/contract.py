@@ -282,7 +282,7 @@ def reward(
     Units as in `observe`, before (prev_) and after the step; shape (...) float32. Damage dealt and 10 per
     kill, divided by max_reward / 20. SMAC takes the absolute value, so enemy shields that regenerate pay as
     well; reward_fix=True takes max(0, .) instead. The allies' units do not enter SMAC's default reward; they
-    are arguments so that a call holds the whole step.
+    are arguments so that a call holds the whole step. ValueError on an unknown map or a wrong shape.
     """
     battle = _known_teams(map_name)
     A, E = battle.num_agents, battle.num_enemies

@@ -53,6 +53,8 @@ class SmacVectorEnv(TeamVectorEnv):
     ) -> None:
         if num_envs < 1:
             raise ValueError(f"num_envs must be at least 1, got {num_envs}.")
+        if threads is not None and threads < 1:
+            raise ValueError(f"threads must be at least 1, or None for all cores, got {threads}.")
         if render_mode not in (None, "rgb_array"):
             raise ValueError(f'render_mode must be None or "rgb_array", got {render_mode!r}.')
         battle = get_map(map_name)
@@ -101,7 +103,6 @@ class SmacVectorEnv(TeamVectorEnv):
         self._before = np.zeros((num_envs, 2, battle.num_enemies))
         self._everyone = np.ones(num_envs, dtype=np.bool_)
         self._slices = Slices(num_envs, threads or usable_cores(), UNITS_A_THREAD // U)
-        self._started = False
         self._seed_streams(self._take_seed(seed))
 
     def _seed_streams(self, seed: int) -> None:
@@ -133,18 +134,25 @@ class SmacVectorEnv(TeamVectorEnv):
         return self._step(np.ascontiguousarray(actions, dtype=np.int64), scripted=False)
 
     def step_scripted(self) -> Step:
-        """Play one step with the allies under the enemy's own script: attack-move to the enemy's point."""
+        """Play one step with the allies under a script like the enemy's, and return what `step` does.
+
+        They attack-move to the enemy's point; on SMACv2's maps they hunt the enemy wherever it is.
+        RuntimeError before the first reset.
+        """
         return self._step(self._last_action, scripted=True)
 
     def sample_actions(self) -> np.ndarray:
-        """Random available actions (E, N) int64, from streams of their own: they change no battle."""
+        """Random available actions (E, N) int64, from streams of their own: they change no battle.
+
+        RuntimeError before the first reset.
+        """
+        self._check_started()
         actions = np.empty((self.num_envs, self.num_agents), dtype=np.int64)
         engine.sample_kernel(self._action_rng, self._mask, actions)
         return actions
 
     def _step(self, actions: np.ndarray, scripted: bool) -> Step:
-        if not self._started:
-            raise RuntimeError("Call reset() before the first step.")
+        self._check_started()
         won = np.empty(self.num_envs, dtype=np.bool_)
         over = np.empty(self.num_envs, dtype=np.bool_)
         if not scripted:
@@ -268,12 +276,7 @@ class SmacVectorEnv(TeamVectorEnv):
 
     def set_state(self, state: dict[str, np.ndarray]) -> None:
         """Continue from a `get_state()` of the same map and num_envs; ValueError if it is of another."""
-        for key, now in self.get_state().items():
-            if key not in state or (np.shape(state[key]), state[key].dtype) != (now.shape, now.dtype):
-                raise ValueError(
-                    f"This state is not one of {self.num_envs} environments of {self.env_id}: {key!r} must "
-                    f"be {now.dtype} of shape {now.shape}."
-                )
+        self._check_form(state)
         # Up to version 2 SMAC's own battles had no number.
         unnumbered = not state["battle"].any() and not self.map.source and self.map.version == 2
         if not unnumbered and not np.array_equal(state["battle"], self.get_state()["battle"]):
@@ -341,12 +344,13 @@ class SmacVectorEnv(TeamVectorEnv):
         return about
 
     def render(self, i: int = 0) -> np.ndarray:  # type: ignore[override]
-        """Picture of environment i, (H, W, 3) uint8. ValueError unless made with render_mode="rgb_array"."""
+        """Picture of environment i, (H, W, 3) uint8.
+
+        ValueError unless made with render_mode="rgb_array", IndexError unless there is an environment i.
+        """
         from envs.smac.render import draw
 
-        if self.render_mode is None:
-            raise ValueError('Nothing to render: make the environment with render_mode="rgb_array".')
-
+        self._check_picture(i)
         links = self._links[i]
         fights = np.isin(links[combat.ORDER], (combat.ATTACK, combat.HEAL, combat.ATTACK_MOVE, combat.HUNT))
         kinds = [kind.name for kind in self.unit_types(i)]

@@ -47,6 +47,11 @@ STEP_LOOPS = 8
 MAX_LOOPS = 524_000
 """Game loops that a game is played for, as in PySC2: it fails above 2^19 = 524,288; resets need some, too."""
 
+NOT_DRAWN = (
+    "The real game is not drawn: call save_replay() and watch it in StarCraft II, or render with "
+    'backend="embedded".'
+)
+
 
 class StarCraftVectorEnv(TeamVectorEnv):
     """SMAC on the real game: E environments, N agents, A actions, one shared reward.
@@ -87,10 +92,7 @@ class StarCraftVectorEnv(TeamVectorEnv):
     ) -> None:
         self.closed = True  # until there is something to close
         if render_mode is not None:
-            raise ValueError(
-                "The real game is not drawn: call save_replay() and watch it in StarCraft II, "
-                'or render with backend="embedded".'
-            )
+            raise ValueError(NOT_DRAWN)
         if map_name.endswith(".toml"):
             raise ValueError(f'The battle {map_name} is for the embedded engine: use backend="embedded".')
         if map_name not in MAPS:
@@ -175,6 +177,7 @@ class StarCraftVectorEnv(TeamVectorEnv):
             # Else a battle that goes on is ended as one at the step limit is. Whether the map's script is
             # ready for that within the first steps has not been tried on the game itself.
         self._begin(stale)
+        self._started = True
         return self._obs.copy(), self._infos()
 
     def _seed_streams(self, seed: int) -> None:
@@ -187,8 +190,7 @@ class StarCraftVectorEnv(TeamVectorEnv):
         final_action_mask and final_alive what was seen last. ValueError for a bad action (no game has
         moved), StarCraftError after max_restarts failures in a row.
         """
-        if not self._mask.any():
-            raise RuntimeError("Call reset() before the first step.")
+        self._check_started()
         actions = playable(actions, self._mask)
         E = self.num_envs
         self._fresh[:] = False
@@ -229,9 +231,11 @@ class StarCraftVectorEnv(TeamVectorEnv):
         return {"seed": np.array(self._seed, dtype=np.int64), "launches": self._launches.copy()}
 
     def set_state(self, state: dict[str, np.ndarray]) -> None:
-        """Take the counters of `get_state` and begin new episodes, with a warning. Running games are kept."""
-        if set(state) != {"seed", "launches"} or np.shape(state["launches"]) != (self.num_envs,):
-            raise ValueError(f"This state is not one of {self.num_envs} environments of the real game.")
+        """Take the counters of `get_state` and begin new episodes, with a warning. Running games are kept.
+
+        ValueError if the state does not fit.
+        """
+        self._check_form(state)
         self._seed, self._launches = int(state["seed"]), np.array(state["launches"], dtype=np.int64)
         self.reset()
         if not self._warned:
@@ -262,6 +266,10 @@ class StarCraftVectorEnv(TeamVectorEnv):
         if isinstance(reply, Lost):
             self._drop(i, reply)
             raise StarCraftError(f"The replay of environment {i} was not saved ({reply}).")
+
+    def render(self, i: int = 0) -> np.ndarray:  # type: ignore[override]
+        """ValueError: there are no pictures of the real game."""
+        raise ValueError(NOT_DRAWN)
 
     def close_extras(self, **kwargs: Any) -> None:
         """End every worker and its game."""

@@ -122,6 +122,83 @@ def test_random_actions_can_be_played_and_change_no_episode(family):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+def test_what_needs_a_reset_says_so(family):
+    """Else action 0 of everyone, which SMAC leaves to the dead, is handed out as one that can be played."""
+    env = FAMILIES[family]()
+    for early in (env.unwrapped.sample_actions, lambda: env.step(env.action_space.sample())):
+        with pytest.raises(
+            RuntimeError, match=r"^Call reset\(\) before the first step, and after a step that"
+        ):
+            early()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_state_of_other_types_is_refused(family):
+    """Else a list from a file of JSON, or None, ends in an AttributeError; nothing has changed then."""
+    env = FAMILIES[family]()
+    env.reset()
+    before = env.get_state()
+    lists = {name: array.tolist() for name, array in before.items()}
+    for wrong in (None, [], {}, lists, *(before | {name: None} for name in before)):
+        with pytest.raises(ValueError, match=f"not one of {E} environments of {re.escape(env.env_id)}: '"):
+            env.set_state(wrong)
+    assert all(np.array_equal(before[name], now) for name, now in env.get_state().items())
+
+
+MPE = {"num_agents": 2, "num_envs": 2}
+TWINS = [
+    ("mpe/simple_spread", "mpe/line_control", MPE, MPE),
+    ("mpe/line_control", "mpe/line_control", MPE, MPE | {"variant": "mpe2"}),
+    ("mpe/line_control", "mpe/line_control", MPE, MPE | {"vision": None}),
+    ("matrix/1", "matrix/2", {}, {}),
+    ("matrix/stochastic", "matrix/stochastic", *({"num_states": 3, "game_seed": k} for k in (0, 1))),
+    ("mamujoco/HalfCheetah-3x2", "mamujoco/Walker2d-3x2", {}, {}),
+    ("mamujoco/Humanoid-9|8", "mamujoco/HumanoidStandup-9|8", {}, {}),
+    ("mamujoco/Hopper-3x1", "mamujoco/Hopper-3x1", {}, {"version": "v4"}),
+]
+
+
+@pytest.mark.parametrize(("one", "another", "of_one", "of_another"), TWINS)
+def test_a_state_of_another_task_of_the_same_size_is_refused(one, another, of_one, of_another):
+    """Else a cheetah goes on as a walker: the arrays fit, and nobody is told."""
+    made = [
+        envs.make(env_id, **({"num_envs": 2} | options))
+        for env_id, options in ((one, of_one), (another, of_another), (one, of_one))
+    ]
+    for env in made:
+        env.reset()
+    saved = made[0].get_state()
+    told = (
+        f"not one of 2 environments of {re.escape(another)} with these options: it was saved of another task"
+    )
+    with pytest.raises(ValueError, match=told):
+        made[1].set_state(saved)
+    made[2].set_state(saved)
+    without = {name: array for name, array in saved.items() if name != "task"}
+    with pytest.raises(ValueError, match="'task' must be uint64"):
+        made[2].set_state(without)
+
+
+DRAWN = {
+    "smac/3m": {"backend": "embedded"},
+    "mpe/line_control": {},
+    "matrix/1": {},
+    "pettingzoo:tests.standin.toys": {},
+}
+
+
+@pytest.mark.parametrize("env_id", DRAWN)
+def test_only_environments_that_there_are_can_be_drawn(env_id):
+    """Else render(-1) draws some other battle than asked for in one family, and fails in another."""
+    env = envs.make(env_id, 2, render_mode="rgb_array", **DRAWN[env_id])
+    env.reset()
+    for wrong in (-1, 2, 1.0, None, True, "0"):
+        with pytest.raises(IndexError, match=r"render\(i\) draws one of 2 environments, i from 0 to 1; got "):
+            env.render(wrong)
+    assert env.render(np.int64(1)).dtype == np.uint8
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 def test_seeds_and_options_that_mean_something_else_are_refused(family):
     """Else a list of seeds is taken for one, what a caller asked for is ignored, or a run cannot be saved."""
     env, twin = FAMILIES[family](), FAMILIES[family]()

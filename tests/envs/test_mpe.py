@@ -421,6 +421,10 @@ def test_bad_input_ends_in_a_sentence():
     assert all(np.array_equal(before[name], now) for name, now in env.get_state().items())
     pos, vel, land, actions = world("line_control", 3, 2)
     for call, message in (
+        (
+            lambda: mpe.num_landmarks("tag", 3),
+            "task must be one of simple_spread, line_control, .* got 'tag'",
+        ),
         (lambda: envs.make("mpe/simple_spraed", 1), "nearest ids are mpe/simple_spread"),
         (lambda: envs.make("mpe/line_control", 1, agents=3), "did you mean 'num_agents'"),
         (lambda: envs.make("mpe/line_control", 1, num_agents=1), "num_agents at least 2"),

@@ -116,3 +116,6 @@ def test_numbers_out_of_range_are_refused():
     for option in ({"game_seed": -1}, {"memory_share": 0.0}, {"memory_share": 1e9}):
         with pytest.raises(ValueError, match="game_seed must be at least 0 and memory_share above 0"):
             envs.make("matrix/stochastic", 1, **option)
+    for threads in (0, -3):
+        with pytest.raises(ValueError, match=f"threads must be at least 1, or None .*, got {threads}"):
+            envs.make("smac/3m", 1, backend="embedded", threads=threads)

@@ -444,3 +444,56 @@ def test_a_game_that_keeps_failing_is_a_sentence(make, machine):
     env.env.close()
     with pytest.raises(envs.BrokenEnvironment, match="environment is closed"):
         env.step(infos["action_mask"].int().argmax(-1))
+
+
+def test_what_is_no_picture_is_refused():
+    """Else a picture of shares from 0 to 1 is black, and one of four channels breaks the film."""
+    grey, floats = np.zeros((4, 6), np.uint8), np.zeros((4, 6, 3))
+    for wrong in (
+        None,
+        grey,
+        floats,
+        np.zeros((4, 6, 4), int),
+        np.full((4, 6, 3), 256),
+        np.zeros((0, 6, 3), int),
+    ):
+        make = functools.partial(Toy, render=lambda wrong=wrong: wrong)
+        env = ParallelVectorEnv(lambda render_mode, make=make: make(), render_mode="rgb_array")
+        with pytest.raises(
+            envs.BrokenEnvironment, match=r"toy draws no picture .* \(H, W, 3\) of whole numbers"
+        ):
+            env.render()
+
+
+def test_a_reset_that_failed_leaves_nothing_to_be_played():
+    """Else the next step plays what was left of the episodes before, some of them anew, and some not."""
+    env = ParallelVectorEnv(Toy, 2)
+    env.reset()
+    env.envs[1].reset = lambda seed: 1 // 0
+    with pytest.raises(envs.BrokenEnvironment, match="ZeroDivisionError"):
+        env.reset()
+    with pytest.raises(RuntimeError, match=r"Call reset\(\)"):
+        env.step(np.zeros((2, 2), int))
+    del env.envs[1].reset
+    with pytest.raises(ValueError, match="seed must be"):
+        env.reset(seed=-1)
+    env.reset()
+    with pytest.raises(ValueError, match="seed must be"):  # which has begun nothing, and ended nothing
+        env.reset(seed=-1)
+    env.step(np.zeros((2, 2), int))
+
+
+def test_padding_of_real_actions_may_hold_anything():
+    """Else a learner that leaves the padding unset is refused here, and played on MuJoCo's robots."""
+    env, twin = (ParallelVectorEnv(Reach) for _ in range(2))
+    env.reset()
+    twin.reset()
+    actions = np.full((1, 2, 2), 0.5)
+    odd = actions.copy()
+    odd[0, 0, 1] = np.nan
+    assert np.array_equal(env.step(odd)[0], twin.step(actions)[0])
+    for one, other in zip(env.envs[0].played, twin.envs[0].played, strict=True):
+        assert all(np.array_equal(one[agent], other[agent]) for agent in one)
+    odd[0, 1, 1] = np.nan
+    with pytest.raises(ValueError, match="agent 1 in environment 0 is not finite"):
+        env.step(odd)

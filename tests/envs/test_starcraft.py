@@ -497,3 +497,15 @@ def test_replay_is_saved_by_smac(machine, make):
     env.reset()
     env.save_replay()
     assert machine.events("replay")[1][2] == str(machine.sc2 / "Replays") + os.sep
+
+
+def test_what_cannot_be_had_of_the_game_is_a_sentence(make):
+    """If this fails, no picture has a reason, and no-ops are drawn for living agents."""
+    env = make()
+    for early in (env.sample_actions, lambda: env.step(np.zeros((1, 3), int))):
+        with pytest.raises(RuntimeError, match=r"Call reset\(\) before the first step"):
+            early()
+    env.reset()
+    assert env.sample_actions().all()  # nobody is dead
+    with pytest.raises(ValueError, match=r"real game is not drawn: call save_replay\(\)"):
+        env.render(0)

@@ -275,6 +275,9 @@ def test_states_that_do_not_fit_are_refused(game):
     _, _, infos = played(env, infos, 3, 0)
     played(twin, infos, 3, 0)
     state = env.get_state()
+    for bad in (None, [], state | {"length": None}, state | {"length": state["length"].tolist()}):
+        with pytest.raises(envs.BrokenEnvironment, match=r"not one of 2 environments .* a dict of tensors"):
+            env.set_state(bad)
     for name in ("next_obs", "next_action_mask", "next_alive"):
         missing = {key: tensor for key, tensor in state.items() if key != name}
         for bad in (missing, state | {name: state[name][:1]}, state | {name: state[name].to(torch.float64)}):
