@@ -21,7 +21,7 @@ import platform
 import re
 import subprocess
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
@@ -30,7 +30,9 @@ from envs.base import (
     TeamVectorEnv,
     failure,
     free_bytes,
+    is_whole,
     keep_freed_memory,
+    short,
     usable_cores,
 )
 from envs.options import check
@@ -56,13 +58,18 @@ __all__ = [
 
 
 def _build(
-    env_id: str, kind: Callable[..., TeamVectorEnv], num_envs: int, seed: int, options: dict[str, Any]
+    env_id: str,
+    kind: Callable[..., TeamVectorEnv],
+    num_envs: int,
+    seed: int,
+    options: dict[str, Any],
+    also: Iterable[str] = (),
 ) -> TeamVectorEnv:
     """Call kind([name,] num_envs, seed, **options), with a sentence for an option that it does not have, or
-    that is of another type."""
+    that is of another type. also: options that the family has besides, and that were read before."""
     parameters = list(inspect.signature(kind).parameters)
     name = [] if parameters[0] == "num_envs" else [env_id.partition("/")[2]]
-    known = parameters[len(name) + 2 :]
+    known = [*parameters[len(name) + 2 :], *also]
     for option in options:
         if option not in known:
             near = difflib.get_close_matches(option, known, n=1)
@@ -79,8 +86,10 @@ def _say_embedded(reason: str) -> None:
     print(f"Playing the embedded engine, not StarCraft II. {reason}", flush=True)
 
 
-SMAC_OPTIONS = {"last_action": bool, "exclude_dead": bool, "backend": str, "game_version": str | None}
-"""Options that are read before there is an engine, by their types."""
+SMAC_OWN = {"last_action": bool, "exclude_dead": bool, "backend": str}
+"""Options of both engines that neither gets to see, by their types."""
+SMAC_OPTIONS = SMAC_OWN | {"game_version": str | None}
+"""Options that are read before there is an engine."""
 
 
 def _make_smac(env_id: str, num_envs: int, seed: int, options: dict[str, Any]) -> Any:
@@ -105,19 +114,26 @@ def _make_smac(env_id: str, num_envs: int, seed: int, options: dict[str, Any]) -
         raise ValueError(
             f"{env_id} is played on the embedded engine alone; leave out backend, or 'embedded'."
         )
+    from envs.smac.starcraft import StarCraftVectorEnv, available
+
     ours_alone = name in GENERATED or name.endswith(".toml")  # which the game cannot play
     if backend == "starcraft" or (backend == "auto" and not ours_alone):
-        from envs.smac.starcraft import StarCraftVectorEnv, available
-
         version = {key: options[key] for key in ("game_version",) if key in options}
         playable, reason = available(name, **version)
         if playable or backend == "starcraft":
             options.pop("threads", None)  # every game is a process of its own
-            return _build(env_id, StarCraftVectorEnv, num_envs, seed, options)
+            return _build(env_id, StarCraftVectorEnv, num_envs, seed, options, SMAC_OWN)
         _say_embedded(reason)
     from envs.smac.env import SmacVectorEnv
 
-    return _build(env_id, SmacVectorEnv, num_envs, seed, options)
+    ours, games = (inspect.signature(kind).parameters for kind in (SmacVectorEnv, StarCraftVectorEnv))
+    for option in options:
+        if option in games and option not in ours:
+            raise ValueError(
+                f"{option} is an option of the real game, and {env_id} is played on the embedded engine here: "
+                "leave it out."
+            )
+    return _build(env_id, SmacVectorEnv, num_envs, seed, options, SMAC_OWN)
 
 
 def _make_matrix(env_id: str, num_envs: int, seed: int, options: dict[str, Any]) -> TeamVectorEnv:
@@ -147,8 +163,10 @@ def _make_mpe(env_id: str, num_envs: int, seed: int, options: dict[str, Any]) ->
 def _make_mamujoco(env_id: str, num_envs: int, seed: int, options: dict[str, Any]) -> TeamVectorEnv:
     try:
         from envs.mamujoco.env import MaMujocoVectorEnv
-    except (AttributeError, ImportError) as error:
-        if wish := os.environ.get("MUJOCO_GL"):  # names what is not there: PyOpenGL's errors tell nothing
+    except (AttributeError, ImportError, RuntimeError) as error:
+        missing = isinstance(error, ModuleNotFoundError) and str(error.name).partition(".")[0] == "mujoco"
+        if not missing and (wish := os.environ.get("MUJOCO_GL")):
+            # It names what is not there, or nothing that there is: PyOpenGL's errors tell nothing.
             sentence = f"MuJoCo cannot start with MUJOCO_GL={wish!r}; unset it or set another."
         else:
             reason = str(error).partition("\n")[0].rstrip(".")
@@ -184,6 +202,21 @@ def env_ids() -> list[str]:
         "mamujoco": robots,
     }
     return [f"{family}/{name}" for family, names in families.items() for name in names]
+
+
+def _check_device(device: Any) -> None:
+    """BrokenEnvironment unless PyTorch knows the device and, of GPUs, has it: before a minute of building."""
+    import torch
+
+    try:
+        wanted = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise BrokenEnvironment(
+            f'device must be "cpu" or "cuda", as PyTorch names them, or None for NumPy arrays; got '
+            f"{short(device)}."
+        ) from error
+    if wanted.type == "cuda" and (wanted.index or 0) >= (count := torch.cuda.device_count()):
+        raise BrokenEnvironment(f'PyTorch finds {count} GPUs here, so that there is no {wanted}; take "cpu".')
 
 
 def _unknown(env_id: str) -> ValueError:
@@ -223,11 +256,18 @@ def make(
     mamujoco/Robot-PARTITION: mamujoco/Hopper-3x1, HalfCheetah-3x2, Walker2d-3x2, Ant-4x2, Humanoid-17x1 and
     the rest of `env_ids()`; mamujoco/Robot with option partition, the labels of each agent's joints. Options:
     those of `MaMujocoVectorEnv`, as agent_obsk, obs ("khop" or "full"), version ("v5" or "v4") and threads.
-    ValueError on an unknown id or option; with a device, BrokenEnvironment for whatever keeps an environment
-    from being made, in a sentence that a script can end with.
+    Without a device: ValueError on an unknown id or a bad option, number or seed, and where MuJoCo cannot be
+    loaded; BrokenEnvironment where an environment of others fails; ImportError for another package that is
+    missing; MemoryError where tables do not fit into the memory; RuntimeError where StarCraft II does not
+    start, or nothing can draw MuJoCo's pictures. With one, BrokenEnvironment for all of these and for a
+    device that there is not, in a sentence that a script can end with.
     """
+    if device is not None:
+        _check_device(device)
     family, slash, _ = env_id.partition("/")
     try:
+        if not is_whole(num_envs):
+            raise ValueError(f"num_envs must be one whole number, got {short(num_envs)}.")
         if env_id.startswith("pettingzoo:"):
             env = _make_pettingzoo(env_id, num_envs, seed, options)
         elif family in FAMILIES and slash:
@@ -250,7 +290,12 @@ def make(
 
 
 def parallel_env(env_id: str, seed: int = 0, **options: Any) -> ParallelView:
-    """One environment, by the id and options of `make`, as a PettingZoo ParallelEnv."""
+    """One environment, by the id and options of `make`, as a PettingZoo ParallelEnv. Errors as of `make`."""
+    for option in ("num_envs", "device"):
+        if option in options:
+            raise ValueError(
+                f"parallel_env() makes one environment of NumPy arrays: leave {option} out, or call make()."
+            )
     from envs.pettingzoo import ParallelView
 
     return ParallelView(make(env_id, 1, seed=seed, **options))
@@ -259,6 +304,14 @@ def parallel_env(env_id: str, seed: int = 0, **options: Any) -> ParallelView:
 def env_name(vector_env: TeamVectorEnv | AgentsFirst) -> str:
     """Name for run directories and plots: the id, and what else tells tasks apart (size, engine)."""
     return re.sub("[/:]", "-", f"{vector_env.env_id}-{vector_env.label}".rstrip("-"))
+
+
+def _installed(library: str) -> str:
+    """Its version."""
+    try:
+        return importlib.metadata.version(library)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
 
 
 def describe(vector_env: TeamVectorEnv | AgentsFirst) -> dict[str, Any]:
@@ -276,7 +329,7 @@ def describe(vector_env: TeamVectorEnv | AgentsFirst) -> dict[str, Any]:
         "backend": vector_env.backend,
         "git_commit": commit or "unknown: not a git checkout",
         "python": platform.python_version(),
-        **{name: importlib.metadata.version(name) for name in libraries},
+        **{name: _installed(name) for name in libraries},
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
         **vector_env.describe(),
     }

@@ -331,22 +331,28 @@ def test_pictures_show_the_robot_or_say_what_is_missing(monkeypatch):
 @pytest.mark.skipif(ctypes.util.find_library("OSMesa") is not None, reason="OSMesa is there")
 def test_a_wish_for_a_missing_library_is_one_sentence():
     """mujoco itself fails to import then, inside of PyOpenGL."""
-    code = 'import envs; envs.make("mamujoco/Hopper-3x1", num_envs=1)'
-    env = os.environ | {"MUJOCO_GL": "osmesa"}
+    assert_told("osmesa", "ValueError: MuJoCo cannot start with MUJOCO_GL='osmesa'")
+
+
+def test_a_wish_for_what_there_is_not_is_one_sentence():
+    """A misspelt one is a RuntimeError of mujoco's."""
+    assert_told("elg", "ValueError: MuJoCo cannot start with MUJOCO_GL='elg'; unset it or set another.")
+
+
+def assert_told(wish, sentence, before=""):
+    code = f'{before}import envs; envs.make("mamujoco/Hopper-3x1", num_envs=1)'
+    env = os.environ | {"MUJOCO_GL": wish}
     env.pop("PYOPENGL_PLATFORM", None)  # mujoco.egl, imported by another test, leaves it behind
     result = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
-    assert result.returncode and "ValueError: MuJoCo cannot start with MUJOCO_GL='osmesa'" in result.stderr
+    assert result.returncode and sentence in result.stderr, result.stderr
 
 
 def test_a_missing_mujoco_is_one_sentence():
     """Whoever has not installed it must not be sent to look at MUJOCO_GL."""
-    code = (
-        'import sys; sys.modules["mujoco"] = None; import envs; envs.make("mamujoco/Hopper-3x1", num_envs=1)'
-    )
-    env = {name: value for name, value in os.environ.items() if name != "MUJOCO_GL"}
-    result = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
-    assert result.returncode and "ValueError: MuJoCo cannot be loaded (import of mujoco" in result.stderr
-    assert "pip install -r requirements.txt." in result.stderr
+    missing = 'import sys; sys.modules["mujoco"] = None; '
+    for wish in ("", "egl"):
+        assert_told(wish, "ValueError: MuJoCo cannot be loaded (import of mujoco", missing)
+        assert_told(wish, "pip install -r requirements.txt.", missing)
 
 
 def test_signal_is_heard_while_thousands_of_robots_are_made(monkeypatch):

@@ -1,5 +1,7 @@
 """Options as a command line has them, and whether they are of the type that an environment takes."""
 
+import importlib.metadata
+
 import numpy as np
 import pytest
 
@@ -119,3 +121,91 @@ def test_numbers_out_of_range_are_refused():
     for threads in (0, -3):
         with pytest.raises(ValueError, match=f"threads must be at least 1, or None .*, got {threads}"):
             envs.make("smac/3m", 1, backend="embedded", threads=threads)
+
+
+@pytest.mark.parametrize("env_id", ["smac/3m", "smac/10gen_terran_5_vs_5"])
+def test_a_mistyped_option_of_smac_is_answered_with_all_that_there_are(env_id):
+    """Else whoever writes last_actions=True is told that smac has no such thing as last_action."""
+    for wrong, near in (
+        ("last_actions", "last_action"),
+        ("exclude_death", "exclude_dead"),
+        ("backends", "backend"),
+    ):
+        told = f"{env_id} has no option '{wrong}'; did you mean '{near}'\\? It has: .*threads, last_action, "
+        with pytest.raises(ValueError, match=told):
+            envs.make(env_id, 1, **{"backend": "embedded", wrong: True})
+        with pytest.raises(ValueError, match=told):
+            envs.make(
+                env_id, 1, **{"backend": "embedded", "last_action": True, "exclude_dead": False, wrong: True}
+            )
+
+
+@pytest.mark.parametrize("backend", ["auto", "embedded"])
+def test_options_of_the_game_where_it_is_not_played(backend, monkeypatch, tmp_path):
+    """Else a documented option is called unknown on a machine that has no StarCraft II."""
+    monkeypatch.setenv("SC2PATH", str(tmp_path / "nowhere"))
+    for option in ({"difficulty": "7"}, {"game_version": "4.10"}, {"replay_dir": "here"}):
+        (name,) = option
+        with pytest.raises(
+            ValueError, match=f"{name} is an option of the real game, and smac/3m is played on"
+        ):
+            envs.make("smac/3m", 1, backend=backend, **option)
+
+
+def test_the_real_game_lists_its_options_and_those_of_both(machine):
+    """Else the list leaves out what it would take."""
+    with pytest.raises(
+        ValueError, match=r"mean 'exclude_dead'\? It has: .*difficulty.*replay_dir, last_action"
+    ):
+        envs.make("smac/3m", 1, backend="starcraft", exclude_deads=True)
+
+
+@pytest.mark.parametrize("wrong", [2.5, "4", None, True, [2], np.float64(2)])
+def test_the_number_of_environments_is_whole(wrong):
+    """Else numpy's words for a shape are all that one hears of it."""
+    told = r"^num_envs must be one whole number, got "
+    for device, kind in ((None, ValueError), ("cpu", envs.BrokenEnvironment)):
+        with pytest.raises(kind, match=told):
+            envs.make("mpe/simple_spread", wrong, device=device)
+    assert envs.make("mpe/simple_spread", np.int64(2)).num_envs == 2
+
+
+def test_a_device_that_there_is_not_is_refused_before_anything_is_made(monkeypatch):
+    """Else one waits a minute for robots, and is then shown a traceback of PyTorch."""
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    monkeypatch.setitem(envs.FAMILIES, "mpe", lambda *_: pytest.fail("made"))
+    for device, told in (
+        ("gpu", 'device must be "cpu" or "cuda", as PyTorch names them, .*; got \'gpu\''),
+        (1.5, r"device must be .*; got 1\.5"),
+        ("cuda:1", "PyTorch finds 1 GPUs here, so that there is no cuda:1"),
+    ):
+        with pytest.raises(envs.BrokenEnvironment, match=told) as error:
+            envs.make("mpe/simple_spread", 1, device=device)
+        assert "\n" not in str(error.value)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    with pytest.raises(
+        envs.BrokenEnvironment, match="PyTorch finds 0 GPUs here, so that there is no cuda; take"
+    ):
+        envs.make("mpe/simple_spread", 1, device="cuda")
+
+
+def test_one_environment_of_pettingzoo_takes_no_number_and_no_device():
+    """Else it ends in a TypeError about arguments that nobody gave, or in tensors that it cannot read."""
+    for option in ({"num_envs": 1}, {"device": "cpu"}):
+        (name,) = option
+        with pytest.raises(ValueError, match=rf"parallel_env\(\) makes one environment.*leave {name} out"):
+            envs.parallel_env("mpe/simple_spread", **option)
+
+
+def test_a_library_that_is_missing_is_told_in_what_a_run_depends_on(monkeypatch):
+    """Else a game of tables cannot be recorded on a machine without MuJoCo."""
+    version = importlib.metadata.version
+
+    def of(name):
+        if name == "mujoco":
+            raise importlib.metadata.PackageNotFoundError(name)
+        return version(name)
+
+    monkeypatch.setattr("importlib.metadata.version", of)
+    about = envs.describe(envs.make("matrix/1", 1))
+    assert about["mujoco"] == "not installed" and about["numpy"] == np.__version__
