@@ -130,7 +130,7 @@ def _make_smac(env_id: str, num_envs: int, seed: int, options: dict[str, Any]) -
     for option in options:
         if option in games and option not in ours:
             raise ValueError(
-                f"{option} is an option of the real game, and {env_id} is played on the embedded engine here: "
+                f"{option} is an option of the real game, and {env_id} is played on the embedded engine: "
                 "leave it out."
             )
     return _build(env_id, SmacVectorEnv, num_envs, seed, options, SMAC_OWN)

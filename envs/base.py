@@ -174,7 +174,11 @@ class TeamVectorEnv(VectorEnv):
         return np.where(self._mask, self.np_random.random(self._mask.shape), -1.0).argmax(-1)
 
     def describe(self) -> dict[str, Any]:
-        """What rewards depend on besides the id and the label, as plain values for args.json."""
+        """What rewards depend on besides the id and the label, as plain values for args.json.
+
+        Seeds whose values differ are not averaged, nor where one has a value and another none: what runs of
+        before did not record is left out where it is as it was in all of them.
+        """
         return {}
 
 

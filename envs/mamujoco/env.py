@@ -402,6 +402,11 @@ class MaMujocoVectorEnv(TeamVectorEnv):
         """Gymnasium's observation of every environment, (E, state_dim) float32."""
         return self._flat.astype(np.float32)
 
+    def describe(self) -> dict[str, Any]:
+        """Which joints each agent moves, where the id only says that a user chose them."""
+        custom = self.env_id.endswith("-custom")
+        return {"partition": [list(joints) for joints in self.agent_joints]} if custom else {}
+
     def get_state(self) -> dict[str, np.ndarray]:
         """Everything that decides what follows, as copies; `set_state` continues exactly from it."""
         rng = np.empty((self.num_envs, 4), dtype=np.uint64)

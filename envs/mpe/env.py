@@ -25,6 +25,8 @@ NUM_ACTIONS = world.NUM_ACTIONS
 """0 nothing, 1 towards -x, 2 towards +x, 3 towards -y, 4 towards +y."""
 FAR = 1e9
 """Coordinates and velocities given from outside must be smaller: their squares have to be numbers."""
+LENGTH = 25
+"""Steps of an episode."""
 
 
 class Rules(NamedTuple):
@@ -232,7 +234,7 @@ class MpeVectorEnv(TeamVectorEnv):
         num_agents: int = 5,
         vision: float | None = 1.0,
         collision_penalty: float = 0.0,
-        episode_length: int = 25,
+        episode_length: int = LENGTH,
         variant: str = "paper",
         render_mode: str | None = None,
     ) -> None:
@@ -345,8 +347,9 @@ class MpeVectorEnv(TeamVectorEnv):
         return actions
 
     def describe(self) -> dict[str, Any]:
-        """What the rewards depend on besides the task."""
-        return {"variant": self.variant, "vision": self.vision, "collision_penalty": self.collision_penalty}
+        """What the rewards depend on besides the task; the length of episodes where it is not the paper's."""
+        about = {"variant": self.variant, "vision": self.vision, "collision_penalty": self.collision_penalty}
+        return about | ({} if self.episode_limit == LENGTH else {"episode_length": self.episode_limit})
 
     def get_state(self) -> dict[str, np.ndarray]:
         """Everything that decides what follows, as copies; `set_state` continues exactly from it."""

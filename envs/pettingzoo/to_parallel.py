@@ -147,12 +147,25 @@ class ParallelView(ParallelEnv):
         )
 
     def state(self) -> np.ndarray:
-        """The global state (state_dim,), where the environment has one."""
+        """The global state (state_dim,); NotImplementedError where the environment has none, ValueError where
+        no episode is going on."""
+        if not hasattr(self.vector_env, "state"):
+            raise NotImplementedError(f"{self.vector_env.env_id} has no global state: stack what agents see.")
+        self._check_going_on("state")
         return self.vector_env.state()[0]
 
     def render(self) -> np.ndarray:
-        """A picture (H, W, 3) uint8, if made with render_mode="rgb_array"."""
+        """A picture (H, W, 3) uint8; ValueError unless made with render_mode="rgb_array", and where no
+        episode is going on."""
+        self._check_going_on("render")
         return self.vector_env.render(0)
+
+    def _check_going_on(self, what: str) -> None:
+        """ValueError after the last step: what there is underneath is the next episode's."""
+        if not self.agents:
+            raise ValueError(
+                f"No episode is going on; call {what}() after reset() and while there are agents."
+            )
 
     def close(self) -> None:
         """Close the environment underneath."""

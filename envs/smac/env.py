@@ -337,8 +337,11 @@ class SmacVectorEnv(TeamVectorEnv):
         return self._floats[i if self.map.drawn else 0]
 
     def describe(self) -> dict[str, Any]:
-        """The engine's version, whose results are of battles of its own; and a user's battle, as it was."""
+        """The engine's version, whose results are of battles of its own; the other reward, if it was chosen;
+        and a user's battle, as it was."""
         about: dict[str, Any] = {"engine_version": self.map.version}
+        if self.reward_fix and not self.map.drawn:
+            about["reward_fix"] = True
         if self.map.source:
             about |= {"battle": json.loads(self.map.source), "battle_digest": f"{self.map.digest:016x}"}
         return about

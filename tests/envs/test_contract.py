@@ -2,6 +2,7 @@
 
 import ast
 import functools
+import json
 import re
 from pathlib import Path
 
@@ -66,6 +67,27 @@ def test_attributes_answer_what_a_caller_may_ask(family):
         assert env.single_action_space.nvec.tolist() == list(env.agent_act_dims)
     else:
         assert env.single_action_space.shape == (N, env.num_actions)
+
+
+@pytest.mark.parametrize(
+    ("env_id", "options", "told"),
+    [
+        ("smac/3m", {"reward_fix": True}, {"reward_fix": True}),
+        ("mpe/line_control", {"episode_length": 50}, {"episode_length": 50}),
+        (
+            "mamujoco/Hopper",
+            {"partition": [("thigh_joint",), ("leg_joint", "foot_joint")]},
+            {"partition": [["thigh_joint"], ["leg_joint", "foot_joint"]]},
+        ),
+    ],
+)
+def test_what_a_user_has_changed_is_recorded(env_id, options, told):
+    """Else runs of other rewards or agents are averaged; published runs, of defaults, hold no such key."""
+    backend = {"backend": "embedded"} if env_id == "smac/3m" else {}
+    about = envs.describe(envs.make(env_id, 1, **backend, **options))
+    assert told.items() <= json.loads(json.dumps(about)).items()
+    plain = "mamujoco/Hopper-3x1" if env_id == "mamujoco/Hopper" else env_id
+    assert not told.keys() & envs.describe(envs.make(plain, 1, **backend)).keys()
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -97,6 +97,33 @@ def test_view_says_what_is_wrong():
     robot.step(whole)
 
 
+def test_the_state_and_the_picture_are_of_the_episode_that_is_played():
+    """Else the last state of an episode, or of a film, is the first one of the next."""
+    view = envs.parallel_env("smac/3m", backend="embedded", render_mode="rgb_array")
+    for ask, name in ((view.state, "state"), (view.render, "render")):
+        with pytest.raises(ValueError, match=rf"No episode is going on; call {name}\(\) after reset"):
+            ask()
+    view.reset(seed=0)
+    while view.agents:
+        state = view.state()
+        assert state.shape == (view.vector_env.state_dim,) and view.render().dtype == np.uint8
+        view.step({agent: view.action_space(agent).sample() for agent in view.agents})
+    for ask in (view.state, view.render):
+        with pytest.raises(ValueError, match="No episode is going on"):
+            ask()
+    view.reset()
+    assert not np.array_equal(view.state(), state) and view.render().any()
+
+
+@pytest.mark.parametrize("env_id", ["mpe/line_control", "matrix/1", f"pettingzoo:{MPE2[0]}"])
+def test_no_global_state_is_said_as_pettingzoo_does(env_id):
+    """Tools for PettingZoo expect a NotImplementedError, and would end in an AttributeError."""
+    view = envs.parallel_env(env_id)
+    view.reset(seed=0)
+    with pytest.raises(NotImplementedError, match=f"{env_id} has no global state"):
+        view.state()
+
+
 @pytest.mark.parametrize("path", MPE2)
 @pytest.mark.parametrize("continuous", [False, True])
 def test_mpe2_is_played_as_it_is(path, continuous):
