@@ -1,6 +1,7 @@
 """numba's cache on disk: it saves time where it can, and fails in silence or in one sentence where not."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -101,3 +102,31 @@ print(env.step(torch.zeros(env.num_agents, 2, dtype=torch.int64))[1].isfinite().
     )
     assert told.returncode == 0 and told.stdout == "True\n", told.stderr
     assert told.stderr.count("\n") == 1 and "NUMBA_CACHE_DIR" in told.stderr
+
+
+def test_kernels_follow_the_constants_of_other_files(tmp_path):
+    """Else rewards stay as they were when maps.py is changed: numba looks at a kernel's own file alone."""
+    shutil.copytree(ROOT / "envs", tmp_path / "envs", ignore=shutil.ignore_patterns("__pycache__"))
+    maps = tmp_path / "envs" / "smac" / "maps.py"
+    play = """
+import numpy as np
+from envs.smac import contract
+ally, enemy = np.full((2, 3, 8), 45.0)
+dead = enemy.copy()
+dead[0, [2, 4]] = 0
+print(float(contract.reward("3m", ally, ally, enemy, dead)) * contract.get_map("3m").max_reward / 20)
+"""
+    earned = []
+    for death in ("10.0", "30.0"):
+        assert "REWARD_DEATH, REWARD_SCALE = 200.0, 10.0, 20.0" in maps.read_text() or earned
+        maps.write_text(maps.read_text().replace("200.0, 10.0, 20.0", f"200.0, {death}, 20.0"))
+        told = subprocess.run(
+            [sys.executable, "-c", play],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            env={**os.environ, "NUMBA_CACHE_DIR": str(tmp_path / "cache")},
+        )
+        assert told.returncode == 0, told.stderr
+        earned.append(float(told.stdout))
+    assert earned == pytest.approx([45 + 45 + 10, 45 + 45 + 30], rel=1e-6)
