@@ -9,6 +9,7 @@ while env.agents:
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import gymnasium as gym
@@ -147,25 +148,25 @@ class ParallelView(ParallelEnv):
         )
 
     def state(self) -> np.ndarray:
-        """The global state (state_dim,); NotImplementedError where the environment has none, ValueError where
-        no episode is going on."""
+        """The global state (state_dim,); NotImplementedError where the environment has none.
+
+        After an episode's last step it is the next one's, which has begun underneath, and a warning says so.
+        """
         if not hasattr(self.vector_env, "state"):
             raise NotImplementedError(f"{self.vector_env.env_id} has no global state: stack what agents see.")
-        self._check_going_on("state")
+        self._warn_if_over("state")
         return self.vector_env.state()[0]
 
     def render(self) -> np.ndarray:
-        """A picture (H, W, 3) uint8; ValueError unless made with render_mode="rgb_array", and where no
-        episode is going on."""
-        self._check_going_on("render")
+        """A picture (H, W, 3) uint8, if made with render_mode="rgb_array"; after the last step as `state`."""
+        self._warn_if_over("render")
         return self.vector_env.render(0)
 
-    def _check_going_on(self, what: str) -> None:
-        """ValueError after the last step: what there is underneath is the next episode's."""
+    def _warn_if_over(self, what: str) -> None:
+        """Not an error: loops of others ask after every step, the last included."""
         if not self.agents:
-            raise ValueError(
-                f"No episode is going on; call {what}() after reset() and while there are agents."
-            )
+            what = f"{what}() after an episode's last step is of the next one; ask before that step"
+            warnings.warn(f"{what}.", stacklevel=3)
 
     def close(self) -> None:
         """Close the environment underneath."""
