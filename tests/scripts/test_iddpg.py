@@ -71,6 +71,15 @@ def test_critics_learn_the_target_of_their_own_next_action():
     torch.testing.assert_close(q, agents.value(batch["obs"], batch["actions"]).mean(1).detach())
 
 
+def test_updates_discount_as_the_flag_says():
+    """With the default alone, an update that forgets --gamma would look right."""
+    agents, target, batch = make_agents(0), make_agents(1), make_batch()
+    half, usual = (iddpg.critic_loss(agents, target, batch, x)[1]["losses/value_loss"] for x in (0.5, 0.99))
+    stats = iddpg.update(agents, target, adams(agents), batch, iddpg.Args(gamma=0.5))
+    assert torch.equal(stats["losses/value_loss"], half)
+    assert not torch.isclose(stats["losses/value_loss"], usual).any()
+
+
 def test_actors_climb_their_own_critics():
     """The deterministic policy gradient, and nothing of the critic's parameters, moves the actor."""
     agents, batch = make_agents(0), make_batch()

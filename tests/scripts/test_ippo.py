@@ -267,6 +267,16 @@ def test_running_statistics_are_those_of_the_living():
     assert (norm.mean[2] == 0).all() and (norm.var[2] == 1).all() and norm.count[2] == 0
 
 
+@pytest.mark.parametrize("script", [ippo, dpo_mamujoco])
+def test_what_is_rare_is_clipped_at_ten_standard_deviations(script):
+    """A single wild number would else drive an actor, or a critic, anywhere."""
+    norm = script.RunningNorm(1, 3)
+    norm.mean += 2.0
+    norm.var *= 4.0
+    seen = norm(torch.tensor([[[102.0, -98.0, 6.0]]]))
+    torch.testing.assert_close(seen, torch.tensor([[[10.0, -10.0, 2.0]]]), rtol=0, atol=1e-6)
+
+
 def test_new_statistics_of_returns_leave_values_as_they_are():
     """Else every batch would begin with critics that are wrong by the change of scale."""
     agents, obs, returns = make_agents(), torch.randn(N, 30, OBS), torch.randn(N, 50, 10) * 40 + 300

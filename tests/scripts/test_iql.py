@@ -116,6 +116,17 @@ def test_targets_are_those_of_double_q_learning():
     torch.testing.assert_close(loss.detach(), total)
 
 
+def test_updates_discount_as_the_flag_says():
+    """With the default alone, an update that forgets --gamma would look right."""
+    losses, batch = {}, as_rows(make_batch())
+    for gamma in (0.5, 0.99):
+        online, target = make_networks(0), make_networks(1)
+        losses[gamma] = iql.td_loss(online, target, batch, gamma)[1]["losses/td_loss"]
+    stats = iql.update(online, target, torch.optim.Adam(online.parameters()), batch, iql.Args(gamma=0.5))
+    assert torch.equal(stats["losses/td_loss"], losses[0.5])
+    assert not torch.isclose(stats["losses/td_loss"], losses[0.99]).any()
+
+
 def test_what_lies_behind_the_end_of_an_episode_changes_nothing():
     """On a GPU short episodes are padded to the limit; what is there must not be learned from."""
     batch, other = make_batch(0), make_batch(1)
@@ -265,6 +276,42 @@ def test_memory_begins_anew_with_an_episode():
         anew[:, 1], on[:, 1], atol=1e-6
     )
     assert not torch.allclose(anew[:, 1], first[:, 1], atol=1e-3)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_networks_are_given_what_was_played_and_their_own_memory(training, tmp_path, monkeypatch):
+    """Also of explored actions; else they see in play what they never see in a batch, or the reverse."""
+    env, given, played, true = recording("battle"), [], [], iql.greedy
+    step = env.step
+
+    def greedy(agents, obs, action_mask, carry):
+        actions, hidden = true(agents, obs, action_mask, carry)
+        given.append(([x.clone() for x in carry], actions.clone(), hidden.clone()))
+        return actions, hidden
+
+    def stepping(actions):
+        result = step(actions)
+        played.append((actions.clone(), result[2] | result[3]))
+        return result
+
+    monkeypatch.setattr(iql, "greedy", greedy)
+    env.step = stepping
+    torch.manual_seed(0)
+    networks = iql.QNetworks(3, env.obs_dim + env.num_actions, env.num_actions)
+    if training:
+        monkeypatch.setattr(iql, "evaluate", lambda *_: {"eval/episodic_return": 0.0})
+        flags = dict(num_envs=4, total_timesteps=120, batch_episodes=2, runs_dir=str(tmp_path))
+        with undisturbed(iql):
+            iql.train(iql.Args(epsilon_end=0.5, epsilon_steps=60, **flags), env, None, networks, {})
+    else:
+        iql.evaluate(networks, env, 8, [1, 2])
+    assert len(given) == len(played) > 10 and not any(x.any() for x in given[0][0])
+    explored = ended = 0
+    for (_, chosen, hidden), (actions, over), (carry, *_) in zip(given, played, given[1:], strict=False):
+        last_action = torch.eye(env.num_actions)[actions] * ~over[:, None]
+        assert torch.equal(carry[0], last_action) and torch.equal(carry[1], hidden * ~over[:, None])
+        explored, ended = explored + int((chosen != actions).sum()), ended + int(over.sum())
+    assert ended and bool(explored) == training
 
 
 def test_targets_are_copies_of_the_networks_at_that_episode(tmp_path, monkeypatch):

@@ -400,7 +400,7 @@ def test_stacked_networks_train_as_separate_networks(layer_norm, root, monkeypat
     singles = [Separate(agents, i, layer_norm) for i in range(N)]
     monkeypatch.setattr(dpo_smac, "CHUNK", 8)
     optimizer, changed = adam(agents, lr=3e-3), set()
-    args = Args(update_epochs=3, max_grad_norm=0.2, sqrt_kl_term=root)
+    args = Args(update_epochs=3, max_grad_norm=0.2, sqrt_kl_term=root, ent_coef=0.07)
     for seed in range(4):
         batch = make_batch(agents, seed=seed, drift=0.15 * (seed % 2))
         norms = update(agents, optimizer, batch, args)["losses/grad_norm"]

@@ -31,6 +31,7 @@ def test_a_policy_earns_what_its_page_says(name, script, score, won, tmp_path):
     backend = ["--backend", "embedded"] if won else []
     command = [sys.executable, str(ROOT / script), "--resume", str(tmp_path / name), "--eval-only", *backend]
     output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    assert ", 320 greedy episodes: " in output
     result = json.loads(output[output.rindex("{") :])
     assert result["eval/episodic_return"] == pytest.approx(float(score), rel=0.03, abs=0.1)
     if won:

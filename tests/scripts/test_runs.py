@@ -88,6 +88,18 @@ def test_metrics_hold_every_update_and_evaluation_once_and_tensorboard_the_same(
     assert np.allclose([event.value for event in norms], written, rtol=1e-4)
 
 
+def test_every_network_learns_as_often_as_the_flags_say(case, reference):
+    """A run that takes fewer steps is only worse, or more, slower, than what its settings promise.
+
+    8 updates of 3 epochs; for iql of 100 episodes those from the eighth on, which fills a batch; for iddpg
+    every fourth of the 500 steps after the warm-up.
+    """
+    steps = {"iql": 93, "iddpg": 125}.get(case.script, 24)
+    for optimizer in load(reference)["optimizers"]:
+        assert optimizer["state"]
+        assert {int(moments["step"]) for moments in optimizer["state"].values()} == {steps}
+
+
 # The same again.
 
 
