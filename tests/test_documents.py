@@ -11,6 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 DOCUMENTS += sorted((ROOT / "benchmark" / "results").rglob("*.md"))
+DOCUMENTS += [ROOT / "benchmark" / "policies" / "README.md"]
 
 
 def anchors(path):

@@ -84,6 +84,14 @@ def test_all_dpo_scripts_state_the_same_algorithm():
     assert "sqrt KL_s" in statement and "d_target / delta" in statement
 
 
+def test_all_scripts_begin_by_leaving_quietly_on_a_signal():
+    """Those lines stand before all that a mark can cover."""
+    [beginning] = {
+        text.partition("\nimport os\n")[2].partition("import contextlib\n")[0] for text in TEXTS.values()
+    }
+    assert "os._exit(75)" in beginning
+
+
 def edited(script: str, before: str, after: str) -> dict[str, str]:
     assert before in TEXTS[script]
     return TEXTS | {script: TEXTS[script].replace(before, after, 1)}

@@ -44,6 +44,11 @@ def at_rest(task, pos, land, **options):
     return mpe.step(task, pos, np.zeros_like(pos), land, idle, **options)
 
 
+def test_every_task_was_recorded():
+    """A task without a trajectory would be compared with nothing."""
+    assert {task for task, _ in RECORDED} == set(TASKS)
+
+
 @pytest.mark.parametrize(("task", "num_agents"), RECORDED)
 def test_the_authors_trajectories_are_reproduced(task, num_agents):
     """Else a return here would not be comparable with the paper's, contacts included."""

@@ -5,6 +5,7 @@ A run either goes on as if nothing had been or ends with one sentence that says 
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import importlib
 import json
@@ -136,6 +137,22 @@ def test_run_that_another_process_works_on_is_refused_untouched(case, copied):
         case.finished("--eval-only", "--resume", copied)  # reads only
     assert {path: path.read_bytes() for path in copied.iterdir()} == before
     case.finished("--resume", copied)
+
+
+def test_run_keeps_others_out_while_it_trains(case, tmp_path):
+    """From its first update on, and after it was resumed; a lock that is let go too early is none."""
+    module, tried = importlib.import_module(case.script), []
+
+    def look():
+        with open(only(tmp_path) / "metrics.csv", "a") as file, pytest.raises(BlockingIOError):
+            tried.append(1)
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    for number, more in enumerate((["--runs-dir", tmp_path], ["--resume"]), 1):
+        more = more if number == 1 else [*more, only(tmp_path)]
+        with on_call(module.Run, "check_finite", 2, look):
+            case.finished(*case.tiny, *more, "--total-timesteps", number * case.total // 2)
+        assert len(tried) == number
 
 
 def test_system_without_file_locks_trains_and_resumes(tmp_path):
@@ -275,6 +292,32 @@ def test_checkpoint_that_fills_the_disk_says_so(tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert not list(tmp_path.iterdir())
+
+
+def test_file_is_on_disk_before_it_takes_the_old_one_s_place(tmp_path, monkeypatch):
+    """A machine that loses its power in between would leave an empty checkpoint, and no other."""
+    done = []
+    for name in ("fsync", "replace"):
+        true = getattr(os, name)
+        monkeypatch.setattr(os, name, lambda *told, name=name, true=true: done.append(name) or true(*told))
+    importlib.import_module("dpo_mpe").write(tmp_path / "file", lambda file: file.write(b"whole"))
+    assert done == ["fsync", "replace"] and (tmp_path / "file").read_bytes() == b"whole"
+
+
+@pytest.mark.parametrize("at", [5, 7, 10, 18, 20])
+def test_disk_that_is_full_wherever_it_is_written_to_costs_no_result(at, tmp_path):
+    """Rows of metrics.csv and checkpoints both; what was written in part must not be gone on from."""
+    case = CASES["dpo_mpe"]
+
+    def fail():
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    case.finished(*case.tiny, "--runs-dir", tmp_path / "whole")
+    with on_call(os, "fsync", at, fail):
+        assert "No space left" in case.refused(*case.tiny, "--runs-dir", tmp_path / "full")
+    directory = only(tmp_path / "full")
+    case.finished("--resume", directory)
+    assert_same_run(only(tmp_path / "whole"), directory)
 
 
 # Environments and learners.
