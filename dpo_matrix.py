@@ -87,9 +87,8 @@ dpo/kl dpo/sqrt_kl dpo/beta1 dpo/beta2 dpo/below_band dpo/above_band
 
 @dataclass
 class Args:
-    game: Literal["stochastic", "1", "2", "3", "4"] = (
-        "stochastic"  # learned from samples; 1 to 4: iterated exactly
-    )
+    # stochastic: learned from samples; 1 to 4: the 2x2 games of Table 3, by the exact iteration
+    game: Literal["stochastic", "1", "2", "3", "4"] = "stochastic"
     num_states: int = 100  # states of the stochastic game, and steps of its episodes
     num_agents: int = 6  # agents of the stochastic game
     num_actions: int = 5  # actions of each agent in the stochastic game
@@ -808,7 +807,7 @@ def write_json(path: Path, values: dict) -> None:
 def read_json(path: Path) -> dict:
     """What `write_json` wrote, or the end in one sentence."""
     try:
-        return dict(json.loads(path.read_text()))
+        return {**json.loads(path.read_text())}  # TypeError unless it is an object
     except (OSError, ValueError, TypeError) as error:
         sys.exit(f"{SCRIPT}: {path} cannot be read ({error}); restore it, or start a new run.")
 

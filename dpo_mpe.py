@@ -645,7 +645,7 @@ def write_json(path: Path, values: dict) -> None:
 def read_json(path: Path) -> dict:
     """What `write_json` wrote, or the end in one sentence."""
     try:
-        return dict(json.loads(path.read_text()))
+        return {**json.loads(path.read_text())}  # TypeError unless it is an object
     except (OSError, ValueError, TypeError) as error:
         sys.exit(f"{SCRIPT}: {path} cannot be read ({error}); restore it, or start a new run.")
 

@@ -598,10 +598,10 @@ def main() -> None:
     options = {"last_action": True} if args.last_action else {}
     if args.env_id.startswith("smac/"):
         options |= {"backend": args.backend, "threads": thread_count(args)}
-    elif args.backend != "auto":
+    elif args.backend != "auto" and not state:
         sys.exit(f"{SCRIPT}: --backend is of SMAC's maps, not of {args.env_id}; drop the flag.")
     options |= environments.parse_options(args.env_options)
-    if options.get("backend", args.backend) != args.backend != "auto":
+    if options.get("backend", args.backend) != args.backend != "auto" and not state:
         sys.exit(
             f"{SCRIPT}: --backend is {args.backend}, but --env-options says {options['backend']}; drop one."
         )
@@ -727,7 +727,7 @@ def write_json(path: Path, values: dict) -> None:
 def read_json(path: Path) -> dict:
     """What `write_json` wrote, or the end in one sentence."""
     try:
-        return dict(json.loads(path.read_text()))
+        return {**json.loads(path.read_text())}  # TypeError unless it is an object
     except (OSError, ValueError, TypeError) as error:
         sys.exit(f"{SCRIPT}: {path} cannot be read ({error}); restore it, or start a new run.")
 

@@ -7,7 +7,8 @@
 Every run has a folder of its own in --runs-dir. Finished runs are skipped, also those that --results has
 without a folder (so --results benchmark/results does what is not published yet), interrupted ones resumed
 from their checkpoints, failed ones tried again and listed. Ctrl-C and SIGTERM let every run write a
-checkpoint; the same command then goes on. Exit status: 0 all finished, 1 some failed, 75 stopped by a signal.
+checkpoint; the same command then goes on. Exit status: 0 all finished, 1 some failed or
+were not recorded, 75 stopped by a signal.
 A run that finished or stopped is recorded in --results, from which benchmark/plot.py draws; one that was made
 by hand is recorded by
 

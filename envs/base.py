@@ -135,10 +135,15 @@ class TeamVectorEnv(VectorEnv):
         if not self._started:
             raise RuntimeError("Call reset() before the first step, and after a step that failed.")
 
-    def _check_form(self, state: Any) -> None:
-        """ValueError unless a state holds what `get_state` does, in arrays of the same shapes and dtypes, and
-        the same number of a "task" where that has one: the sizes of two tasks may be the same."""
+    def _check_form(self, state: Any) -> dict[str, np.ndarray]:
+        """The state, if it holds what `get_state` does, in arrays of the same shapes and dtypes.
+
+        Else ValueError; also where it was saved of another "task", since the sizes of two may be the same.
+        States of older versions name none.
+        """
         now = self.get_state()
+        if isinstance(state, Mapping) and "task" in now:
+            state = {"task": now["task"], **state}
         fits = f"This state is not one of {self.num_envs} environments of {self.env_id}"
         for key, array in now.items():
             given = state.get(key) if isinstance(state, Mapping) else None
@@ -146,6 +151,7 @@ class TeamVectorEnv(VectorEnv):
                 raise ValueError(f"{fits}: {key!r} must be {array.dtype} of shape {array.shape}.")
         if "task" in now and not np.array_equal(state["task"], now["task"]):
             raise ValueError(f"{fits} with these options: it was saved of another task of the same size.")
+        return dict(state)
 
     def _check_picture(self, i: Any) -> None:
         """ValueError unless there are pictures, IndexError unless i is one of the environments."""

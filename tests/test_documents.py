@@ -39,6 +39,8 @@ def test_examples_run(page, tmp_path):
     assert blocks
     given = "from mpe2.simple_spread_v3 import parallel_env as MyParallelEnv\n"  # a reader's own
     (tmp_path / "benchmark").symlink_to(ROOT / "benchmark")
-    variables = os.environ | {"PYTHONPATH": str(ROOT)}
+    # No StarCraft, which the README's example would play where it is.
+    variables = os.environ | {"PYTHONPATH": str(ROOT), "SC2PATH": str(tmp_path)}
     command = [sys.executable, "-c", given + "\n".join(blocks)]
-    subprocess.run(command, check=True, cwd=tmp_path, env=variables, capture_output=True, text=True)
+    ended = subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr

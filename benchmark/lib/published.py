@@ -175,14 +175,15 @@ def published_pictures(store: Store, names: Iterable[str]) -> Files:
 
 
 def plan(name: str, store: Store) -> tuple[str, range]:
-    """Scale and seeds at which a figure is published: the scale of which more steps are recorded."""
+    """Scale and seeds at which a figure is published: the scale of whose steps a larger share is recorded."""
     seeds = range(1, SEEDS["paper"] + 1)
 
-    def steps(scale: str) -> float:
-        keys = {run.key for *_, run in planned_runs(FIGURES[name], scale, seeds, store)}
-        return sum(store.runs[key].steps_reached for key in keys & store.runs.keys())
+    def share(scale: str) -> float:
+        runs = {run.key: run for *_, run in planned_runs(FIGURES[name], scale, seeds, store)}
+        done = sum(store.runs[key].steps_reached for key in runs.keys() & store.runs.keys())
+        return done / max(sum(run.steps for run in runs.values()), 1)  # the exact iteration plans no steps
 
-    return max(("paper", "small"), key=steps), seeds
+    return max(("paper", "small"), key=share), seeds
 
 
 def folder_of(name: str, results: Path = PUBLISHED) -> Path:
@@ -275,7 +276,7 @@ falls, by more than 1e-12; converges, p and q move less than 1e-4 in the last te
 ## Still to run
 
 Of each figure's runs at scale paper, with the paper's five seeds (a figure is drawn and judged at the scale,
-small or paper, of which more steps have been run):
+small or paper, of whose steps a larger share has been run):
 
 {markdown(["figure", "missing", "of", "tasks"], todo)}
 `python benchmark/run.py FIGURE --scale paper --results benchmark/results` does what is missing of a figure,

@@ -123,6 +123,8 @@ def read_fields(row: list[str], names: list[str], where: str) -> list[float]:
             values.append(float(text) if text else math.nan)
         except ValueError:
             raise ResultsError(f"{where}: {text[:40]!r} in column {name} is no number; {remedy}.") from None
+        if name == "charts/SPS" and values[-1] <= 0:
+            raise ResultsError(f"{where}: {text[:40]} steps a second cannot be; {remedy}.")
     return values
 
 

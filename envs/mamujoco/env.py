@@ -425,7 +425,7 @@ class MaMujocoVectorEnv(TeamVectorEnv):
 
     def set_state(self, state: dict[str, np.ndarray]) -> None:
         """Continue from a `get_state()` of the same task and num_envs; ValueError if it is of another."""
-        self._check_form(state)
+        state = self._check_form(state)
         for key in self.get_state():
             if not np.isfinite(state[key]).all():
                 raise ValueError(f"This state is damaged: {key!r} holds values that are not finite.")

@@ -250,7 +250,7 @@ class TabularGame(TeamVectorEnv):
 
     def set_state(self, state: dict[str, np.ndarray]) -> None:
         """Continue from a `get_state()` of the same game and num_envs; ValueError if it does not fit."""
-        self._check_form(state)
+        state = self._check_form(state)
         most = {"state": self.num_states, "length": self.episode_limit}
         sound = {key: ((state[key] >= 0) & (state[key] < bound)).all() for key, bound in most.items()}
         for key, good in (sound | {"return": np.isfinite(state["return"]).all()}).items():

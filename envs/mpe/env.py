@@ -358,7 +358,7 @@ class MpeVectorEnv(TeamVectorEnv):
 
     def set_state(self, state: dict[str, np.ndarray]) -> None:
         """Continue from a `get_state()` of the same task and sizes; ValueError if it does not fit."""
-        self._check_form(state)
+        state = self._check_form(state)
         length = np.asarray(state["length"])
         sound = {
             "length": ((length >= 0) & (length < self.episode_limit)).all(),

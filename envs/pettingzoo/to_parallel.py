@@ -164,7 +164,7 @@ class ParallelView(ParallelEnv):
 
     def _warn_if_over(self, what: str) -> None:
         """Not an error: loops of others ask after every step, the last included."""
-        if not self.agents:
+        if self._begun is not None:
             what = f"{what}() after an episode's last step is of the next one; ask before that step"
             warnings.warn(f"{what}.", stacklevel=3)
 

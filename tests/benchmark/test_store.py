@@ -93,7 +93,7 @@ def test_a_run_is_recorded_as_far_as_it_is(tmp_path):
 DAMAGES = [
     *(("metrics.csv", None, new) for new in (None, "", "\xff\xfe", "global_step,eval/win_rate\n4096,\n")),
     *(("metrics.csv", old, new) for old, new in (("global_step", "step"), ("time/act", "time/env"))),
-    *(("metrics.csv", ",1005,", new) for new in (",oops,", ',"1005,', ",")),
+    *(("metrics.csv", ",1005,", new) for new in (",oops,", ",-5,", ',"1005,', ",")),
     *(("metrics.csv", old, new) for old, new in (("\n40960,", "\n10,"), ("\n40960,", "\n,"))),
     ("metrics.csv", "\n409600,", "\ninf,"),
     *(("args.json", None, new) for new in (None, '{"seed": 1, "total', "[1]")),
