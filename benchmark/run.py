@@ -191,6 +191,8 @@ class Benchmark:
             status.note = f"exit code {code}: {last_words(self.place(key))}"
             again = status.failures <= self.retries
             status.state = "waiting" if again else "failed"
+            if not again and directory is not None:
+                self.record(key, directory)  # one that diverged is told as not finished, and not as missing
             self.say(f"failed {key}, {status.note}" + ("; it is tried again" if again else ""))
 
     def summary(self) -> str:

@@ -61,7 +61,8 @@ while state["step"] < state["total"]:
     with open(folder / "metrics.csv", "a") as file:
         file.write(f"{state['step']},{state['value']},{state['step'] / 2}\\n")
     alone.unlink(missing_ok=True)
-    if state["fail"] == "always" or state["fail"] == "once" and not (folder.parent / "failed").exists():
+    late = state["fail"] == "late" and state["step"] == 15
+    if late or state["fail"] == "always" or state["fail"] == "once" and not (folder.parent / "failed").exists():
         (folder.parent / "failed").touch()
         sys.exit("stub: out of luck; try again.")
     if state["step"] % 10 == 0 or stop:
@@ -349,6 +350,9 @@ def test_failed_runs_are_tried_again_and_listed(tmp_path):
     for seed in (1, 2):
         listed = f"failed: {bench.place(seed).name}, exit code 1: stub: out of luck; try again.\n"
         assert listed in output and str(bench.place(seed) / "log.txt") in output
+    (tmp_path / "late").mkdir()
+    bench = Bench(tmp_path / "late", steps=30, seeds=(1,), fail="late")  # as one that diverges does
+    assert bench.finish()[0] == 1 and bench.recorded() == {1: (15, False)}
 
 
 def test_dry_run_prints_commands_and_does_nothing(tmp_path):
