@@ -61,8 +61,8 @@ while state["step"] < state["total"]:
     with open(folder / "metrics.csv", "a") as file:
         file.write(f"{state['step']},{state['value']},{state['step'] / 2}\\n")
     alone.unlink(missing_ok=True)
-    late = state["fail"] == "late" and state["step"] == 15
-    if late or state["fail"] == "always" or state["fail"] == "once" and not (folder.parent / "failed").exists():
+    once = state["fail"] == "once" and not (folder.parent / "failed").exists()
+    if once or state["fail"] == "always" or state["fail"] == "late" and state["step"] == 15:
         (folder.parent / "failed").touch()
         sys.exit("stub: out of luck; try again.")
     if state["step"] % 10 == 0 or stop:
