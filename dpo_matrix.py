@@ -4,7 +4,7 @@ Paper: A Fully Decentralized Surrogate for Multi-Agent Policy Optimization (Su &
 Details, and every difference from the paper and its released code: docs/dpo.md
 Reproduce: python dpo_matrix.py --d-target 0.01 --beta-min 0.05  # learns; the return to expect: README.md
            python dpo_matrix.py --game 3 --m-hat 0.3  # iterates (17), (18) exactly, without samples
-           python dpo_matrix.py --game 3              # with the theorem's M-hat nothing moves: docs/dpo.md
+           python dpo_matrix.py --game 3              # with the theorem's M-hat nothing moves: docs/theory.md
 
 Each agent i, from its own samples alone, maximises eq. (20) and, beside it, an entropy bonus; eq. (20) is
 
