@@ -601,10 +601,6 @@ def main() -> None:
     elif args.backend != "auto" and not state:
         sys.exit(f"{SCRIPT}: --backend is of SMAC's maps, not of {args.env_id}; drop the flag.")
     options |= environments.parse_options(args.env_options)
-    if options.get("backend", args.backend) != args.backend != "auto" and not state:
-        sys.exit(
-            f"{SCRIPT}: --backend is {args.backend}, but --env-options says {options['backend']}; drop one."
-        )
     make = functools.partial(environments.make, args.env_id, seed=args.seed, device=args.device, **options)
     envs = make(args.num_envs)
     if not envs.discrete:

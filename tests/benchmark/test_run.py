@@ -25,6 +25,7 @@ import envs
 from benchmark import run
 from benchmark.figures import DPO, FIGURES, SEEDS, Run, as_flags, make_run, manifest, panel_runs
 from benchmark.lib import jobs
+from benchmark.lib.groups import EMBEDDED
 from benchmark.lib.store import Store
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -444,6 +445,8 @@ def test_every_run_of_every_figure_is_accepted_by_its_script():
             assert args.env_id in known
             if hasattr(args, "env_options"):
                 options = dict(option.split("=") for option in args.env_options)
+                asked = options.pop("backend", None) or getattr(args, "backend", None)
+                assert asked == ("embedded" if entry.task.startswith("smac") else None)
                 assert set(options) <= {"num_states", "num_agents", "num_actions"}
     assert len(seen) > 50
 
@@ -493,7 +496,8 @@ def test_what_is_compared_differs_in_the_algorithm_alone():
             shared = {"total_timesteps", "eval_every", "gamma", "learning_rate", "max_grad_norm"}
             if method.name == "IPPO":
                 shared = asdict(args).keys() & asdict(like).keys() - {"delta", "omega", "checkpoint_every"}
-            differ = {key: (getattr(args, key), getattr(like, key)) for key in shared}
+            differ = {key: (getattr(args, key), getattr(like, key)) for key in shared - {"env_options"}}
+            assert not {*getattr(args, "env_options", ())} - {EMBEDDED}
             assert not {key: pair for key, pair in differ.items() if len(set(pair)) > 1}, (name, task.name)
             compared.add((method.name, task.family))
     families = ("matrix", "mpe", "mamujoco", "smac")

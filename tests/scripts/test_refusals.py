@@ -156,7 +156,6 @@ OF_ANOTHER_KIND = [
     ("dpo_matrix", ["--game=3", "--d-target=0.01"], "does not use --d-target; drop it"),
     ("dpo_matrix", ["--payoff", "1", "2", "3", "4", "--no-kl-term"], "does not use --kl-term; drop it"),
     ("dpo_smac", ["--map=pettingzoo:tests.standin.identity", "--backend=embedded"], "is of SMAC's maps"),
-    ("dpo_smac", ["--map=3m", "--backend=starcraft", "--env-options=backend=embedded"], "drop one"),
 ]
 
 
