@@ -3,6 +3,7 @@
     python benchmark/plot.py fig1                    # runs/results/figures/fig1: picture and table.md
     python benchmark/plot.py fig1 fig4 --scale paper --hours
     python benchmark/plot.py recorded                # runs taken in by run.py --record: runs/results/recorded
+    python benchmark/plot.py recorded --beside fig2  # the same, and the published runs of Figure 2
     python benchmark/plot.py all                     # all that is published, from benchmark/results
     python benchmark/plot.py all --check             # exit status 1 if a file is not what the runs give
 
@@ -31,6 +32,7 @@ from benchmark.lib.published import (
     Files,
     figure_pictures,
     figure_text,
+    files_beside,
     folder_of,
     published_pictures,
     published_texts,
@@ -52,6 +54,8 @@ class Args:
     results: Path | None = None
     """where benchmark/run.py recorded the runs, by default runs/results; pictures and tables go into its
     folder figures. benchmark/results, which is published, is drawn by all without this option"""
+    beside: str = ""
+    """with recorded: in pictures and tables with the published runs of this figure"""
     hours: bool = False
     """also draw against wall-clock hours"""
     marl_eval: Path | None = None
@@ -84,7 +88,8 @@ def plot(name: str, args: Args, results: Path) -> None:
     """One figure of a store, or its recorded runs: the files are written, the table is printed."""
     store = Store(results)
     if name == "recorded":
-        files, folder = recorded_files(store), results / "recorded"
+        files = files_beside(store, args.beside) if args.beside else recorded_files(store)
+        folder = results / "recorded" / args.beside
     else:
         seeds = range(1, (args.seeds or SEEDS[args.scale]) + 1)
         text = figure_text(name, args.scale, seeds, store)
@@ -95,6 +100,11 @@ def plot(name: str, args: Args, results: Path) -> None:
             args.marl_eval.write_text(json.dumps(marl_eval(cells), indent=1) + "\n")
     write({folder / file: data for file, data in files.items()})
     print(files["table.md"].decode())
+
+
+def published_curves(name: str) -> bool:
+    """Whether this is a figure of learning curves."""
+    return name in FIGURES and not FIGURES[name].exact
 
 
 def main() -> int:
@@ -115,6 +125,9 @@ def main() -> int:
         sys.exit(
             "plot: what is published has its own scales, seeds and pictures; give all without these flags."
         )
+    if args.beside and (args.figures != ("recorded",) or not published_curves(args.beside)):
+        names = " ".join(name for name in FIGURES if published_curves(name))
+        sys.exit(f"plot: --beside goes with recorded, and takes one of {names}.")
     if args.hours and "recorded" in args.figures:
         sys.exit("plot: --hours is of figures; name them.")
     if args.check and (args.results or "all" not in args.figures):

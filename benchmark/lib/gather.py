@@ -140,3 +140,30 @@ def recorded_cells(store: Store) -> list[Cell]:
         metric = WIN_RATE if any(group.has(WIN_RATE) for group in groups) else RETURN
         cells.append(Cell(env, "", methods, metric, groups))
     return cells
+
+
+def cells_beside(
+    own: Store, name: str, scale: str, seeds: Sequence[int], published: Store
+) -> tuple[list[Cell], set[str]]:
+    """A published figure's cells in whose environments runs were recorded by hand, with these in them; and
+    the environments of recorded runs that the figure does not have.
+
+    Means of a cell end where its shortest curve does: scores are then of the same steps.
+    """
+    recorded = {cell.env: cell for cell in recorded_cells(own)}
+    cells, _ = figure_cells(name, scale, seeds, published)
+    envs = {cell.env for cell in cells}
+    if not envs & recorded.keys():
+        what = f"no recorded run is in an environment of {name} ({', '.join(sorted(envs))})"
+        raise NoRunError(f"{what}, but in {', '.join(sorted(recorded))}.")
+    beside = []
+    for cell in cells:
+        if cell.env in recorded:
+            mine = recorded[cell.env]
+            groups = [Group(group.runs) for group in (*cell.groups, *mine.groups)]
+            end = min(float(group.steps()[-1]) for group in groups)
+            for group in groups:
+                group.until = end
+            methods = (*cell.methods, *mine.methods)
+            beside.append(Cell(cell.task, cell.panel, methods, cell.metric, groups))
+    return beside, recorded.keys() - envs

@@ -14,7 +14,14 @@ from benchmark.lib.diagnostics import draw_diagnostics
 from benchmark.lib.documents import fill, put_between
 from benchmark.lib.drawing import draw_cells
 from benchmark.lib.exact import draw_exact, exact_table
-from benchmark.lib.gather import NoRunError, figure_cells, planned_runs, recorded_cells, study_cells
+from benchmark.lib.gather import (
+    NoRunError,
+    cells_beside,
+    figure_cells,
+    planned_runs,
+    recorded_cells,
+    study_cells,
+)
 from benchmark.lib.groups import Group
 from benchmark.lib.runs import ResultsError
 from benchmark.lib.speed_tables import speed_text
@@ -155,6 +162,22 @@ def recorded_files(store: Store) -> dict[str, bytes]:
     drawn |= {f"{cell.env}-diagnostics.png": draw_diagnostics(cell.env, cell.groups) for cell in cells}
     drawn["table.md"] = make_table(each_once(cells)).encode()
     return {file: data for file, data in drawn.items() if data is not None}
+
+
+def files_beside(own: Store, name: str) -> dict[str, bytes]:
+    """Picture and table of the runs that were recorded by hand beside those of a published figure."""
+    published = Store(PUBLISHED)
+    cells, others = cells_beside(own, name, *plan(name, published), published)
+    text = f"# Recorded runs beside {heading(name, FIGURES[name], 'paper')}\n\n"
+    text += (
+        "Means and scores of a task end where its shortest curve does, so that all are of the same steps.\n"
+    )
+    if others:
+        text += f"Not in this figure: {', '.join(sorted(others))}.\n"
+    text += f"\n{aggregate_table(cells)}{comparison_table(cells)}"
+    text += make_table({cell.title: cell.groups for cell in cells})
+    picture = draw_cells(cells, f"recorded runs beside {heading(name, FIGURES[name], 'paper')}")
+    return {"curves.png": picture, "table.md": text.encode()} if picture else {"table.md": text.encode()}
 
 
 # --- all that is published --------------------------------------------------------------------------------

@@ -10,7 +10,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from made_runs import ENV, EVALS, SEEDS, UPDATES, evaluated, groups_of, recorded, updated, write_run
+from made_runs import (
+    ENV,
+    EVALS,
+    FIGURE_EVERY,
+    SEEDS,
+    UPDATES,
+    at,
+    evaluated,
+    groups_of,
+    made,
+    recorded,
+    updated,
+    write_run,
+)
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 from matplotlib.patches import Rectangle
@@ -22,6 +35,7 @@ from benchmark.lib.diagnostics import draw_diagnostics
 from benchmark.lib.drawing import STYLES, draw_cell, draw_cells, draw_curve, draw_legends, finish, grid
 from benchmark.lib.gather import study_cells
 from benchmark.lib.groups import check_alike, provenance
+from benchmark.lib.record import record
 from benchmark.lib.runs import KL, RETURN, WIN_RATE, ResultsError
 from benchmark.lib.statistics import mean_ci
 from benchmark.lib.studies import Curves
@@ -220,6 +234,39 @@ def test_commands_from_runs_to_tables(tmp_path):
     assert done.stdout.strip() == table.strip()
     rows = [line.split(" | ")[:3] for line in table.splitlines() if " | 3 | " in line]
     assert rows == [[f"| {env}", script, "3"] for env, script in names]
+
+
+def test_a_method_of_ones_own_is_drawn_beside_a_published_figure(tmp_path, monkeypatch, capsys):
+    """From the three files that docs/benchmark.md asks for; scores end where the shortest curve does."""
+    made(tmp_path, "fig2")
+    monkeypatch.setattr("benchmark.lib.published.PUBLISHED", tmp_path / "results")
+    for env, (seed, end) in itertools.product(("mpe-line_control-5", "mpe-mine"), ((1, 20.0), (2, 40.0))):
+        run = tmp_path / "mine" / f"{env}__my_method__{seed}__1"
+        run.mkdir(parents=True)
+        steps = range(0, 11 * FIGURE_EVERY, FIGURE_EVERY)
+        rows = ["global_step,eval/episodic_return", *(f"{k},{end * k / steps[-1]}" for k in steps)]
+        (run / "metrics.csv").write_text("\n".join(rows) + "\n")
+        (run / "args.json").write_text(f'{{"total_timesteps": {steps[-1]}}}')
+        (run / "done").write_text(f'{{"eval/episodic_return": {end}}}')
+        record(run, tmp_path / "own", "new")
+    monkeypatch.setattr(
+        sys, "argv", ["plot.py", "recorded", "--beside=fig2", f"--results={tmp_path / 'own'}"]
+    )
+    assert plot.main() == 0
+    folder = tmp_path / "own" / "recorded" / "fig2"
+    table = (folder / "table.md").read_text()
+    assert (
+        capsys.readouterr().out.strip() == table.strip() and (folder / "curves.png").stat().st_size > 10_000
+    )
+    assert "Not in this figure: mpe-mine." in table and "simple_spread" not in table
+    rows = [line.split(" | ") for line in table.splitlines() if line.startswith("| mpe-line_control")]
+    names = [name for _, name, *_ in rows]
+    assert names[:4] == ["DPO", "IPPO", "IQL", "my_method new"] and names[-1] == "my_method new"
+    head = next(line for line in table.splitlines() if "final return" in line).split(" | ")
+    final_return = head.index("final return")
+    assert rows[3][final_return] == f"28.50 ± {T1 * 9.5:.2f}"  # 19 and 38: of eleven evaluations the last two
+    expected = [sum(at("DPO", "mpe-line_control", seed, k) for k in (9, 10)) / 2 for seed in SEEDS]
+    assert rows[0][final_return] == interval(expected, T2, 2)
 
 
 def test_a_study_draws_the_methods_it_names_beside_what_to_compare_with(tmp_path, monkeypatch):

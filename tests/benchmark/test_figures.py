@@ -392,6 +392,8 @@ def test_no_runs_and_bad_input_get_a_sentence(tmp_path, monkeypatch):
         (["all", "--scale", "paper"], "give all without these flags"),
         (["recorded", "--hours"], "--hours is of figures"),
         (["recorded", "--marl-eval", "x.json"], "--marl-eval writes one figure"),
+        (["recorded", "--beside", "fig11"], "--beside goes with recorded, and takes one of fig1 fig2"),
+        (["fig2", "--beside", "fig2"], "--beside goes with recorded"),
     ):
         monkeypatch.setattr(sys, "argv", ["plot.py", *argv])
         with pytest.raises(SystemExit) as stop:

@@ -61,6 +61,7 @@ PROGRAMS: dict[str, list[Words]] = {
         ["fig1", "--seeds=many"],
         ["fig1", "--results=TMP/none"],
         ["recorded", "--results=TMP/file"],
+        ["recorded", "--beside=fig99"],
         ["fig1", "--check"],
         ["all", "--marl-eval=TMP/x.json"],
         ["fig1", "--results=benchmark/results"],
