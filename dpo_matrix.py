@@ -6,14 +6,15 @@ Reproduce: python dpo_matrix.py --d-target 0.01 --beta-min 0.05  # learns; the r
            python dpo_matrix.py --game 3 --m-hat 0.3  # iterates (17), (18) exactly, without samples
            python dpo_matrix.py --game 3              # with the theorem's M-hat nothing moves: docs/theory.md
 
-Each agent i, from its own samples alone, maximises eq. (20) and, beside it, an entropy bonus; eq. (20) is
+Each agent i maximises, from its own samples alone, eq. (20) plus an entropy bonus. Eq. (20) is
 
     E[ratio A_i] / N - beta1_i E_s[sqrt KL_s] - beta2_i E_s[KL_s]
 
 with ratio = pi / pi_old and KL_s = KL(pi_old || pi) in state s. After each update it multiplies its betas by
-omega if E_s[KL_s] > d_target * delta, and divides them by omega if E_s[KL_s] < d_target / delta: eq. (21),
-here within bounds. To understand the algorithm, read gae, tabulate, dpo_loss, adapt_beta, update and train,
-in that order; m_hat_theory and what follows it are the exact iteration, eq. (17) and (18).
+omega if E_s[KL_s] > d_target * delta, and divides them by omega if E_s[KL_s] < d_target / delta: eq. (21).
+Here they are also bounded (--beta-min, --beta-max). To understand the algorithm, read gae, tabulate,
+dpo_loss, adapt_beta, update and train, in that order; m_hat_theory and what follows it are the exact
+iteration, eq. (17) and (18).
 
 Tensors are (num_agents N, num_steps T, num_envs E, ...) or (N, batch, ...), tables (N, states S, actions A):
 agents come first, except in the team's rewards, terminations and truncations, (T, E). n is the number of

@@ -4,14 +4,14 @@ Paper: A Fully Decentralized Surrogate for Multi-Agent Policy Optimization (Su &
 Details, and every difference from the paper and its released code: docs/dpo.md
 Reproduce: python dpo_smac.py --map 8m  (the win rate to expect: README.md)
 
-Each agent i, from its own samples alone, maximises eq. (20) and, beside it, an entropy bonus; eq. (20) is
+Each agent i maximises, from its own samples alone, eq. (20) plus an entropy bonus. Eq. (20) is
 
     E[ratio A_i] / N - beta1_i E_s[sqrt KL_s] - beta2_i E_s[KL_s]
 
 with ratio = pi / pi_old and KL_s = KL(pi_old || pi) in state s. After each update it multiplies its betas by
-omega if E_s[KL_s] > d_target * delta, and divides them by omega if E_s[KL_s] < d_target / delta: eq. (21),
-here within bounds. To understand the algorithm, read gae, dpo_loss, adapt_beta, update and train,
-in that order.
+omega if E_s[KL_s] > d_target * delta, and divides them by omega if E_s[KL_s] < d_target / delta: eq. (21).
+Here they are also bounded (--beta-min, --beta-max). To understand the algorithm, read gae, dpo_loss,
+adapt_beta, update and train, in that order.
 
 Tensors are (num_agents N, num_steps T, num_envs E, ...) or (N, batch, ...): agents come first, except in the
 team's rewards, terminations and truncations, (T, E). n is the number of agents in a group that learns
