@@ -102,7 +102,7 @@ class Args:
     delta: float = 1.5  # eq. (21): the betas change where KL leaves [d_target / delta, d_target * delta]
     omega: float = 2.0  # eq. (21): the factor by which they change
     beta_init: float = 0.01  # initial beta1 and beta2 (themselves, not N times)
-    beta_min: float = 0.001  # floor of N * beta; without one, 143 halvings make a beta 0 for ever
+    beta_min: float = 0.001  # floor of N * beta after an update; with 0, 143 halvings make a beta 0 for ever
     beta_max: float = 1000.0  # ceiling of N * beta (N times: the surrogate of eq. (20) has weight 1/N)
     # beta1's term. state: E_s[sqrt KL_s], eq. (20); average: sqrt E_s[KL_s], section 4.5; off: DPO_w/o_sqrt
     sqrt_kl_term: Literal["state", "average", "off"] = "state"
@@ -272,8 +272,9 @@ class Agents(nn.Module):
 def exp_minus_linear(x: torch.Tensor) -> torch.Tensor:
     """exp(x) - 1 - x, never negative; near 0 its gradient, expm1(x), is exact where autograd's is noise."""
     at = x.detach()
-    gradient = torch.expm1(at)
-    return (gradient - at).clamp(min=0.0) + gradient * (x - at)  # the last term is 0: it carries the gradient
+    slope = torch.expm1(at)
+    value = (slope - at).clamp(min=0.0)
+    return value + slope * (x - at)  # adds 0, whose gradient is the slope
 
 
 def gaussian_kl(old_mean, old_log_std, mean, log_std, act_mask) -> torch.Tensor:
@@ -293,16 +294,14 @@ def gae(rewards, values, final_values, terminations, truncations, gamma, lam):
     before each step and after the last. final_values: (N, T, E), V of the observation before autoreset, read
     only where an episode was truncated.
     """
-    advantages = torch.zeros_like(values[:, 1:])
-    advantage = torch.zeros_like(values[:, 0])
-    next_value = values[:, -1]  # V after step t
+    done = terminations | truncations
+    next_values = torch.where(done, final_values * ~terminations, values[:, 1:])
+    deltas = rewards + gamma * next_values - values[:, :-1]
+    advantages = torch.zeros_like(deltas)
+    advantage = torch.zeros_like(deltas[:, 0])
     for t in reversed(range(len(rewards))):
-        done = terminations[t] | truncations[t]
-        next_value = torch.where(done, final_values[:, t] * ~terminations[t], next_value)
-        delta = rewards[t] + gamma * next_value - values[:, t]
-        advantage = delta + gamma * lam * advantage * ~done
+        advantage = deltas[:, t] + gamma * lam * advantage * ~done[t]
         advantages[:, t] = advantage
-        next_value = values[:, t]
     return advantages, advantages + values[:, :-1]
 
 
@@ -365,8 +364,8 @@ def adapt_beta(beta: torch.Tensor, kl: torch.Tensor, args: Args, team_size: int)
     """
     above = kl > args.d_target * args.delta
     below = kl < args.d_target / args.delta
-    beta = beta * torch.where(above, args.omega, torch.where(below, 1 / args.omega, 1.0))
-    return beta.clamp(args.beta_min / team_size, args.beta_max / team_size)
+    factor = torch.ones_like(beta).masked_fill(above, args.omega).masked_fill(below, 1 / args.omega)
+    return (beta * factor).clamp(args.beta_min / team_size, args.beta_max / team_size)
 
 
 @torch.no_grad()
@@ -411,9 +410,10 @@ def update(agents, optimizer, batch, args, loss_fn=dpo_loss) -> dict[str, torch.
     stats["losses/grad_norm"] = grad_norm
 
     kl, sqrt_kl = mean_kl(agents, chunks)
-    for beta, used in ((agents.beta1, args.sqrt_kl_term != "off"), (agents.beta2, args.kl_term)):
-        if used:
-            beta.copy_(adapt_beta(beta, kl, args, agents.team_size))
+    if args.sqrt_kl_term != "off":
+        agents.beta1.copy_(adapt_beta(agents.beta1, kl, args, agents.team_size))
+    if args.kl_term:
+        agents.beta2.copy_(adapt_beta(agents.beta2, kl, args, agents.team_size))
     stats |= {"dpo/kl": kl, "dpo/sqrt_kl": sqrt_kl, "dpo/beta1": agents.beta1, "dpo/beta2": agents.beta2}
     stats["dpo/below_band"] = (kl < args.d_target / args.delta).float()
     stats["dpo/above_band"] = (kl > args.d_target * args.delta).float()
@@ -451,9 +451,12 @@ class Learner:
 
     def learn(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Updates every group with its part of a batch (N, rows, ...); returns what is logged, (N,) each."""
-        batches = [{name: x[group] for name, x in batch.items()} for group in self.groups]
-        stats = list(self.pool.map(lambda step, part: step(part), self.updates, batches))
-        return {name: torch.cat([group[name] for group in stats]) for name in stats[0]}
+
+        def learn(group, step):
+            return step({name: x[group] for name, x in batch.items()})
+
+        stats = list(self.pool.map(learn, self.groups, self.updates))
+        return {name: torch.cat([part[name] for part in stats]) for name in stats[0]}
 
 
 # --- same in: dpo_mamujoco, dpo_matrix, dpo_mpe, dpo_smac, ippo ---
@@ -576,6 +579,7 @@ def train(args: Args, envs, eval_envs, agents: Agents, state: dict) -> tuple[Pat
                 episodes += infos["episodes"]
                 if "final_obs" in infos:
                     final_obs = agents.obs_norm(infos["final_obs"])
+                    # 0 for who was terminated at the very step at which a limit cut off the others.
                     final_values[:, step] = agents.value(final_obs) * infos["final_alive"]
                 if not infos["alive"].all():
                     raise environments.BrokenEnvironment(f"Agents of {args.env_id} die; use ippo.py for it.")
@@ -624,8 +628,10 @@ def main() -> None:
         video_envs.render()  # where nothing can be drawn, this fails now and not after the training
 
     agents = Agents(envs.obs_dim, envs.agent_act_dims, args.layer_norm, args.log_std_init)
-    agents.beta1 += args.beta_init * (args.sqrt_kl_term != "off")
-    agents.beta2 += args.beta_init * args.kl_term
+    if args.sqrt_kl_term != "off":
+        agents.beta1.fill_(args.beta_init)
+    if args.kl_term:
+        agents.beta2.fill_(args.beta_init)
     agents.to(args.device)
     if args.eval_only:
         with restoring(args, state):

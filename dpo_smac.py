@@ -100,7 +100,7 @@ class Args:
     delta: float = 1.5  # eq. (21): the betas change where KL leaves [d_target / delta, d_target * delta]
     omega: float = 2.0  # eq. (21): the factor by which they change
     beta_init: float = 0.01  # initial beta1 and beta2 (themselves, not N times)
-    beta_min: float = 0.001  # floor of N * beta; without one, 143 halvings make a beta 0 for ever
+    beta_min: float = 0.001  # floor of N * beta after an update; with 0, 143 halvings make a beta 0 for ever
     beta_max: float = 1000.0  # ceiling of N * beta (N times: the surrogate of eq. (20) has weight 1/N)
     # beta1's term. state: E_s[sqrt KL_s], eq. (20); average: sqrt E_s[KL_s], section 4.5; off: DPO_w/o_sqrt
     sqrt_kl_term: Literal["state", "average", "off"] = "state"
@@ -217,12 +217,20 @@ def masked_log_softmax(logits: torch.Tensor, action_mask: torch.Tensor) -> torch
     return F.log_softmax(logits, dim=-1).masked_fill(~action_mask, 0.0)
 
 
+# --- same in: dpo_matrix, dpo_mpe, dpo_smac, ippo ---
+def gumbel_like(logits: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Gumbel noise: argmax(logits + noise) samples pi. Its shape is fixed, so that no agent's draws depend on
+    another's policy."""
+    return -torch.empty_like(logits).exponential_(generator=generator).log()
+
+
 # --- same in: dpo_mamujoco, dpo_matrix, dpo_mpe, dpo_smac, ippo ---
 def exp_minus_linear(x: torch.Tensor) -> torch.Tensor:
     """exp(x) - 1 - x, never negative; near 0 its gradient, expm1(x), is exact where autograd's is noise."""
     at = x.detach()
-    gradient = torch.expm1(at)
-    return (gradient - at).clamp(min=0.0) + gradient * (x - at)  # the last term is 0: it carries the gradient
+    slope = torch.expm1(at)
+    value = (slope - at).clamp(min=0.0)
+    return value + slope * (x - at)  # adds 0, whose gradient is the slope
 
 
 # --- same in: dpo_matrix, dpo_mpe, dpo_smac, ippo ---
@@ -339,8 +347,8 @@ def adapt_beta(beta: torch.Tensor, kl: torch.Tensor, args: Args, team_size: int)
     """
     above = kl > args.d_target * args.delta
     below = kl < args.d_target / args.delta
-    beta = beta * torch.where(above, args.omega, torch.where(below, 1 / args.omega, 1.0))
-    return beta.clamp(args.beta_min / team_size, args.beta_max / team_size)
+    factor = torch.ones_like(beta).masked_fill(above, args.omega).masked_fill(below, 1 / args.omega)
+    return (beta * factor).clamp(args.beta_min / team_size, args.beta_max / team_size)
 
 
 @torch.no_grad()
@@ -404,9 +412,12 @@ def update(agents, optimizer, batch, args, loss_fn=dpo_loss) -> dict[str, torch.
     stats["losses/grad_norm"] = grad_norm
 
     kl, sqrt_kl = mean_kl(agents, chunks)
-    for beta, used in ((agents.beta1, args.sqrt_kl_term != "off"), (agents.beta2, args.kl_term)):
-        if used:
-            beta.copy_(torch.where(sampled, adapt_beta(beta, kl, args, agents.team_size), beta))
+    if args.sqrt_kl_term != "off":
+        adapted = adapt_beta(agents.beta1, kl, args, agents.team_size)
+        agents.beta1.copy_(torch.where(sampled, adapted, agents.beta1))
+    if args.kl_term:
+        adapted = adapt_beta(agents.beta2, kl, args, agents.team_size)
+        agents.beta2.copy_(torch.where(sampled, adapted, agents.beta2))
     stats |= {"dpo/kl": kl, "dpo/sqrt_kl": sqrt_kl, "dpo/beta1": agents.beta1, "dpo/beta2": agents.beta2}
     stats["dpo/below_band"] = (sampled & (kl < args.d_target / args.delta)).float()
     stats["dpo/above_band"] = (kl > args.d_target * args.delta).float()
@@ -444,9 +455,12 @@ class Learner:
 
     def learn(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Updates every group with its part of a batch (N, rows, ...); returns what is logged, (N,) each."""
-        batches = [{name: x[group] for name, x in batch.items()} for group in self.groups]
-        stats = list(self.pool.map(lambda step, part: step(part), self.updates, batches))
-        return {name: torch.cat([group[name] for group in stats]) for name in stats[0]}
+
+        def learn(group, step):
+            return step({name: x[group] for name, x in batch.items()})
+
+        stats = list(self.pool.map(learn, self.groups, self.updates))
+        return {name: torch.cat([part[name] for part in stats]) for name in stats[0]}
 
 
 # --- same in: dpo_mamujoco, dpo_matrix, dpo_mpe, dpo_smac, ippo ---
@@ -551,11 +565,8 @@ def train(args: Args, envs, eval_envs, agents: Agents, state: dict) -> tuple[Pat
                 values[:, step] = agents.value(obs[:, step])
                 logits = agents.actor(obs[:, step])
                 old_logp[:, step] = masked_log_softmax(logits, action_mask[:, step])
-                # Gumbel-max: argmax(logits + Gumbel noise) samples pi. Noise of a fixed shape keeps the draws
-                # of an agent independent of the others' policies.
-                gumbel = -torch.empty_like(logits).exponential_(generator=generator).log()
-                scores = (logits + gumbel).masked_fill(~action_mask[:, step], -torch.inf)
-                action = scores.argmax(-1)
+                scores = logits + gumbel_like(logits, generator)
+                action = scores.masked_fill(~action_mask[:, step], -torch.inf).argmax(-1)
                 actions[:, step] = action
                 clock.lap("act")
                 next_obs, rewards[step], terminations[step], truncations[step], infos = envs.step(action)
@@ -614,8 +625,10 @@ def main() -> None:
     # LayerNorm would mix padding into what unequal agents see; of one number it leaves 0, of two a sign.
     norm_obs = len(set(envs.agent_obs_dims)) == 1 and envs.obs_dim > 2
     agents = Agents(envs.num_agents, envs.obs_dim, envs.num_actions, args.layer_norm, norm_obs)
-    agents.beta1 += args.beta_init * (args.sqrt_kl_term != "off")
-    agents.beta2 += args.beta_init * args.kl_term
+    if args.sqrt_kl_term != "off":
+        agents.beta1.fill_(args.beta_init)
+    if args.kl_term:
+        agents.beta2.fill_(args.beta_init)
     agents.to(args.device)
     if args.eval_only:
         with restoring(args, state):

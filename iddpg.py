@@ -58,7 +58,7 @@ EXIT_REQUEUE = 75  # EX_TEMPFAIL: a signal stopped the run, its checkpoint is on
 LONGEST_EPISODE = 100_000  # steps after which an evaluation gives up on an episode
 EVAL_EPISODES = 32  # greedy episodes per evaluation; 10 times as many at the end, unless they are slow
 GROUP_AGENTS = 4  # agents per group, about, in at most 8 groups; a thread trains one group at a time
-LOG_EVERY = 2048  # environment steps that a row of metrics.csv averages over, at least
+LOG_EVERY = 2048  # environment steps that a row of metrics.csv averages over, at least; none before an update
 # Columns of metrics.csv; a row leaves empty what it does not report.
 COLUMNS = """
 global_step eval/episodic_return eval/episodic_length
@@ -163,7 +163,10 @@ class Agents(nn.Module):
         self.register_buffer("high", torch.tensor(bounds.high)[:, None], persistent=False)
 
     def group(self, part: slice) -> "Agents":
-        """Some of the agents as a module of views: who trains it trains these agents."""
+        """Some of the agents as a module of views: who trains it trains these agents.
+
+        Its bounds are the whole team's: `update`, for which it is made, uses none.
+        """
         members = copy.deepcopy(self)
         for mine, whole in zip(members.parameters(), self.parameters(), strict=True):
             mine.data = whole.data[part]
@@ -330,9 +333,12 @@ class Learner:
     def learn(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Updates every group with its part of a batch and the team's; returns what is logged, (N,) each."""
         team = ("rewards", "terminations")
-        batches = [{name: x if name in team else x[g] for name, x in batch.items()} for g in self.groups]
-        stats = list(self.pool.map(lambda step, part: step(part), self.updates, batches))
-        return {name: torch.cat([group[name] for group in stats]) for name in stats[0]}
+
+        def learn(group, step):
+            return step({name: x if name in team else x[group] for name, x in batch.items()})
+
+        stats = list(self.pool.map(learn, self.groups, self.updates))
+        return {name: torch.cat([part[name] for part in stats]) for name in stats[0]}
 
 
 # --- same in: dpo_mamujoco, iddpg, ippo ---
@@ -483,10 +489,10 @@ def train(args: Args, envs, eval_envs, agents: Agents, state: dict) -> tuple[Pat
         # --- update ---
         before = int(global_step * args.updates_per_step)
         global_step += args.num_envs
-        due = int(global_step * args.updates_per_step) - before
-        for _ in range(due if global_step > args.warmup_steps else 0):
-            batch = replay.sample(args.batch_size, rng)
-            add_update(window, learner.learn(batch))
+        if global_step > args.warmup_steps:
+            for _ in range(int(global_step * args.updates_per_step) - before):
+                batch = replay.sample(args.batch_size, rng)
+                add_update(window, learner.learn(batch))
         if batch:
             run.check_finite(global_step, {}, agents, batch)
         clock.lap("update")

@@ -186,12 +186,20 @@ def masked_log_softmax(logits: torch.Tensor, action_mask: torch.Tensor) -> torch
     return F.log_softmax(logits, dim=-1).masked_fill(~action_mask, 0.0)
 
 
+# --- same in: dpo_matrix, dpo_mpe, dpo_smac, ippo ---
+def gumbel_like(logits: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Gumbel noise: argmax(logits + noise) samples pi. Its shape is fixed, so that no agent's draws depend on
+    another's policy."""
+    return -torch.empty_like(logits).exponential_(generator=generator).log()
+
+
 # --- same in: dpo_mamujoco, dpo_matrix, dpo_mpe, dpo_smac, ippo ---
 def exp_minus_linear(x: torch.Tensor) -> torch.Tensor:
     """exp(x) - 1 - x, never negative; near 0 its gradient, expm1(x), is exact where autograd's is noise."""
     at = x.detach()
-    gradient = torch.expm1(at)
-    return (gradient - at).clamp(min=0.0) + gradient * (x - at)  # the last term is 0: it carries the gradient
+    slope = torch.expm1(at)
+    value = (slope - at).clamp(min=0.0)
+    return value + slope * (x - at)  # adds 0, whose gradient is the slope
 
 
 # --- same in: dpo_matrix, dpo_mpe, dpo_smac, ippo ---
@@ -213,12 +221,9 @@ class Categorical:
         self.action_mask = action_mask
 
     def sample(self, generator: torch.Generator) -> torch.Tensor:
-        """Actions (N, batch), by Gumbel-max: argmax(log pi + Gumbel noise) samples pi.
-
-        Noise of a fixed shape keeps every agent's draws independent of the others' policies.
-        """
-        gumbel = -torch.empty_like(self.logp).exponential_(generator=generator).log()
-        return (self.logp + gumbel).masked_fill(~self.action_mask, -torch.inf).argmax(-1)
+        """Actions (N, batch)."""
+        scores = self.logp + gumbel_like(self.logp, generator)
+        return scores.masked_fill(~self.action_mask, -torch.inf).argmax(-1)
 
     def mode(self) -> torch.Tensor:
         """The most probable actions, (N, batch)."""
@@ -541,9 +546,12 @@ class Learner:
 
     def learn(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Updates every group with its part of a batch (N, rows, ...); returns what is logged, (N,) each."""
-        batches = [{name: x[group] for name, x in batch.items()} for group in self.groups]
-        stats = list(self.pool.map(lambda step, part: step(part), self.updates, batches))
-        return {name: torch.cat([group[name] for group in stats]) for name in stats[0]}
+
+        def learn(group, step):
+            return step({name: x[group] for name, x in batch.items()})
+
+        stats = list(self.pool.map(learn, self.groups, self.updates))
+        return {name: torch.cat([part[name] for part in stats]) for name in stats[0]}
 
 
 # --- same in: dpo_mamujoco, dpo_matrix, dpo_mpe, dpo_smac, ippo ---
@@ -602,7 +610,7 @@ def train(args: Args, envs, eval_envs, agents: Agents, state: dict) -> tuple[Pat
     N, T, E = envs.num_agents, args.num_steps, args.num_envs
     check_rollout(args, N * T * E * (2 * envs.obs_dim + envs.num_actions))
     zeros = functools.partial(torch.zeros, device=args.device)
-    raw_obs = zeros(N, T, E, envs.obs_dim)
+    raw_obs = zeros(N, T, E, 0 if envs.discrete else envs.obs_dim)  # before obs_norm, if that has statistics
     obs = zeros(N, T, E, envs.obs_dim)  # after obs_norm
     action_mask = zeros(N, T, E, envs.num_actions, dtype=torch.bool)
     outputs = zeros(N, T, E, envs.num_actions)  # of the actors: logits or means
@@ -660,7 +668,8 @@ def train(args: Args, envs, eval_envs, agents: Agents, state: dict) -> tuple[Pat
         episodes = []
         with torch.no_grad():
             for step in range(T):
-                raw_obs[:, step] = next_obs
+                if not envs.discrete:
+                    raw_obs[:, step] = next_obs
                 obs[:, step] = agents.obs_norm(next_obs)
                 action_mask[:, step] = infos["action_mask"]
                 alive[:, step] = infos["alive"]

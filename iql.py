@@ -59,7 +59,7 @@ LONGEST_EPISODE = 100_000  # steps after which an evaluation gives up on an epis
 EVAL_EPISODES = 32  # greedy episodes per evaluation; 10 times as many at the end, unless they are slow
 HIDDEN = 128  # units of every layer
 GROUP_AGENTS = 4  # agents per group, about, in at most 8 groups; a thread trains one group at a time
-LOG_EVERY = 2048  # environment steps that a row of metrics.csv averages over, at least
+LOG_EVERY = 2048  # environment steps that a row of metrics.csv averages over, at least; none before an update
 # Columns of metrics.csv; a row leaves empty what it does not report.
 COLUMNS = """
 global_step eval/episodic_return eval/episodic_length eval/win_rate
@@ -174,12 +174,12 @@ class QNetworks(nn.Module):
         """Q of all actions after each step of B sequences, (N, rows, A), and the last hidden states.
 
         x (N, rows, in): the rows of the first step, then those of the second, and so on; active: how many of
-        each step, if there are several steps. The sequences that end first come last, so that a step takes
-        the first rows of hidden, (N, B, HIDDEN).
+        each step, by default all of one. The sequences that end first come last, so that a step takes the
+        first rows of hidden, (N, B, HIDDEN).
         """
         gates = self.layer(self.INPUT_GATES, self.layer(self.INPUT, x).relu_())
         states = []
-        for gate in gates.split(active or x.shape[1], dim=1):
+        for gate in gates.split(active or [x.shape[1]], dim=1):
             hidden = hidden[:, : gate.shape[1]]
             hidden = cell(gate, self.layer(self.HIDDEN_GATES, hidden), hidden)
             states.append(hidden)
@@ -276,7 +276,6 @@ class Replay:
 
         whole: all have rows up to the limit, so that batches are of one shape.
         """
-        # Row r of the batch is step[r] of episode which[place[r]]; all first steps come first.
         which = rng.choice(min(self.added, self.capacity), episodes, replace=False)
         lengths = self.ended["lengths"][which]
         # Nothing is expected of the observation that a terminated episode ended with: it has no row.
@@ -285,15 +284,17 @@ class Replay:
         which, lengths, seen = which[order], lengths[order], seen[order]
         if whole:
             seen = np.full(episodes, self.ended["rewards"].shape[1])
+        # Row r of the batch is step[r] of episode which[place[r]]; all first steps come first. Of episodes
+        # with 3, 2 and 1 rows: step 0 0 0 1 1 2, place 0 1 2 0 1 0, active 3 2 1, following 3 4 . 5 . .
         step, place = (seen > np.arange(seen[0])[:, None]).nonzero()
         active = np.bincount(step)
         rows = {name: x[which[place], step] for name, x in self.ended.items() if name != "lengths"}
         rows = {name: torch.from_numpy(x.swapaxes(0, 1) if x.ndim > 1 else x) for name, x in rows.items()}
-        before = self.ended["actions"][which[place[episodes:]], step[episodes:] - 1].astype(np.int64)
+        last_actions = self.ended["actions"][which[place[episodes:]], step[episodes:] - 1].astype(np.int64)
         obs_dim = rows["obs"].shape[-1]
         inputs = torch.zeros(*rows["action_mask"].shape[:2], obs_dim + rows["action_mask"].shape[-1])
         inputs[..., :obs_dim] = rows.pop("obs")
-        inputs[:, episodes:].scatter_(-1, obs_dim + torch.from_numpy(before.T).unsqueeze(-1), 1.0)
+        inputs[:, episodes:].scatter_(-1, obs_dim + torch.from_numpy(last_actions.T).unsqueeze(-1), 1.0)
         batch = {name: x.contiguous() for name, x in rows.items()} | {"inputs": inputs}
         batch["actions"] = batch["actions"].long()
         batch["filled"] = torch.from_numpy(step < lengths[place]).float()
@@ -403,9 +404,12 @@ class Learner:
     def learn(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Updates every group with its part of a batch and the team's; returns what is logged, (N,) each."""
         team = ("rewards", "terminations", "filled", "lengths", "following", "active")
-        batches = [{name: x if name in team else x[g] for name, x in batch.items()} for g in self.groups]
-        stats = list(self.pool.map(lambda step, part: step(part), self.updates, batches))
-        return {name: torch.cat([group[name] for group in stats]) for name in stats[0]}
+
+        def learn(group, step):
+            return step({name: x if name in team else x[group] for name, x in batch.items()})
+
+        stats = list(self.pool.map(learn, self.groups, self.updates))
+        return {name: torch.cat([part[name] for part in stats]) for name in stats[0]}
 
 
 def greedy(agents, obs, action_mask, carry) -> tuple[torch.Tensor, torch.Tensor]:
@@ -563,10 +567,10 @@ def train(args: Args, envs, eval_envs, agents: QNetworks, state: dict) -> tuple[
         # --- update ---
         for env in over.nonzero().flatten().tolist():
             replay.end(env, infos["final_obs"][:, env], infos["final_action_mask"][:, env])
-            ready = replay.added >= args.batch_episodes
-            for _ in range(args.updates_per_episode if ready else 0):
-                batch = replay.sample(args.batch_episodes, rng, whole=args.device == "cuda")
-                add_update(window, learner.learn(batch))
+            if replay.added >= args.batch_episodes:
+                for _ in range(args.updates_per_episode):
+                    batch = replay.sample(args.batch_episodes, rng, whole=args.device == "cuda")
+                    add_update(window, learner.learn(batch))
             if replay.added % args.target_every == 0:
                 learner.target.load_state_dict(agents.state_dict())
         if over.any():
