@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any, overload
 from envs.base import (
     BrokenEnvironment,
     TeamVectorEnv,
+    check_memory,
     failure,
     free_bytes,
     is_whole,
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
 __all__ = [
     "BrokenEnvironment",
     "TeamVectorEnv",
+    "check_memory",
     "describe",
     "env_ids",
     "env_name",

@@ -299,6 +299,14 @@ def free_bytes() -> int | None:
     return min(found, default=None)
 
 
+def check_memory(need: float, what: str, advice: str, share: float = 1.0) -> None:
+    """MemoryError, before it is made, if more bytes are needed than this share of those that are free."""
+    free = free_bytes()
+    if free is not None and need > share * free:
+        limit = f"{share:.0%} of the {free / 1e9:,.2f} GB that are free"
+        raise MemoryError(f"{what} {need / 1e9:,.2f} GB, more than {limit}; {advice}.")
+
+
 def _counts(path: Path) -> dict[str, int]:
     """The first number of each line of a file, by the line's name; empty where there is no such file."""
     lines = path.read_text().splitlines() if path.exists() else []

@@ -102,6 +102,7 @@ class AgentsFirst(TeamWrapper):
         self.device = torch.device(device)
         self.discrete, self.wins = env.discrete, env.wins  # looked up at every step
         self._shape = (env.num_agents, env.num_envs) + (() if env.discrete else (env.num_actions,))
+        self._own = np.arange(env.num_actions) < np.array(env.agent_act_dims)[:, None]  # the rest is padding
         self._last: dict[str, np.ndarray] = {}  # what was returned last, as the environment has it
 
     def _tensor(self, array: np.ndarray) -> torch.Tensor:
@@ -146,7 +147,7 @@ class AgentsFirst(TeamWrapper):
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, dict[str, Any]]:
         """As the environment's step, of actions (N, E) or (N, E, num_actions).
 
-        ValueError on bad actions; BrokenEnvironment as in `reset`.
+        ValueError on bad actions; BrokenEnvironment as in `reset`, and on real actions that are not finite.
         """
         # Before clipping, which would give one agent's actions, or one number, to all.
         if not torch.is_tensor(actions) or actions.shape != self._shape:
@@ -158,6 +159,8 @@ class AgentsFirst(TeamWrapper):
             )
         array = actions.transpose(0, 1).cpu().numpy()
         if not self.discrete:
+            if not np.isfinite(array[:, self._own]).all():  # of a policy that diverged: a robot would go on
+                raise BrokenEnvironment("Actions are not finite; start again with a smaller --learning-rate.")
             bounds: Any = self.single_action_space
             array = np.clip(array, bounds.low, bounds.high)
         try:

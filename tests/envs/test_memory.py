@@ -54,6 +54,17 @@ def test_containers_of_the_first_version_are_read_as_well(machine):
     assert machine(memory__memory_limit_in_bytes=2**63 - 4096) == 10_000 * MB  # no limit
 
 
+def test_what_does_not_fit_into_the_memory_is_refused_before_it_is_made(monkeypatch):
+    """Else the system ends the run while it fills a buffer, without a word."""
+    monkeypatch.setattr(base, "free_bytes", lambda: 4_000_000_000)
+    envs.check_memory(4e9, "The buffer takes", "make it smaller")
+    told = r"The buffer takes 3\.00 GB, more than 50% of the 4\.00 GB that are free; make it smaller\."
+    with pytest.raises(MemoryError, match=f"^{told}$"):
+        envs.check_memory(3e9, "The buffer takes", "make it smaller", share=0.5)
+    monkeypatch.setattr(base, "free_bytes", lambda: None)  # where the system does not tell, the user decides
+    envs.check_memory(1e18, "The buffer takes", "make it smaller")
+
+
 @pytest.mark.parametrize(("share", "cores"), [("max 100000", 6), ("250000 100000", 2), ("50000 100000", 1)])
 def test_cores_are_those_of_the_container(tmp_path, monkeypatch, share, cores):
     """Threads beyond its share wait for each other."""

@@ -176,6 +176,23 @@ def test_actions_of_another_shape_are_refused(game):
     env.step(actions)
 
 
+@pytest.mark.parametrize("game", ["mamujoco", "pettingzoo, real"])
+def test_actions_of_a_policy_that_diverged_end_the_run_in_a_sentence(game):
+    """Else infinity is clipped to a full torque, and a run whose networks are lost goes on."""
+    env = AgentsFirst(GAMES[game](1, 2))
+    _, infos = env.reset()
+    before = env.get_state()
+    actions = act(env, infos, torch.Generator().manual_seed(0))
+    for wrong in (float("nan"), float("inf")):
+        broken = actions.clone()
+        broken[1, 1, 0] = wrong
+        actions[~infos["action_mask"]] = wrong  # padding may hold anything
+        with pytest.raises(envs.BrokenEnvironment, match=r"^Actions are not finite; .* --learning-rate\.$"):
+            env.step(broken)
+    assert all(torch.equal(array, before[name]) for name, array in env.get_state().items())
+    env.step(actions)
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("game", ["smac", "mamujoco"])
