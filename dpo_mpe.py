@@ -28,6 +28,7 @@ if __name__ == "__main__":
 
 import contextlib
 import copy
+import csv
 import errno
 import functools
 import hashlib
@@ -46,7 +47,6 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Literal
 
-import imageio
 import numpy as np
 import torch
 import torch.nn as nn
@@ -56,11 +56,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 import envs as environments
-
-try:
-    import fcntl
-except ImportError:  # not on Windows: there no run directory is locked
-    fcntl = None
+from envs.video import save_video
 
 SCRIPT = Path(__file__).stem
 EXIT_REQUEUE = 75  # EX_TEMPFAIL: a signal stopped the run, its checkpoint is on disk, --resume goes on
@@ -398,16 +394,6 @@ class Learner:
         return {name: torch.cat([part[name] for part in stats]) for name in stats[0]}
 
 
-# --- same in: dpo_mamujoco, dpo_matrix, dpo_mpe, dpo_smac, ippo ---
-def check_rollout(args: Args, numbers: int) -> None:
-    """MemoryError if a rollout of so many numbers of 4 bytes, and its flattened copy, will not fit."""
-    need = 2 * 4 * numbers
-    free = environments.free_bytes()
-    if free is not None and args.device == "cpu" and need > free:
-        what = f"A rollout and its batch take {need / 1e9:,.1f} GB, {free / 1e9:,.1f} GB are free"
-        raise MemoryError(f"{what}; take fewer --num-envs, or shorter rollouts.")
-
-
 def greedy(agents: Agents, obs: torch.Tensor, action_mask: torch.Tensor) -> torch.Tensor:
     """The most probable actions, (N, E); here every action is always available."""
     return agents.actor(obs).argmax(-1)
@@ -440,7 +426,10 @@ def evaluate(agents, envs, num_episodes: int, seed: list[int], frames: list | No
 def train(args: Args, envs, eval_envs, agents: Agents, state: dict) -> tuple[Path, dict]:
     """Repeats rollout, advantages, update. Returns the run directory and the state_dict that scored best."""
     N, T, E = envs.num_agents, args.num_steps, args.num_envs
-    check_rollout(args, N * T * E * (envs.obs_dim + envs.num_actions))
+    if args.device == "cpu":
+        need = 4 * N * T * E * (envs.obs_dim + envs.num_actions)  # bytes; the batch is a view of it
+        advice = "take fewer --num-envs, or shorter rollouts"
+        environments.check_memory(need, "A rollout and its batch take", advice)
     zeros = functools.partial(torch.zeros, device=args.device)
     obs = zeros(N, T, E, envs.obs_dim)
     actions = zeros(N, T, E, dtype=torch.int64)
@@ -577,6 +566,9 @@ def check_ranges(args: Args) -> None:
                 raise ValueError(f"{flag} must be between {low:g} and {high:g}, got {value}.")
 
 
+RESUME_CHANGES = ("total_timesteps", "checkpoint_every", "memory_share", "capture_video")  # if asked to
+
+
 def parse_args(argv: list[str] | None = None) -> tuple[Args, dict]:
     """The arguments (flags override the preset or, with --resume, the run's own), and a checkpoint or {}."""
     for word in sys.argv[1:] if argv is None else argv:
@@ -588,14 +580,12 @@ def parse_args(argv: list[str] | None = None) -> tuple[Args, dict]:
     if args.resume and not args.eval_only:
         lock(checkpoint_path(args).with_name("metrics.csv"))
     state = load(checkpoint_path(args)) if args.resume else {}
-    theirs = Args(**state["args"]).env_id if state else ""
-    if ":" in theirs and theirs != args.env_id:  # a stranger's, perhaps, and it would be imported
-        sys.exit(f"{SCRIPT}: {args.resume} was made in {theirs}; name that here, too, if you trust it.")
     preset = PRESETS.get(args.env_id.partition("/")[0], {}) | PRESETS.get(args.env_id, {})
     base = Args(**(state["args"] if state else preset))
+    if state and ":" in base.env_id and base.env_id != args.env_id:  # a stranger's, and it would be imported
+        sys.exit(f"{SCRIPT}: {args.resume} was made in {base.env_id}; name that here, too, if you trust it.")
     args = tyro.cli(Args, args=argv, default=base, description=__doc__)
-    may_change = {"total_timesteps", "runs_dir", "resume", "eval_only", "capture_video"}
-    may_change |= {"checkpoint_every", "memory_share", "torch_threads"}
+    may_change = {*RESUME_CHANGES, "runs_dir", "resume", "eval_only", "torch_threads"}
     if args.eval_only:
         may_change |= {"seed", "num_envs", "device", "compile", "backend"}
     for name, before in state.get("args", {}).items():
@@ -633,12 +623,13 @@ def checkpoint_path(args: Args) -> Path:
     return path
 
 
-def write(path: Path, dump: Callable[[io.BufferedWriter], object]) -> None:
-    """Writes a file atomically: whenever the process dies, `path` is the old file or the new one."""
+@contextlib.contextmanager
+def replacing(path: Path):
+    """A file to write to: whenever the process dies, `path` is the old file or the new one."""
     temporary = path.with_suffix(".tmp")
     try:
         with open(temporary, "wb") as file:
-            dump(file)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -648,7 +639,8 @@ def write(path: Path, dump: Callable[[io.BufferedWriter], object]) -> None:
 
 def write_json(path: Path, values: dict) -> None:
     """A line for each of the values."""
-    write(path, lambda file: file.write((json.dumps(values, indent=1) + "\n").encode()))
+    with replacing(path) as file:
+        file.write((json.dumps(values, indent=1) + "\n").encode())
 
 
 def read_json(path: Path) -> dict:
@@ -659,16 +651,23 @@ def read_json(path: Path) -> dict:
         sys.exit(f"{SCRIPT}: {path} cannot be read ({error}); restore it, or start a new run.")
 
 
+def form(part) -> object:
+    """Types and shapes of a nested state: they tell a part that is missing, or of another kind, from it."""
+    if isinstance(part, dict):
+        return {name: form(x) for name, x in part.items()}
+    if isinstance(part, list | tuple):
+        return [form(x) for x in part]
+    return (str(part.dtype), tuple(part.shape)) if torch.is_tensor(part) else type(part).__name__
+
+
 def save(path: Path, state: dict) -> None:
     """Writes what `load` reads, without a copy in memory."""
-
-    def dump(file) -> None:
+    state = state | {"script": SCRIPT}
+    with replacing(path) as file:
         try:
-            torch.save(state | {"script": SCRIPT}, file)
+            torch.save(state | {"form": form(state)}, file)
         except RuntimeError as error:  # where the disk is full, PyTorch complains about its own position
             raise error.__context__ if isinstance(error.__context__, OSError) else error from None
-
-    write(path, dump)
 
 
 def load(path: Path) -> dict:
@@ -688,7 +687,10 @@ def load(path: Path) -> dict:
         if set(state["args"]) != {field.name for field in fields(Args)}:
             what = f"is of another version of {SCRIPT}.py; args.json names its git_commit"
             sys.exit(f"{SCRIPT}: {path} {what}.")
-        check_parts(state)
+        Args(**state["args"])  # ValueError if one is out of range
+        told = state.pop("form", None)
+        if ("envs" in state or told) and told != form(state):  # policies of older versions have none
+            raise ValueError
         return state
     except FileNotFoundError:
         sys.exit(f"{SCRIPT}: no checkpoint at {path}; give a run directory or a .pt file of {SCRIPT}.py.")
@@ -696,21 +698,6 @@ def load(path: Path) -> dict:
         sys.exit(f"{SCRIPT}: {path} cannot be read: {error.strerror}.")
     except Exception:
         sys.exit(f"{SCRIPT}: {path} is damaged or no checkpoint of ours; use another or start a new run.")
-
-
-def check_parts(state: dict) -> None:
-    """An exception if a part of a checkpoint that all scripts have is missing or of another type."""
-    optional = {x.name for x in fields(Args) if "|" in str(x.type) or "Union" in str(x.type)}
-    for name, value in vars(Args(**state["args"])).items():
-        if name not in optional and type(value) is not type(getattr(Args, name)):
-            raise TypeError(name)
-    best = {name: (x.shape, x.dtype) for name, x in state["best"].items()}
-    if "envs" in state:  # else it holds policies only
-        kinds = dict(global_step=int, evaluated=int, best_return=float, metrics_bytes=int, metrics_sha256=str)
-        if any(type(state[name]) is not kind for name, kind in kinds.items()):
-            raise TypeError
-        if best and best != {name: (x.shape, x.dtype) for name, x in state["agents"].items()}:
-            raise ValueError
 
 
 @contextlib.contextmanager
@@ -729,11 +716,7 @@ def restoring(args: Args, state: dict):
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, saved: dict) -> None:
-    """Takes over Adam's moments, at whose shapes it does not look; its settings are in the arguments."""
-    own = [dict(step=(), exp_avg=p.shape, exp_avg_sq=p.shape) for p in optimizer.param_groups[0]["params"]]
-    shapes = [{name: x.shape for name, x in moments.items()} for moments in saved["state"].values()]
-    if shapes and shapes != own:
-        raise ValueError("moments of other parameters")
+    """Takes over Adam's moments; its settings are in the arguments."""
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": copy.deepcopy(saved["state"]), "param_groups": groups})
 
@@ -743,14 +726,14 @@ LOCKS: list[int] = []  # descriptors of files that no other process may lock bef
 
 def lock(path: Path) -> None:
     """Keeps other processes out of a run by its metrics.csv, which two writers would ruin."""
-    if fcntl is None:
-        return
     try:
+        import fcntl  # not on Windows
+
         LOCKS.append(os.open(path, os.O_RDWR))
         fcntl.flock(LOCKS[-1], fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         sys.exit(f"{SCRIPT}: another process is at work in {path.parent}; wait until it ends, or stop it.")
-    except OSError:  # there is no such file, or its file system has no locks
+    except (ImportError, OSError):  # no such module or file, or a file system without locks
         return
 
 
@@ -764,13 +747,9 @@ def on_signal(handler) -> None:
     signal.signal(signal.SIGINT, handler)
 
 
-def exit_on_signal(message: str) -> None:
-    """From now on signals end the process at once, with this message and EXIT_REQUEUE."""
-
-    def leave(*_) -> None:
-        raise Stopped(message)
-
-    on_signal(leave)
+def leave(*_) -> None:
+    """Signal handler until a run begins."""
+    raise Stopped("stopped before it trained; the same command starts it again.")
 
 
 class Run:
@@ -786,8 +765,7 @@ class Run:
             self.directory = checkpoint_path(args).parent
             self.metrics = self.directory / "metrics.csv"
             rows = self.metrics.read_bytes() if self.metrics.exists() else b""
-            self.logged = hashlib.sha256(rows[: state["metrics_bytes"]])
-            if self.logged.hexdigest() != state["metrics_sha256"]:
+            if hashlib.sha256(rows[: state["metrics_bytes"]]).hexdigest() != state["metrics_sha256"]:
                 what = "is not as the checkpoint knows it; restore it or start a new run"
                 sys.exit(f"{SCRIPT}: {self.metrics} {what}.")
             about = read_json(self.directory / "args.json")
@@ -802,11 +780,9 @@ class Run:
             self.directory.mkdir(parents=True)
             about = asdict(args) | environments.describe(envs)
             self.metrics = self.directory / "metrics.csv"
-            self.logged = hashlib.sha256()
-            self.append(",".join(COLUMNS) + "\n")
+            self.append({name: name for name in COLUMNS})
             lock(self.metrics)
-        changeable = ("total_timesteps", "checkpoint_every", "memory_share", "capture_video")  # by --resume
-        about |= {name: value for name, value in asdict(args).items() if name in changeable}
+        about |= {name: value for name, value in asdict(args).items() if name in RESUME_CHANGES}
         about["torch_threads"] = thread_count(args)
         write_json(self.directory / "args.json", about)
         sizes = f"{envs.num_agents} agents, {envs.obs_dim} inputs, {envs.num_actions} actions"
@@ -828,7 +804,7 @@ class Run:
         self.stopping = True
         if self.evaluating:
             self.evaluating = False
-            raise Stopped
+            raise Stopped(f"stopped at step {self.bar.n:,}; go on with --resume {self.directory}")
 
     def evaluation_due(self, global_step: int) -> bool:
         """Every --eval-every steps, and at the end; not when a signal has come."""
@@ -854,22 +830,19 @@ class Run:
 
     def log(self, global_step: int, row: dict[str, float]) -> None:
         """A row of metrics.csv, on disk before this returns; the same for TensorBoard and the bar."""
-        cells = {"global_step": str(global_step)} | {name: f"{value:.6g}" for name, value in row.items()}
-        self.append(",".join(cells.pop(name, "") for name in COLUMNS) + "\n")
-        assert not cells, f"no column for {[*cells]}"
+        self.append({"global_step": global_step} | {name: f"{value:.6g}" for name, value in row.items()})
         for name, value in row.items():
             self.writer.add_scalar(name, value, global_step)
         if "charts/episodic_return" in row:
             won = f", win rate {row['charts/win_rate']:.2f}" if "charts/win_rate" in row else ""
             self.bar.set_postfix_str(f"return {row['charts/episodic_return']:.2f}{won}", refresh=False)
 
-    def append(self, lines: str) -> None:
-        """Adds to metrics.csv; they are on disk before this returns."""
-        with open(self.metrics, "ab") as file:
-            file.write(lines.encode())
+    def append(self, row: dict) -> None:
+        """Adds a row to metrics.csv; ValueError if it has no such column."""
+        with open(self.metrics, "a", newline="") as file:
+            csv.DictWriter(file, COLUMNS, lineterminator="\n").writerow(row)
             file.flush()
             os.fsync(file.fileno())
-        self.logged.update(lines.encode())
 
     def check_finite(self, global_step: int, row: dict[str, float], agents: nn.Module, batch: dict) -> None:
         """After an update: ends a run that diverged, with what led there on disk, before it acts or saves."""
@@ -891,14 +864,15 @@ class Run:
         if global_step >= self.next_checkpoint or global_step >= self.args.total_timesteps or stopping:
             self.writer.flush()
             self.next_checkpoint = global_step + self.args.checkpoint_every
+            rows = self.metrics.read_bytes()
             state = {
                 "args": asdict(self.args),
                 "global_step": global_step,
                 "evaluated": self.evaluated,
                 "best": self.best,
                 "best_return": self.best_return,
-                "metrics_bytes": self.metrics.stat().st_size,
-                "metrics_sha256": self.logged.hexdigest(),
+                "metrics_bytes": len(rows),
+                "metrics_sha256": hashlib.sha256(rows).hexdigest(),
             }
             save(self.directory / "checkpoint.pt", state | snapshot())
         if stopping:
@@ -908,10 +882,9 @@ class Run:
         """The run directory, and the parameters that evaluated best. A signal after this loses nothing."""
         self.bar.close()
         self.writer.close()
-        message = f"stopped at step {self.bar.n:,}; go on with --resume {self.directory}"
-        exit_on_signal(message)
+        self.evaluating = True  # by what follows: a signal ends that at once
         if self.stopping:
-            raise Stopped(message)
+            self.stop()
         return self.directory, self.best
 
 
@@ -922,15 +895,6 @@ def finish(args: Args, agents: nn.Module, directory: Path, result: dict[str, flo
         settings = asdict(args) | {"runs_dir": "", "resume": ""}  # no paths in a file to hand on
         save(directory / "policy.pt", {"args": settings, "best": agents.state_dict()})
         write_json(directory / "done", result)
-
-
-def save_video(directory: Path, envs, frames: list[np.ndarray]) -> None:
-    """video.mp4 of frames (H, W, 3) uint8; robots, which tell more a second, in slow motion."""
-    fps = min(20, envs.metadata["render_fps"])
-    odd = [(0, frames[0].shape[0] % 2), (0, frames[0].shape[1] % 2), (0, 0)]  # the codec takes even sizes
-    with imageio.get_writer(directory / "video.mp4", fps=fps, macro_block_size=1) as video:
-        for frame in frames:  # padded one at a time: a robot's take gigabytes
-            video.append_data(np.pad(frame, odd, mode="edge"))
 
 
 class Clock:
@@ -1015,7 +979,7 @@ if __name__ == "__main__":
     sys.stdout = unbroken(sys.stdout)
     sys.stderr = unbroken(sys.stderr)
     environments.keep_freed_memory()
-    exit_on_signal("stopped before it trained; the same command starts it again.")
+    on_signal(leave)
     try:
         main()
     except Stopped as stopped:

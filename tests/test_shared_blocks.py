@@ -79,7 +79,9 @@ def test_what_is_the_same_in_several_scripts_is_marked_and_what_is_marked_is_the
 
 def test_all_dpo_scripts_state_the_same_algorithm():
     """It stands in their docstrings, which no mark covers; one that is corrected leaves the others wrong."""
-    told = {text.partition("Each agent i,")[2].partition("eq. (21)")[0] for text in map(TEXTS.get, DPO)}
+    told = {
+        text.partition("Each agent i maximises")[2].partition("eq. (21)")[0] for text in map(TEXTS.get, DPO)
+    }
     [statement] = told
     assert "sqrt KL_s" in statement and "d_target / delta" in statement
 
