@@ -42,6 +42,18 @@ SIZES = {
     "2c_vs_64zg": (2, 64, 70, 332, 342, 400, 3080),
 }
 
+# Where the map files put each type of the agents, and of the enemies; on all other maps as on 3m.
+POINTS = {
+    "3m": ([(9, 16)], [(23, 16)]),
+    "2m_vs_1z": ([(13, 12), (19, 12)], [(16, 19)]),
+    "2s_vs_1sc": ([(11.1208, 10.338), (16.976, 10.3662)], [(13.92, 20.0397)]),
+    "so_many_baneling": ([(11.469, 12.0234)], [(27.91, 28.24)]),
+    "bane_vs_bane": ([(16, 8), (16, 11)], [(16, 21), (16, 24)]),
+    "6h_vs_8z": ([(14.5998, 9.49)], [(14.41, 16.7597)]),
+    "corridor": ([(19.0397, 19.1198)], [(27.91, 28.24)]),
+    "2c_vs_64zg": ([(16, 16)], [(16, 9)]),
+}
+
 
 def battle(name: str, *keys: str) -> list[np.ndarray]:
     return [recorded(name, key) for key in keys]
@@ -117,6 +129,21 @@ def test_sizes_are_smacs(name):
     m = get_map(name)
     ours = (m.num_agents, m.num_enemies, m.num_actions, m.obs_dim, m.state_dim, m.limit, m.max_reward)
     assert ours == SIZES[name]
+
+
+@pytest.mark.parametrize("name", list(MAPS))
+def test_units_start_where_the_map_files_put_them(name):
+    """The sides would meet sooner, or start on the wrong side of a wall."""
+    m, first = get_map(name), 0
+    for types, points in zip((m.allies, m.enemies), POINTS.get(name, POINTS["3m"]), strict=True):
+        together = len(points) == 1
+        team = m.starts[:, first : first + sum(count for _, count in types)]
+        for (_, count), point in zip(types, points * len(types) if together else points, strict=True):
+            at = np.array(point)[:, None]
+            group = m.starts[:, first : first + count]
+            assert np.hypot(*(group - at).mean(1)) < 1
+            assert np.isclose(np.hypot(*((team if together else group) - at)).min(), 0)
+            first += count
 
 
 def test_leading_dimensions_are_free():
