@@ -11,6 +11,8 @@ import pytest
 
 import envs.compiled
 from envs.compiled import njit
+from envs.smac import contract, engine, generated
+from tests.envs.test_contract import imports
 
 ROOT = Path(envs.compiled.__file__).parents[1]
 
@@ -130,3 +132,27 @@ print(float(contract.reward("3m", ally, ally, enemy, dead)) * contract.get_map("
         assert told.returncode == 0, told.stderr
         earned.append(float(told.stdout))
     assert earned == pytest.approx([45 + 45 + 10, 45 + 45 + 30], rel=1e-6)
+
+
+def made_of(path):
+    """The files of envs.smac whose code and constants this one has, its own among them."""
+    found, new = set(), {path}
+    while new:
+        found |= new
+        names = {name.split(".")[2] for file in new for name in imports(file, late=False) if "smac" in name}
+        new = {file for name in names if (file := path.with_name(f"{name}.py")).exists()} - found
+    return {file.name for file in found}
+
+
+@pytest.mark.parametrize(
+    ("module", "left_out"),
+    [(engine, set()), (generated, set()), (contract, {"units.py"})],  # units' numbers are its arguments
+)
+def test_the_cache_of_kernels_looks_at_every_file_they_are_made_of(module, left_out, monkeypatch):
+    """Else a weapon hits as it did before units.py was changed, and nothing says so."""
+    read, looked_at = Path.read_bytes, set()
+    monkeypatch.setattr(Path, "read_bytes", lambda path: (looked_at.add(path.name), read(path))[1])
+    module._source_digest()
+    files = made_of(Path(module.__file__))
+    assert {"units.py", "maps.py", "terrain.py", Path(module.__file__).name} <= files
+    assert files - looked_at == left_out

@@ -301,10 +301,10 @@ def test_every_environment_lives_to_the_end_where_nobody_dies():
             assert np.array_equal(infos["final_alive"], np.tile(infos["_episode"][:, None], env.num_agents))
 
 
-def imports(path):
-    """Modules of this repository that a file imports, wherever in it, as dotted names."""
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+def imports(path, late=True):
+    """Modules of this repository that a file imports, as dotted names; late: in its functions, too."""
+    found, tree = set(), ast.parse(path.read_text())
+    for node in ast.walk(tree) if late else tree.body:
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
