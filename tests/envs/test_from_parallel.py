@@ -515,5 +515,3 @@ def test_what_is_not_a_parallel_env_is_refused_with_a_sentence():
     for sentence, make in wrong.items():
         with pytest.raises(ValueError, match=re.escape(sentence)):
             make()
-    with pytest.raises(RuntimeError, match=r"reset\(\) before the first step"):
-        toys().step([[0, 0]])
