@@ -251,12 +251,13 @@ class Slices:
             work(*own, *shared)
         else:
             calls = [(*(x[part] for x in own), *shared) for part in self.slices]
-            list(_pool(len(self.slices)).map(lambda arguments: work(*arguments), calls))
+            pool = _pool(len(self.slices), os.getpid())
+            list(pool.map(lambda arguments: work(*arguments), calls))
 
 
 @functools.cache
-def _pool(threads: int) -> ThreadPoolExecutor:
-    """One for all environments of the process, which step one after the other."""
+def _pool(threads: int, process: int) -> ThreadPoolExecutor:
+    """One for all environments of a process, which step one after the other; a fork inherits no threads."""
     return ThreadPoolExecutor(threads, thread_name_prefix="envs")
 
 

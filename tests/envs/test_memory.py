@@ -1,5 +1,10 @@
 """How much memory is free, by which runs that do not fit are refused, and how many cores there are to use."""
 
+import multiprocessing
+import threading
+import warnings
+
+import numpy as np
 import pytest
 
 import envs
@@ -73,3 +78,20 @@ def test_cores_are_those_of_the_container(tmp_path, monkeypatch, share, cores):
     assert envs.usable_cores() == 6
     (tmp_path / "cpu.max").write_text(f"{share}\n")
     assert envs.usable_cores() == cores
+
+
+def test_a_forked_process_steps_on_threads_of_its_own():
+    """Else whoever evaluates in a fork waits for ever for threads that only its parent has."""
+    slices, rows = base.Slices(4, threads=2, least=1), np.zeros((4, 1))
+    both = threading.Barrier(2)
+    slices.each(lambda part: both.wait(20), (rows,))  # so that there are as many threads as there will be
+    with warnings.catch_warnings():  # Python's own, that some of the parent's locks may be held
+        warnings.simplefilter("ignore", DeprecationWarning)
+        child = multiprocessing.get_context("fork").Process(
+            target=slices.each, args=(lambda part: part.fill(1.0), (rows,))
+        )
+        child.start()
+    child.join(20)
+    alive = child.is_alive()
+    child.kill()
+    assert not alive and child.exitcode == 0
