@@ -141,7 +141,7 @@ class TeamVectorEnv(VectorEnv):
         Else ValueError; also where it was saved of another "task", since the sizes of two may be the same.
         States of older versions name none.
         """
-        now = self.get_state()
+        now = self._get_state()
         if isinstance(state, Mapping) and "task" in now:
             state = {"task": now["task"], **state}
         fits = f"This state is not one of {self.num_envs} environments of {self.env_id}"
@@ -164,7 +164,12 @@ class TeamVectorEnv(VectorEnv):
             )
 
     def get_state(self) -> dict[str, np.ndarray]:
-        """What `set_state` goes on from, as copies."""
+        """What `set_state` goes on from, as copies; RuntimeError where no episodes have begun."""
+        self._check_started()
+        return self._get_state()
+
+    def _get_state(self) -> dict[str, np.ndarray]:
+        """What `get_state` returns, also before the first reset, when only its form means something."""
         raise NotImplementedError
 
     def sample_actions(self) -> np.ndarray:

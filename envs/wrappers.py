@@ -173,7 +173,7 @@ class AgentsFirst(TeamWrapper):
     def get_state(self) -> dict[str, torch.Tensor]:
         """The environment's state and, as next_..., what it returned last: CPU tensors, for torch.save.
 
-        Call it after the first reset: `set_state` goes on from what was returned last.
+        RuntimeError before the first reset: `set_state` goes on from what was returned last.
         """
         state = self.env.get_state() | {f"next_{name}": array for name, array in self._last.items()}
         return {name: torch.tensor(array) for name, array in state.items()}
@@ -195,8 +195,10 @@ class AgentsFirst(TeamWrapper):
                 f"This state is not one of {self.num_envs} environments of {self.env_id}: it must be a dict "
                 "of tensors, as get_state() returns."
             )
-        arrays = {name: tensor.numpy() for name, tensor in state.items()}
-        saved = {name.removeprefix("next_"): arrays.pop(name) for name in state if name.startswith("next_")}
+        arrays = {name: tensor.cpu().numpy() for name, tensor in state.items()}
+        # Copies: what is returned shares their memory, and whoever writes into it leaves the state as it was.
+        last = [name for name in state if name.startswith("next_")]
+        saved = {name.removeprefix("next_"): arrays.pop(name).copy() for name in last}
         if not self.restorable:
             self.env.set_state(arrays)  # before the reset: it is its new episodes that are to be played
             return self.reset()

@@ -407,7 +407,7 @@ class MaMujocoVectorEnv(TeamVectorEnv):
         custom = self.env_id.endswith("-custom")
         return {"partition": [list(joints) for joints in self.agent_joints]} if custom else {}
 
-    def get_state(self) -> dict[str, np.ndarray]:
+    def _get_state(self) -> dict[str, np.ndarray]:
         """Everything that decides what follows, as copies; `set_state` continues exactly from it."""
         rng = np.empty((self.num_envs, 4), dtype=np.uint64)
         for e, generator in enumerate(self._rngs):
@@ -426,7 +426,7 @@ class MaMujocoVectorEnv(TeamVectorEnv):
     def set_state(self, state: dict[str, np.ndarray]) -> None:
         """Continue from a `get_state()` of the same task and num_envs; ValueError if it is of another."""
         state = self._check_form(state)
-        for key in self.get_state():
+        for key in self._get_state():
             if not np.isfinite(state[key]).all():
                 raise ValueError(f"This state is damaged: {key!r} holds values that are not finite.")
         if np.min(state["length"]) < 0 or np.max(state["length"]) >= self.episode_limit:

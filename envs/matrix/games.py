@@ -243,7 +243,7 @@ class TabularGame(TeamVectorEnv):
             "_episode": np.zeros(E, dtype=np.bool_),
         }
 
-    def get_state(self) -> dict[str, np.ndarray]:
+    def _get_state(self) -> dict[str, np.ndarray]:
         """All but the tables that decides what follows, as copies; `set_state` continues exactly from it."""
         names = "state", "rng", "length", "return", "task"
         return {name: getattr(self, f"_{name}").copy() for name in names}
@@ -256,7 +256,7 @@ class TabularGame(TeamVectorEnv):
         for key, good in (sound | {"return": np.isfinite(state["return"]).all()}).items():
             if not good:
                 raise ValueError(f"This state is damaged: {key!r} holds values that no episode has.")
-        for key, array in self.get_state().items():
+        for key, array in self._get_state().items():
             setattr(self, f"_{key}", np.array(state[key], dtype=array.dtype))
         self._started = True
 

@@ -265,7 +265,8 @@ class MpeVectorEnv(TeamVectorEnv):
         self._alive = np.ones((num_envs, num_agents), dtype=np.bool_)
         self._mask = np.ones((num_envs, num_agents, NUM_ACTIONS), dtype=np.bool_)
         self._nobody = self._ending(np.zeros(num_envs, dtype=np.bool_))
-        self._task = identity(variant, self._rules)
+        # The usual length was never counted in: states that were saved then go on.
+        self._task = identity(variant, self._rules, *([] if episode_length == LENGTH else [episode_length]))
         self._seed_streams(self._take_seed(seed))
 
     def _seed_streams(self, seed: int) -> None:
@@ -351,7 +352,7 @@ class MpeVectorEnv(TeamVectorEnv):
         about = {"variant": self.variant, "vision": self.vision, "collision_penalty": self.collision_penalty}
         return about | ({} if self.episode_limit == LENGTH else {"episode_length": self.episode_limit})
 
-    def get_state(self) -> dict[str, np.ndarray]:
+    def _get_state(self) -> dict[str, np.ndarray]:
         """Everything that decides what follows, as copies; `set_state` continues exactly from it."""
         names = "agent_pos", "agent_vel", "landmark_pos", "rng", "action_rng", "length", "return", "task"
         return {name: getattr(self, f"_{name}").copy() for name in names}
@@ -370,7 +371,7 @@ class MpeVectorEnv(TeamVectorEnv):
         for name, good in sound.items():
             if not good:
                 raise ValueError(f"This state is damaged: {name!r} holds values that no episode has.")
-        for name, array in self.get_state().items():
+        for name, array in self._get_state().items():
             setattr(self, f"_{name}", np.array(state[name], dtype=array.dtype, order="C"))
         self._started = True
 

@@ -216,7 +216,7 @@ class ParallelVectorEnv(TeamVectorEnv):
         infos |= {"episode": episode, "_episode": ended.copy()}
         return self._obs.copy(), reward, terminated, truncated, infos
 
-    def get_state(self) -> dict[str, np.ndarray]:
+    def _get_state(self) -> dict[str, np.ndarray]:
         """What new episodes depend on: seed () and episodes begun (E,) int64. Running ones are not saved."""
         return {"seed": np.array(self._seed, dtype=np.int64), "episodes": self._episodes.copy()}
 

@@ -12,7 +12,7 @@ import numpy as np
 from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 
-from envs.base import Slices, Step, TeamVectorEnv, integers, unavailable, usable_cores
+from envs.base import Slices, Step, TeamVectorEnv, identity, integers, unavailable, usable_cores
 from envs.smac import combat, engine, units
 from envs.smac.contract import NO_ACTION, observe_kernel, reward_kernel, state_kernel
 from envs.smac.generated import SPIRAL, VIEWS, GeneratedMap, cast_kernel, draft_kernel
@@ -102,6 +102,7 @@ class SmacVectorEnv(TeamVectorEnv):
         self._mask = np.zeros((num_envs, self.num_agents, self.num_actions), dtype=np.bool_)
         self._before = np.zeros((num_envs, 2, battle.num_enemies))
         self._everyone = np.ones(num_envs, dtype=np.bool_)
+        self._task = identity(self.reward_fix)  # `battle` tells the rest
         self._slices = Slices(num_envs, threads or usable_cores(), UNITS_A_THREAD // U)
         self._seed_streams(self._take_seed(seed))
 
@@ -257,7 +258,7 @@ class SmacVectorEnv(TeamVectorEnv):
         state_kernel(self._units, self._views, self._last_action, self.map.sizes, self._looks, state)
         return state
 
-    def get_state(self) -> dict[str, np.ndarray]:
+    def _get_state(self) -> dict[str, np.ndarray]:
         """Everything that decides what follows, as copies; `set_state` continues exactly from it."""
         state = {
             "units": self._units.copy(),
@@ -269,6 +270,7 @@ class SmacVectorEnv(TeamVectorEnv):
             "return": self._return.copy(),
             "action_mask": self._mask.copy(),
             "battle": np.array([self.map.identity], dtype=np.uint64),
+            "task": self._task.copy(),
         }
         if self.map.drawn:
             state |= {"kinds": self._kinds.copy(), "views": self._views.copy()}
@@ -279,7 +281,7 @@ class SmacVectorEnv(TeamVectorEnv):
         self._check_form(state)
         # Up to version 2 SMAC's own battles had no number.
         unnumbered = not state["battle"].any() and not self.map.source and self.map.version == 2
-        if not unnumbered and not np.array_equal(state["battle"], self.get_state()["battle"]):
+        if not unnumbered and not np.array_equal(state["battle"], self._get_state()["battle"]):
             since = f"{self.map.name} has changed since, or the engine plays it otherwise by now"
             raise ValueError(f"This state is of another battle: {since}.")
         self._check_state(state)

@@ -226,7 +226,7 @@ class StarCraftVectorEnv(TeamVectorEnv):
         """SMAC's global state (E, state_dim) float32 of the observations last returned."""
         return self._state.copy()
 
-    def get_state(self) -> dict[str, np.ndarray]:
+    def _get_state(self) -> dict[str, np.ndarray]:
         """The counters that survive, seed () and launches (E,) int64: battles themselves cannot be saved."""
         return {"seed": np.array(self._seed, dtype=np.int64), "launches": self._launches.copy()}
 

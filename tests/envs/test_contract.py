@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import envs
-from envs.base import TeamVectorEnv
+from envs.base import TeamVectorEnv, identity
 from envs.pettingzoo import ParallelVectorEnv
 from tests.standin.toys import Reach, Toy
 
@@ -145,9 +145,10 @@ def test_random_actions_can_be_played_and_change_no_episode(family):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_what_needs_a_reset_says_so(family):
-    """Else action 0 of everyone, which SMAC leaves to the dead, is handed out as one that can be played."""
+    """Else action 0 of everyone, which SMAC leaves to the dead, is handed out as one that can be played, or a
+    state is saved of episodes that never began."""
     env = FAMILIES[family]()
-    for early in (env.unwrapped.sample_actions, lambda: env.step(env.action_space.sample())):
+    for early in (env.unwrapped.sample_actions, env.get_state, lambda: env.step(env.action_space.sample())):
         with pytest.raises(
             RuntimeError, match=r"^Call reset\(\) before the first step, and after a step that"
         ):
@@ -168,10 +169,14 @@ def test_a_state_of_other_types_is_refused(family):
 
 
 MPE = {"num_agents": 2, "num_envs": 2}
+SMAC = {"backend": "embedded"}
 TWINS = [
     ("mpe/simple_spread", "mpe/line_control", MPE, MPE),
     ("mpe/line_control", "mpe/line_control", MPE, MPE | {"variant": "mpe2"}),
     ("mpe/line_control", "mpe/line_control", MPE, MPE | {"vision": None}),
+    ("mpe/line_control", "mpe/line_control", MPE, MPE | {"episode_length": 50}),
+    ("mpe/line_control", "mpe/line_control", MPE | {"episode_length": 50}, MPE),
+    ("smac/3m", "smac/3m", SMAC, SMAC | {"reward_fix": True}),
     ("matrix/1", "matrix/2", {}, {}),
     ("matrix/stochastic", "matrix/stochastic", *({"num_states": 3, "game_seed": k} for k in (0, 1))),
     ("mamujoco/HalfCheetah-3x2", "mamujoco/Walker2d-3x2", {}, {}),
@@ -198,6 +203,16 @@ def test_a_state_of_another_task_of_the_same_size_is_refused(one, another, of_on
     made[2].set_state(saved)
     made[2].set_state({name: array for name, array in saved.items() if name != "task"})  # of an older version
     assert made[2].get_state().keys() == saved.keys()
+
+
+def test_states_of_the_usual_settings_from_before_go_on():
+    """Else runs that were stopped cannot be resumed: what tells options apart was added to their states."""
+    mpe = envs.make("mpe/line_control", 2)
+    mpe.reset()
+    assert mpe.get_state()["task"] == identity("paper", mpe._rules)
+    smac = envs.make("smac/3m", 2, backend="embedded")
+    smac.reset()
+    smac.set_state({name: array for name, array in smac.get_state().items() if name != "task"})
 
 
 DRAWN = {

@@ -241,6 +241,7 @@ def equal(one, other):
 
 
 @pytest.mark.parametrize("game", RESTORABLE)
+    env.set_state({name: tensor.cuda() for name, tensor in env.get_state().items()})
 def test_a_checkpoint_goes_on_exactly(game):
     """Else a resumed run is not the run that was stopped."""
     env, other = AgentsFirst(GAMES[game](5, 4)), AgentsFirst(GAMES[game](99, 4))
@@ -288,6 +289,33 @@ def test_states_that_do_not_fit_are_refused(game):
         env.set_state(wide.get_state())
     if not env.restorable:
         assert all(map(equal, played(env, infos, 5, 0)[0], played(twin, infos, 5, 0)[0]))
+class OnGpu(torch.Tensor):
+    """As a tensor on a GPU, which NumPy cannot have."""
+
+    def numpy(self, **_):
+        raise TypeError("can't convert cuda:0 device type tensor to numpy.")
+
+    def cpu(self):
+        return self.as_subclass(torch.Tensor)
+
+
+def test_a_state_stays_as_it_is_and_may_be_on_a_gpu():
+    """Else torch.load's map_location ends in a traceback, or a learner that scales what it sees in place
+    changes the checkpoint that it was given."""
+    env = AgentsFirst(GAMES["mpe"](5, 4))
+    env.reset()
+    state = env.get_state()
+    kept = {name: tensor.clone() for name, tensor in state.items()}
+    obs, infos = env.set_state({name: tensor.as_subclass(OnGpu) for name, tensor in state.items()})
+    assert same(obs.transpose(0, 1), kept["next_obs"])
+    obs.fill_(9.0)
+    infos["action_mask"].fill_(False)
+    obs, infos = env.set_state(state)
+    obs.fill_(9.0)
+    infos["alive"].fill_(False)
+    assert all(torch.equal(tensor, kept[name]) for name, tensor in state.items())
+
+
         return
     _, _, infos = played(env, infos, 3, 0)
     played(twin, infos, 3, 0)
