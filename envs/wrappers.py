@@ -49,7 +49,7 @@ class LastAction(TeamWrapper):
 
     def _append(self, obs: np.ndarray, actions: np.ndarray, show: np.ndarray) -> np.ndarray:
         """obs (E, N, obs_dim) beside the one-hot of actions (E, N) where show (E, N) bool, else zeros."""
-        one_hot = np.eye(self.num_actions, dtype=np.float32)[actions] * show[..., None]
+        one_hot = np.eye(self.num_actions, dtype=np.float32)[np.asarray(actions)] * show[..., None]
         return np.concatenate([obs, one_hot], axis=-1)
 
     def reset(self, **kwargs: Any) -> tuple[np.ndarray, dict[str, Any]]:
@@ -157,6 +157,9 @@ class AgentsFirst(TeamWrapper):
                 f"actions must be a tensor of shape {self._shape} {names}; got {type(actions).__name__} of "
                 f"shape {given}."
             )
+        actions = actions.detach()
+        if actions.dtype in (torch.float16, torch.bfloat16):  # the latter is none of NumPy's
+            actions = actions.float()
         array = actions.transpose(0, 1).cpu().numpy()
         if not self.discrete:
             if not np.isfinite(array[:, self._own]).all():  # of a policy that diverged: a robot would go on

@@ -14,7 +14,7 @@ import numpy as np
 from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 
-from envs.base import Step, TeamVectorEnv, free_bytes, identity, integers
+from envs.base import Step, TeamVectorEnv, free_bytes, identity, integers, short
 from envs.compiled import njit
 
 PAYOFFS: dict[str, tuple[float, float, float, float]] = {
@@ -125,6 +125,17 @@ class Optimum(NamedTuple):
     actions: np.ndarray
 
 
+def _check_probabilities(transitions: np.ndarray) -> None:
+    """ValueError unless each row of (..., S) is a distribution over next states."""
+    wrong = ~((transitions >= 0).all(-1) & (np.abs(transitions.sum(-1) - 1.0) < 1e-3))
+    if wrong.any():
+        s, *actions = np.argwhere(wrong)[0].tolist()
+        raise ValueError(
+            "transitions must be probabilities: non-negative, summing to 1 over next states; those of state "
+            f"{s} and actions {actions} are {short(transitions[(s, *actions)].tolist())}."
+        )
+
+
 class TabularGame(TeamVectorEnv):
     """`num_envs` copies of one tabular game over shared tables.
 
@@ -160,9 +171,11 @@ class TabularGame(TeamVectorEnv):
                 "rewards must have shape (S, A, ..., A), one axis A per agent, and transitions "
                 f"(S, A, ..., A, S); got {rewards.shape} and {transitions.shape}."
             )
+        if not isinstance(self, StochasticGame):  # whose own are sound, and may be large
+            _check_probabilities(transitions)
         self.num_envs, self.render_mode = num_envs, render_mode
         self.num_agents, self.num_actions = N, A
-        self.num_states = self.obs_dim = self.state_dim = S
+        self.num_states = self.obs_dim = S
         self.episode_limit, self.terminates = horizon, terminates
         self.agent_obs_dims, self.agent_act_dims = (S,) * N, (A,) * N
         self.single_observation_space = gym.spaces.Box(0.0, 1.0, (N, S), np.float32)

@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import math
 from itertools import combinations
-from typing import Any
 
-import numba
 import numpy as np
 
-from envs.compiled import njit
+from envs.compiled import njit, piece
 
 DT, DAMPING, PUSH = 0.1, 0.25, 5.0
 CONTACT_FORCE, CONTACT_MARGIN = 100.0, 1e-3
@@ -32,9 +30,6 @@ MOST_SUBSETS = 7
 """Agents up to which the least sum is searched over subsets; beyond, the Hungarian method is faster."""
 ENDED, GOING_ON = -2, -1
 
-# A piece is part of the kernel that calls it. It creates no arrays, so that none need reference counting.
-_PIECE: dict[str, Any] = {"nogil": True, "error_model": "numpy", "forceinline": True, "_nrt": False}
-piece = numba.njit(**_PIECE)
 kernel = njit(nogil=True, error_model="numpy")
 
 

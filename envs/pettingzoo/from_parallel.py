@@ -17,7 +17,7 @@ import numpy as np
 from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 
-from envs.base import BrokenEnvironment, Step, TeamVectorEnv, failure, playable, short
+from envs.base import BrokenEnvironment, Step, TeamVectorEnv, failure, is_whole, playable, short
 from envs.pettingzoo.loading import build, closed_on_failure, load, spaces_of
 
 RESET = ("observations", "infos")
@@ -103,7 +103,7 @@ class ParallelVectorEnv(TeamVectorEnv):
             raise ValueError(f'reward must be "shared", "sum" or "mean", got {reward!r}.')
         if env_kwargs is not None and not isinstance(env_kwargs, Mapping):
             raise ValueError(f"env_kwargs must be a dict of keywords of parallel_env(), got {env_kwargs!r}.")
-        if episode_limit is not None and not (type(episode_limit) is int and episode_limit > 0):
+        if episode_limit is not None and not (is_whole(episode_limit) and episode_limit > 0):
             raise ValueError(f"episode_limit must be a number of steps or None, got {episode_limit!r}.")
         if render_mode not in (None, "rgb_array"):
             raise ValueError(f'render_mode must be None or "rgb_array", got {render_mode!r}.')
@@ -128,7 +128,7 @@ class ParallelVectorEnv(TeamVectorEnv):
         self._known = set(self.possible_agents)
         self.name, self.env_id, self._choices = name, f"pettingzoo:{name}", choices
         self.num_envs, self.reward, self.render_mode = num_envs, reward, render_mode
-        self.episode_limit = episode_limit
+        self.episode_limit = None if episode_limit is None else int(episode_limit)
         N = self.num_agents = len(self.possible_agents)
         self.agent_obs_dims = tuple(int(np.prod(box.shape)) for box in boxes)
         self.obs_dim = max(self.agent_obs_dims)

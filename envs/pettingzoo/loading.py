@@ -66,7 +66,10 @@ def closed_on_failure(made: list[Any]) -> Iterator[None]:
 
 
 def build(name: str, make: Callable[..., Any], env_kwargs: dict[str, Any], count: int) -> list[Any]:
-    """`count` environments by make(**env_kwargs); ValueError that tells whether the keywords are at fault."""
+    """`count` environments by make(**env_kwargs).
+
+    ValueError where the keywords are at fault, BrokenEnvironment where the environment is.
+    """
     made: list[Any] = []
     try:
         with closed_on_failure(made):
@@ -80,7 +83,7 @@ def build(name: str, make: Callable[..., Any], env_kwargs: dict[str, Any], count
         named = any(f"'{keyword}'" in str(error) for keyword in env_kwargs)
         if isinstance(error, TypeError) and (named or not called):
             raise ValueError(f"{name} cannot be made with env_kwargs {env_kwargs}: {error}.") from error
-        raise ValueError(f"{name} cannot be made: {failure(error)}.") from error
+        raise BrokenEnvironment(f"{name} cannot be made: {failure(error)}.") from error
     return made
 
 

@@ -82,7 +82,7 @@ class ParallelView(ParallelEnv):
             own = obs[i, : self.vector_env.agent_obs_dims[i]].copy()
             if mask is not None:
                 available = mask[i, : self.vector_env.agent_act_dims[i]].astype(np.int8)
-                self.action_spaces[agent].mask = available
+                self.action_spaces[agent].mask = available.copy()
                 seen[agent] = {"observation": own, "action_mask": available}
             else:
                 seen[agent] = own

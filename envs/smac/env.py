@@ -381,7 +381,10 @@ class SmacVectorEnv(TeamVectorEnv):
         return np.stack([u[combat.X], u[combat.Y], self._numbers(i)[combat.BLAST]], axis=1)[now]
 
     def _beams(self, i: int) -> np.ndarray:
-        """Lines that colossi swept in the last step of environment i, across their targets: (n, 4)."""
+        """Lines that colossi swept in about the last step of environment i, across their targets: (n, 4).
+
+        By what is left of their cooldowns: a shot of the step's first loop may be missed.
+        """
         numbers = self._numbers(i)
         u, half, targets = self._units[i], numbers[combat.SPLASH], self._links[i, combat.TARGET]
         fired = u[combat.CD] > numbers[combat.PERIOD] - units.STEP_LOOPS

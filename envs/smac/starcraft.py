@@ -40,6 +40,8 @@ from envs.smac.starcraft_process import (
 __all__ = ["StarCraftError", "StarCraftVectorEnv", "available", "require"]
 
 CLOSE_SECONDS, MAX_BACKOFF_SECONDS = 5.0, 60.0
+LONGEST_SECONDS = 1e6
+"""The largest time-out: the system waits for 2^31 ms at most."""
 DIFFICULTIES = tuple("123456789A")
 """From very easy to a computer that cheats; published results are of 7, very hard."""
 STEP_LOOPS = 8
@@ -98,9 +100,11 @@ class StarCraftVectorEnv(TeamVectorEnv):
         if map_name not in MAPS:
             near = difflib.get_close_matches(map_name, MAPS, n=3, cutoff=0.4) or MAPS
             raise ValueError(f"Unknown SMAC map {map_name!r}; the nearest names are {', '.join(near)}.")
-        if num_envs < 1 or max_restarts < 0 or relaunch_every < 0 or min(step_timeout, reset_timeout) <= 0:
+        waits = all(0 < seconds <= LONGEST_SECONDS for seconds in (step_timeout, reset_timeout))
+        if num_envs < 1 or not waits or not all(n >= 0 for n in (max_restarts, relaunch_every, backoff)):
             raise ValueError(
-                "num_envs and the time-outs must be positive, max_restarts and relaunch_every not negative."
+                f"num_envs and the time-outs must be positive, these at most {LONGEST_SECONDS:,.0f} seconds; "
+                "max_restarts, relaunch_every and backoff must not be negative."
             )
         if difficulty not in DIFFICULTIES:
             raise ValueError(f"difficulty must be one of {', '.join(DIFFICULTIES)}; got {difficulty!r}.")

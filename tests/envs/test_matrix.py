@@ -290,3 +290,16 @@ def test_picture_shows_the_state():
     assert picture[12, 12, 0] == 200 and picture[12, 12, 1] == 30 and (picture[12, 36] == 200).all()
     with pytest.raises(ValueError, match="rgb_array"):
         small().render()
+
+
+def test_tables_that_are_no_probabilities_are_refused():
+    """Else returns and optima are computed of a game that there is not, and nobody is told."""
+    sound = np.full((2, 3, 3, 2), 0.5)
+    TabularGame(np.zeros((2, 3, 3)), sound + 4e-4, 1)
+    for row in ((0.5, 0.6), (1.5, -0.5), (np.nan, 1.0)):
+        wrong = sound.copy()
+        wrong[1, 2, 0] = row
+        with pytest.raises(
+            ValueError, match=r"must be probabilities: .* those of state 1 and actions \[2, 0\]"
+        ):
+            TabularGame(np.zeros((2, 3, 3)), wrong, 1)

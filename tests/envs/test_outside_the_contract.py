@@ -230,6 +230,17 @@ def test_errors_of_a_constructor_say_where_they_are_from(game, env_kwargs, sente
         envs.make("pettingzoo:a_game", 2, device="cpu", env_kwargs=env_kwargs)
 
 
+@pytest.mark.parametrize(
+    ("env_kwargs", "broken"), [({"players": 2, "size": 4}, True), ({"player": 2}, False)]
+)
+def test_whose_fault_it_is_is_told_without_a_device_too(game, env_kwargs, broken):
+    """Else who catches BrokenEnvironment, as make() says, does not catch an error of the constructor."""
+    game(needs)
+    with pytest.raises(ValueError, match="cannot be made") as error:
+        envs.make("pettingzoo:a_game", 1, env_kwargs=env_kwargs)
+    assert isinstance(error.value, envs.BrokenEnvironment) == broken
+
+
 def test_keywords_that_are_handed_on_are_still_named(game):
     """Factories hand keywords on: the error is from below them, the keyword from the command line."""
     game(lambda **keywords: needs(players=2, **keywords))

@@ -509,3 +509,10 @@ def test_what_cannot_be_had_of_the_game_is_a_sentence(make):
     assert env.sample_actions().all()  # nobody is dead
     with pytest.raises(ValueError, match=r"real game is not drawn: call save_replay\(\)"):
         env.render(0)
+
+
+def test_waits_that_cannot_be_are_refused_at_once(make):
+    """If this fails, the error is an OverflowError on the first step, or comes after the first crash."""
+    for wrong in ({"step_timeout": float("inf")}, {"reset_timeout": 1e30}, {"backoff": -1.0}):
+        with pytest.raises(ValueError, match="backoff must not be negative"):
+            make(**wrong)

@@ -205,3 +205,11 @@ def test_imported_environments_pass_pettingzoos_own_tests(continuous):
         warnings.simplefilter("error")
         parallel_api_test(make(), num_cycles=60)
         parallel_seed_test(make, num_cycles=60)
+
+
+def test_a_mask_that_was_returned_is_the_callers_own():
+    """Else who changes the mask in what it saw changes which actions are sampled."""
+    view = envs.parallel_env("mpe/line_control", seed=0)
+    seen, _ = view.reset()
+    seen["agent_0"]["action_mask"][:] = [0, 0, 0, 0, 1]
+    assert len({view.action_space("agent_0").sample() for _ in range(50)}) > 1

@@ -83,6 +83,15 @@ def test_the_dead_count_where_one_asks_for_it(last_action):
     assert deaths and ends
 
 
+def test_actions_in_tuples_are_shown_as_those_in_arrays():
+    """Else an index of tuples picks single numbers, and what an agent sees changes its size."""
+    env, twin = (envs.make("smac/3m", 2, backend="embedded", last_action=True) for _ in range(2))
+    env.reset()
+    twin.reset()
+    actions = env.unwrapped.sample_actions()
+    assert np.array_equal(env.step(tuple(map(tuple, actions.tolist())))[0], twin.step(actions)[0])
+
+
 def toys(kind, num_envs, seed, **changes):
     return ParallelVectorEnv(functools.partial(kind, noise=1.0, **changes), num_envs, seed)
 
@@ -193,6 +202,22 @@ def test_actions_of_a_policy_that_diverged_end_the_run_in_a_sentence(game):
     env.step(actions)
 
 
+@pytest.mark.parametrize("game", ["mpe", "mamujoco"])
+def test_actions_straight_from_a_network_can_be_played(game):
+    """Else a policy in bfloat16, or one whose gradient is on, ends in a traceback of PyTorch."""
+    env, twin = AgentsFirst(GAMES[game](1, 2)), AgentsFirst(GAMES[game](1, 2))
+    _, infos = env.reset()
+    twin.reset()
+    actions = act(env, infos, torch.Generator().manual_seed(0))
+    if env.discrete:
+        with pytest.raises(ValueError, match="actions must be integers"):
+            env.step(actions.bfloat16())
+        return
+    for half in (torch.bfloat16, torch.float16):
+        rough = actions.to(half).requires_grad_()
+        assert same(env.step(rough)[0], twin.step(rough.detach().float())[0])
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("game", ["smac", "mamujoco"])
@@ -216,6 +241,7 @@ def test_a_gpu_gets_the_same_tensors(game):
     assert all(
         torch.equal(a, b) for a, b in zip(host.get_state().values(), env.get_state().values(), strict=True)
     )
+    env.set_state({name: tensor.cuda() for name, tensor in env.get_state().items()})
 
 
 def saved_and_loaded(state):
@@ -241,7 +267,6 @@ def equal(one, other):
 
 
 @pytest.mark.parametrize("game", RESTORABLE)
-    env.set_state({name: tensor.cuda() for name, tensor in env.get_state().items()})
 def test_a_checkpoint_goes_on_exactly(game):
     """Else a resumed run is not the run that was stopped."""
     env, other = AgentsFirst(GAMES[game](5, 4)), AgentsFirst(GAMES[game](99, 4))
@@ -264,31 +289,6 @@ def test_a_checkpoint_goes_on_exactly(game):
     assert all(map(equal, ahead, behind))
 
 
-def test_what_cannot_go_on_begins_anew_and_returns_how():
-    """Else a resumed learner acts on observations of episodes that are gone."""
-    env, other = (AgentsFirst(GAMES["pettingzoo"](seed, 3)) for seed in (5, 99))
-    _, infos = env.reset()
-    _, obs, _ = played(env, infos, 4, seed=0)
-    state = saved_and_loaded(env.get_state())
-    with pytest.warns(UserWarning, match="cannot continue saved episodes"):
-        returned, about = other.set_state(state)
-    assert not torch.equal(returned, obs) and about["alive"].all() and about["episodes"] == []
-    assert not {seed for one in env.envs for seed in one.seeds} & {one.seeds[-1] for one in other.envs}
-    assert (returned[0, :, 0] // 1).tolist() == [one.t for one in other.envs] == [0, 0, 0]
-    assert other.get_state()["seed"] == 5
-
-
-@pytest.mark.parametrize("game", [*RESTORABLE, "pettingzoo"])
-def test_states_that_do_not_fit_are_refused(game):
-    """Else a run goes on from something else, and nobody knows; what is refused has changed nothing."""
-    env, twin, wide = (AgentsFirst(GAMES[game](1, E)) for E in (2, 2, 3))
-    wide.reset()
-    _, infos = env.reset()
-    twin.reset()
-    with pytest.raises(ValueError, match="not one of 2 environments"):
-        env.set_state(wide.get_state())
-    if not env.restorable:
-        assert all(map(equal, played(env, infos, 5, 0)[0], played(twin, infos, 5, 0)[0]))
 class OnGpu(torch.Tensor):
     """As a tensor on a GPU, which NumPy cannot have."""
 
@@ -316,6 +316,31 @@ def test_a_state_stays_as_it_is_and_may_be_on_a_gpu():
     assert all(torch.equal(tensor, kept[name]) for name, tensor in state.items())
 
 
+def test_what_cannot_go_on_begins_anew_and_returns_how():
+    """Else a resumed learner acts on observations of episodes that are gone."""
+    env, other = (AgentsFirst(GAMES["pettingzoo"](seed, 3)) for seed in (5, 99))
+    _, infos = env.reset()
+    _, obs, _ = played(env, infos, 4, seed=0)
+    state = saved_and_loaded(env.get_state())
+    with pytest.warns(UserWarning, match="cannot continue saved episodes"):
+        returned, about = other.set_state(state)
+    assert not torch.equal(returned, obs) and about["alive"].all() and about["episodes"] == []
+    assert not {seed for one in env.envs for seed in one.seeds} & {one.seeds[-1] for one in other.envs}
+    assert (returned[0, :, 0] // 1).tolist() == [one.t for one in other.envs] == [0, 0, 0]
+    assert other.get_state()["seed"] == 5
+
+
+@pytest.mark.parametrize("game", [*RESTORABLE, "pettingzoo"])
+def test_states_that_do_not_fit_are_refused(game):
+    """Else a run goes on from something else, and nobody knows; what is refused has changed nothing."""
+    env, twin, wide = (AgentsFirst(GAMES[game](1, E)) for E in (2, 2, 3))
+    wide.reset()
+    _, infos = env.reset()
+    twin.reset()
+    with pytest.raises(ValueError, match="not one of 2 environments"):
+        env.set_state(wide.get_state())
+    if not env.restorable:
+        assert all(map(equal, played(env, infos, 5, 0)[0], played(twin, infos, 5, 0)[0]))
         return
     _, _, infos = played(env, infos, 3, 0)
     played(twin, infos, 3, 0)
