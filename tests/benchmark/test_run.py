@@ -30,7 +30,8 @@ from benchmark.lib.store import Store
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# Adds up a sequence that depends on seed and step. Logs who worked on which step, and refuses company.
+# Adds up a sequence that depends on seed and step. Logs who worked on which step, and refuses company. Before
+# step 21 it waits as long as there is a file named hold beside it.
 SCRIPT = """
 import json, os, signal, sys, time
 from pathlib import Path
@@ -50,11 +51,14 @@ else:
     state["fail"] = flags["--fail"]
 if state["bytes"] is not None:
     os.truncate(folder / "metrics.csv", state["bytes"])
-alone = folder.parent / "alone"
+alone, hold = folder.parent / "alone", Path(__file__).with_name("hold")
 (folder.parent / "gpu").write_text(os.environ.get("CUDA_VISIBLE_DEVICES", "none"))
+(folder.parent / "threads").write_text(os.environ.get("OMP_NUM_THREADS", "none"))
 with open(folder.parent / "starts", "a") as file:
     file.write(f"{state['step']}\\n")
 while state["step"] < state["total"]:
+    while state["step"] == 20 and hold.exists() and not stop:
+        time.sleep(0.01)
     os.close(os.open(alone, os.O_CREAT | os.O_EXCL)) if state["step"] % 5 == 0 else None
     time.sleep(0.02)
     state["step"] += 1
@@ -212,14 +216,16 @@ def test_a_stopped_benchmark_goes_on_where_it_was(number, is_read, tmp_path, ref
     Also in `run.py fig1 | tee log`, where Ctrl-C ends tee first, and nobody reads the output any more.
     """
     bench = Bench(tmp_path)
+    (tmp_path / "hold").touch()  # else on a busy machine the runs may be over before the signal is sent
     process = bench.start()
-    wait_for(lambda: bench.steps()[0] > 13 and bench.steps()[1] > 13)
+    wait_for(lambda: bench.steps()[:2] == [20, 20])
     if not is_read:
         process.stdout.close()
     process.send_signal(number)
     assert process.wait(timeout=30) == 75
+    (tmp_path / "hold").unlink()
     stopped = bench.steps()
-    assert 0 < stopped[0] < 40
+    assert all(20 <= step < 40 for step in stopped[:2])
     assert bench.recorded() == {seed: (stopped[seed - 1], False) for seed in (1, 2)}
     code, output = bench.finish()
     assert code == 0 and f"at step {stopped[0]}" in output
@@ -263,14 +269,16 @@ def test_two_runners_share_the_work(tmp_path, reference):
 def test_a_killed_script_is_resumed_from_its_checkpoint(tmp_path, reference):
     """The machine took its memory, say: a failure that costs at most one checkpoint interval."""
     bench = Bench(tmp_path)
+    (tmp_path / "hold").touch()
     process = bench.start()
-    wait_for(lambda: bench.steps()[0] > 13)
+    wait_for(lambda: bench.steps()[0] == 20)
     # The script is the child that works in the first run's place.
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     (victim,) = (
         pid for pid in children if str(bench.place(1)).encode() in Path(f"/proc/{pid}/cmdline").read_bytes()
     )
     os.kill(int(victim), signal.SIGKILL)
+    (tmp_path / "hold").unlink()
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 0 and "exit code -9" in output and "tried again" in output
     assert bench.results() == reference
@@ -329,14 +337,18 @@ def test_remains_without_a_checkpoint_are_started_over(tmp_path, reference):
     assert bench.results() == reference
 
 
-def test_every_run_has_a_gpu_and_gpus_take_turns(tmp_path):
-    """Else all runs would crowd the first GPU."""
+def test_every_run_has_a_gpu_and_one_thread_and_gpus_take_turns(tmp_path, monkeypatch):
+    """Else all runs would crowd the first GPU, compute beside it, or take the cores from each other."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     bench = Bench(tmp_path, steps=5, seeds=(1, 2, 3, 4))
     executor = jobs.Local(tmp_path / "runs", 4, "cuda", ["5", "7"])
     benchmark = run.Benchmark(bench.runs, executor, tmp_path / "results", 0, lambda line: None)
     wait_for(lambda: not benchmark.step())
     assert benchmark.summary().startswith("4 finished")
     assert sorted((bench.place(seed) / "gpu").read_text() for seed in (1, 2, 3, 4)) == ["5", "5", "7", "7"]
+    for seed in (1, 2, 3, 4):
+        assert (bench.place(seed) / "threads").read_text() == "1"
+        assert "--device cuda --torch-threads 1" in (bench.place(seed) / "log.txt").read_text()
 
 
 def test_failed_runs_are_tried_again_and_listed(tmp_path):
