@@ -62,6 +62,9 @@ def test_game_seed_alone_makes_the_tables():
     assert (tables[0].transitions == tables[1].transitions).all()
     assert (tables[0].rewards == tables[1].rewards).all()
     assert (tables[0].rewards != tables[2].rewards).all()
+    names = [envs.env_name(table) for table in tables]  # of run directories and of curves
+    assert names[0] == names[1] == "matrix-stochastic-4x3x2-game5" and names[2].endswith("-game6")
+    assert envs.env_name(small()) == "matrix-stochastic-4x3x2"
 
 
 def test_next_states_follow_the_table():
@@ -79,6 +82,17 @@ def test_next_states_follow_the_table():
         assert (counts[expected == 0] == 0).all()
         possible = expected > 0
         assert ((counts - expected)[possible] ** 2 / expected[possible]).sum() < 25  # 4 degrees: p < 1e-4
+
+
+def test_no_state_is_drawn_that_cannot_follow():
+    """The sum of a row is rounded, here by a half: what is drawn beyond it is no reason to leave the game."""
+    transitions = np.tile([0.25, 0.25, 0.0, 0.0, 0.0], (5, 2, 2, 1))
+    env = TabularGame(np.zeros((5, 2, 2)), transitions, 2, num_envs=1000, seed=3)
+    env.reset()
+    obs, *_ = env.step(np.zeros((1000, 2), int))
+    first, second, *others = obs[:, 0].sum(axis=0)
+    assert others == [0, 0, 0] and first + second == 1000
+    assert abs(first - 250) < 5 * np.sqrt(1000 * 0.25 * 0.75)
 
 
 def test_an_environment_depends_on_the_seed_and_its_index_alone():

@@ -152,6 +152,20 @@ def test_options_of_the_game_where_it_is_not_played(backend, monkeypatch, tmp_pa
             envs.make("smac/3m", 1, backend=backend, **option)
 
 
+def test_auto_says_that_the_embedded_engine_plays(machine, monkeypatch, tmp_path, capsys):
+    """Else numbers of the embedded engine are taken for StarCraft II's, which was thought to be installed."""
+    monkeypatch.setenv("SC2PATH", str(tmp_path / "nowhere"))
+    envs._say_embedded.cache_clear()  # another test may have been told the same
+    assert envs.make("smac/3m", 1).backend == "embedded"
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith("Playing the embedded engine, not StarCraft II. StarCraft II was not found")
+    assert str(tmp_path / "nowhere") in line
+    envs.make("smac/3m", 1)  # as the scripts do for evaluation: once is enough
+    envs._say_embedded.cache_clear()
+    envs.make("smac/3m", 1, backend="embedded")
+    assert capsys.readouterr().out == ""
+
+
 def test_the_real_game_lists_its_options_and_those_of_both(machine):
     """Else the list leaves out what it would take."""
     with pytest.raises(

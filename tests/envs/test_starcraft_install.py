@@ -200,8 +200,8 @@ def test_missing_maps_are_told_with_where_they_are(machine, monkeypatch, tmp_pat
     [
         ("TypeError('Descriptors cannot not be created directly.')", "protobuf==3.20.3"),
         ("TypeError('Descriptors cannot be created directly.')", "PYTHON_IMPLEMENTATION=python"),
-        ("ImportError('cannot import name 'runtime_version'')", "s2clientprotocol==4.10.1.75800.0"),
-        ("ImportError('cannot import name 'builder'')", "s2clientprotocol==4.10.1.75800.0"),
+        ("ImportError(\"cannot import name 'runtime_version'\")", "s2clientprotocol==4.10.1.75800.0"),
+        ("ImportError(\"cannot import name 'builder'\")", "s2clientprotocol==4.10.1.75800.0"),
         ("RuntimeError('mismatched Protobuf Gencode/Runtime')", "s2clientprotocol==4.10.1.75800.0"),
         ("ModuleNotFoundError('No module named pysc2')", "No module named pysc2"),
     ],

@@ -37,13 +37,16 @@ def test_view_plays_the_episode_that_the_vector_environment_plays(env_id):
     plain = envs.make(env_id, 1, 3, **options_of(env_id))
     observations, _ = view.reset()
     obs, infos = plain.reset()
-    steps = episodes = 0
-    while episodes < 2:
+    steps = episodes = won = 0
+    while episodes < 2 or (plain.wins and not won and episodes < 50):
         for i, agent in enumerate(view.agents):
             assert np.array_equal(observations[agent]["observation"], obs[0, i])
             assert np.array_equal(observations[agent]["action_mask"], infos["action_mask"][0, i])
             assert view.observation_space(agent).contains(observations[agent])
         actions = {agent: view.action_space(agent).sample() for agent in view.agents}
+        if plain.wins:  # to win some: agents stand, and attack what is in reach
+            own = [row.nonzero()[0] for row in infos["action_mask"][0]]
+            actions = {agent: x[-1] if x[-1] >= 6 else x[0] for agent, x in zip(actions, own, strict=True)}
         observations, rewards, terminations, truncations, about = view.step(actions)
         obs, reward, terminated, truncated, infos = plain.step(np.array([list(actions.values())]))
         assert set(rewards.values()) == {float(reward[0])}
@@ -55,9 +58,12 @@ def test_view_plays_the_episode_that_the_vector_environment_plays(env_id):
             for i, agent in enumerate(view.possible_agents):
                 assert np.array_equal(observations[agent]["observation"], infos["final_obs"][0, i])
                 assert not observations[agent]["action_mask"].any()
-                assert about[agent]["alive"] == infos["final_alive"][0, i]
+                told = {"alive": infos["final_alive"][0, i]}
+                assert about[agent] == (told | {"battle_won": infos["battle_won"][0]} if plain.wins else told)
+            won += plain.wins and infos["battle_won"][0]
             observations, _ = view.reset()
             steps, episodes = 0, episodes + 1
+    assert 0 < won < episodes if plain.wins else won == 0
 
 
 def test_view_samples_available_actions_only():

@@ -1,10 +1,11 @@
 """StarCraft2Env with SMAC's interface and quirks over a toy battle; its "game" is a process that sleeps.
 
-Environment variables: STANDIN_LOG, a file that every launch, its temporary folder, reset, step (with the game
-loops so far) and replay is appended to, as "<pid> <event> <details>"; STANDIN_FAULTS, a JSON list of
-{"at": "reset", "step", "units", "close" or "battle", "kind": see the code, and optionally "launch": number of
-the launch over all processes, "seed": of the game, "n": number of the call in its process}; STANDIN_BUILD,
-what games say that their build is; STANDIN_LOOPS, the game loop that games begin at, to have their last near.
+Environment variables: STANDIN_LOG, a file that every launch, its temporary folder and difficulty, reset, step
+(with the game loops so far) and replay is appended to, as "<pid> <event> <details>"; STANDIN_FAULTS, a JSON
+list of {"at": "reset", "step", "units", "close" or "battle", "kind": see the code, and optionally "launch":
+number of the launch over all processes, "seed": of the game, "n": number of the call in its process};
+STANDIN_BUILD, what games say that their build is; STANDIN_LOOPS, the game loop that games begin at, to have
+their last near.
 """
 
 import atexit
@@ -127,6 +128,7 @@ class StarCraft2Env:
         self._log("folder", self._tmp_dir)
         if self.difficulty not in [*"123456789A"]:
             raise KeyError(self.difficulty)
+        self._log("difficulty", self.difficulty)
         build = self._build()
         self._controller = SimpleNamespace(ping=lambda: SimpleNamespace(base_build=build))
         self._loops = int(os.environ.get("STANDIN_LOOPS", "0"))
