@@ -3,7 +3,9 @@ logs) and the returns of scripts in the particle worlds.
 """
 
 import csv
+import json
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +14,8 @@ from benchmark.calibrate import calibrate_mpe, random_play
 from benchmark.calibrate.calibrate_smac import play, wilson
 from benchmark.lib.store import PUBLISHED
 from envs.smac.maps import MAPS
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "envs.md"
 
 
 def test_the_big_battle_is_lost_by_the_script_and_won_by_tactics():
@@ -76,10 +80,34 @@ def test_a_log_of_another_largest_reward_is_brought_to_the_maps():
     assert sample.episodes == 11 and sample.mean == pytest.approx(expected)
 
 
+def random_play_rows():
+    """Rows of benchmark/results/random_play.csv by map."""
+    with open(PUBLISHED / "random_play.csv") as file:
+        return {row["map"]: row for row in csv.DictReader(file)}
+
+
+def test_the_page_has_the_published_table(monkeypatch, capsys):
+    """Else docs/envs.md would vouch for an engine with numbers of another."""
+    rows = random_play_rows()
+    numbers = {
+        name: {key: value if key == "map" else json.loads(value) for key, value in row.items()}
+        for name, row in rows.items()
+    }
+    monkeypatch.setattr(random_play, "compare", lambda name, *_: numbers[name])
+    monkeypatch.setattr(sys, "argv", ["random_play.py"])
+    random_play.main()
+    printed = capsys.readouterr().out.splitlines()[2:]
+    page = PAGE.read_text().replace("**", "").replace("−", "-").splitlines()
+    head = next(i for i, line in enumerate(page) if line.startswith("| map | real game: episodes, return"))
+    table = page[head + 2 : page.index("", head)]
+    assert len(table) == len(rows) == len(printed) == 13
+    for line in printed:
+        assert any(row.startswith(line) for row in table), line
+
+
 def test_the_published_table_is_of_this_engine_and_near_the_game():
     """Else docs/envs.md would vouch for battles that are not played any more."""
-    with open(PUBLISHED / "random_play.csv") as file:
-        rows = {row["map"]: row for row in csv.DictReader(file)}
+    rows = random_play_rows()
     for name, row in rows.items():
         assert int(row["engine_version"]) == MAPS[name].version
         sample, length = random_play.real(name)

@@ -24,6 +24,7 @@ from benchmark.lib.cells import (
     interquartile_means,
     p_words,
 )
+from benchmark.lib.drawing import draw_cells
 from benchmark.lib.gather import NoRunError, figure_cells
 from benchmark.lib.groups import Group, engine
 from benchmark.lib.marl_eval import marl_eval
@@ -114,6 +115,27 @@ def test_a_picture_of_battles_is_of_one_engine(tmp_path, monkeypatch):
     assert all(len(version) == 1 for version in versions) and {2} in versions
     (run,) = cells[versions.index({2})].groups[0].runs
     assert engine(run) == "embedded engine 2, not StarCraft II"
+
+
+def test_runs_of_the_game_and_of_the_engine_are_not_compared(tmp_path):
+    """A win rate on StarCraft II beside one on the embedded engine would tell engines apart, not methods."""
+    make_runs(tmp_path / "runs", "fig7", seeds=(1, 2))
+    paths = list((tmp_path / "runs").glob("*__ippo__*/*/args.json"))
+    assert len(paths) == 2 * 2  # both seeds on both maps
+    for path in paths:
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"backend": "starcraft"}))
+    store = record_runs(tmp_path / "runs", tmp_path / "results")
+    told = "was played as .*, embedded and as .*, starcraft, which are not to be compared; delete the rows"
+    with pytest.raises(ResultsError, match=told):
+        figure_cells("fig7", "small", (1, 2), store)
+
+
+def test_methods_of_the_game_have_no_hours_beside_each_other(tmp_path):
+    """DPO sums the samples of a state there and baselines do not: hours would flatter it."""
+    cells, _ = figure_cells("fig1", "small", (1,), made(tmp_path, "fig1", seeds=(1,)))
+    hours = {cell.panel: cell.has_hours for cell in cells}
+    assert hours == {"a": False, "a, best known settings": False, "b": True}  # b has DPO alone
+    assert draw_cells(cells[:2], "", timed=True) is None
 
 
 def test_pictures_and_tables_of_scale_smoke_say_that_they_are_no_results(tmp_path, monkeypatch):

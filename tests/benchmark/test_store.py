@@ -1,7 +1,9 @@
 """The results store: runs are recorded whole or refused, and nothing that is there is lost."""
 
+import errno
 import json
 import multiprocessing
+import os
 import shutil
 import sys
 from math import nan
@@ -13,7 +15,7 @@ from made_runs import ENV, SEEDS, recorded, write_run
 from benchmark import run as runner
 from benchmark.lib import runs
 from benchmark.lib.record import record
-from benchmark.lib.store import Store
+from benchmark.lib.store import Store, replace
 
 
 @pytest.fixture
@@ -192,6 +194,25 @@ def test_a_run_is_recorded_last_of_all(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space"):
         record(second, tmp_path / "store")
     assert writes == [f"{ENV}.csv"] and len(Store(tmp_path / "store").runs) == 1
+
+
+def test_a_disk_that_fills_up_leaves_the_old_file(tmp_path, monkeypatch):
+    """Half a runs.csv, or an empty one after a power loss, would cost the results of all runs before."""
+    path, synced = tmp_path / "runs.csv", []
+
+    def full(descriptor):
+        synced.append(os.fstat(descriptor).st_size)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    replace(path, "old")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match="No space left"):
+            replace(path, "longer")
+    assert synced == [6]  # all of the new text was on its way to the disk
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+    replace(path, "longer")
+    assert path.read_text() == "longer" and list(tmp_path.iterdir()) == [path]
 
 
 def put_some(folder, results, first):
