@@ -6,6 +6,7 @@ import math
 from benchmark.figures import FIGURES, panel_runs
 from benchmark.lib.groups import Group
 from benchmark.lib.record import record
+from benchmark.lib.runs import read_run
 from benchmark.lib.store import Store
 
 EVERY, UPDATES, EVALS = 20_480, 5, 20  # steps and updates between evaluations; evaluations after the first
@@ -121,11 +122,14 @@ def make_runs(folder, name, seeds=SEEDS, scale="small", done=True, device="cpu")
 
 
 def record_runs(folder, results):
-    """Takes all of a folder's runs into a store, as benchmark/run.py does when they finish."""
+    """Takes all of a folder's runs into a store, at once; one at a time every file is written for each."""
+    results.mkdir(parents=True, exist_ok=True)
+    store = Store(results)
     for place in sorted(folder.glob("*")):
         (directory,) = place.glob("*__*")
         label = place.name.split("__")[2] if place.name.count("__") == 4 else ""
-        record(directory, results, label, place.name)
+        store.runs[place.name] = read_run(directory, label, place.name)
+    store.write({run.env for run in store.runs.values()})
     return Store(results)
 
 

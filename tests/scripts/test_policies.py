@@ -2,11 +2,11 @@
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from tests.scripts.running import finished
 
 ROOT = Path(__file__).resolve().parents[2]
 POLICIES = ROOT / "benchmark" / "policies"
@@ -29,10 +29,12 @@ def test_a_policy_earns_what_its_page_says(name, script, score, won, tmp_path):
     (tmp_path / name).mkdir()
     (tmp_path / name / "policy.pt").write_bytes((POLICIES / name / "policy.pt").read_bytes())
     backend = ["--backend", "embedded"] if won else []
-    command = [sys.executable, str(ROOT / script), "--resume", str(tmp_path / name), "--eval-only", *backend]
-    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    assert ", 320 greedy episodes: " in output
+    # A robot's episodes are long. They deviate by 718: four standard errors are 3 % with 320, 6 % with 80.
+    episodes, rel, fewer = (80, 0.06, {"EVAL_EPISODES": 8}) if name == "HalfCheetah" else (320, 0.03, {})
+    argv = ["--resume", tmp_path / name, "--eval-only", *backend]
+    output = finished(script.removesuffix(".py"), *argv, **fewer).out
+    assert f", {episodes} greedy episodes: " in output
     result = json.loads(output[output.rindex("{") :])
-    assert result["eval/episodic_return"] == pytest.approx(float(score), rel=0.03, abs=0.1)
+    assert result["eval/episodic_return"] == pytest.approx(float(score), rel=rel, abs=0.1)
     if won:
         assert 100 * result["eval/win_rate"] == pytest.approx(float(won), abs=8)
