@@ -21,6 +21,7 @@ from typing import Any
 from benchmark.lib.claims import (
     Above,
     Alike,
+    AlikeOnTheWay,
     Behind,
     Claim,
     Clearly,
@@ -333,10 +334,16 @@ FIGURES = {
         both(Panel((GAME,), (DPO, *PAIRS))),
         (
             Claim(
-                "the influence of (δ, ω) is limited",
+                "the influence of (δ, ω) is limited: at the end",
                 "C",
                 "",
                 Alike("DPO", tuple(method.name for method in PAIRS), 0.1),
+            ),
+            Claim(
+                "the influence of (δ, ω) is limited: over the run",
+                "C",
+                "",
+                AlikeOnTheWay("DPO", tuple(method.name for method in PAIRS), 0.1),
             ),
         ),
     ),

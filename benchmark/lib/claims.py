@@ -92,10 +92,17 @@ def difference(one: ArrayLike, other: ArrayLike) -> tuple[float, float]:
         return scipy.stats.ttest_ind(one, other, equal_var=False).confidence_interval()
 
 
-def within(low: float, high: float, margin: float) -> Finding:
-    """Whether an interval of shares lies inside ±margin, the opposite if outside of it."""
+def alike(mine: ArrayLike, theirs: ArrayLike, way: float, margin: float) -> Finding:
+    """Whether the interval of their difference, in shares of `way`, lies inside ±margin; the opposite if
+    outside of it, with the p of a difference that is no larger."""
+    mine, theirs = np.asarray(mine), np.asarray(theirs)
+    if min(len(mine), len(theirs)) < 2 or way == 0:
+        return MISSING
+    low, high = sorted(end / way for end in difference(theirs, mine))
     inside, outside = -margin < low and high < margin, low > margin or high < -margin
-    return Finding(1 if inside else -1 if outside else 0, f"{100 * low:+.0f} to {100 * high:+.0f} %")
+    bound = math.copysign(margin * way, np.mean(theirs) - np.mean(mine))
+    p = welch(theirs - bound, mine) if outside else math.nan
+    return Finding(1 if inside else -1 if outside else 0, f"{100 * low:+.0f} to {100 * high:+.0f} %", p)
 
 
 # --- tests that compare methods ---------------------------------------------------------------------------
@@ -109,6 +116,7 @@ class Comparison:
     others: tuple[str, ...]
     tasks: tuple[str, ...] = ()
     lower = False  # whether the lower number is as claimed
+    said = ("below", "above")  # where the other is: as claimed, or the other way round
     of_steps = False  # whether numbers are steps of evaluations, as coarse as these
 
     @property
@@ -132,8 +140,8 @@ class Comparison:
         if math.isnan(p) and min(len(mine), len(theirs)) > 1 and abs(more) > 1e-9 and not self.of_steps:
             p = 0.0  # neither has any spread
         up = (more > 0) != self.lower
-        mark = "=" if more == 0 else "+" if up else "−"
-        return Finding((1 if up else -1) if p < LEVEL else 0, f"{mark} {p_words(p)}", p)
+        where = "equal" if more == 0 else self.said[0 if up else 1]
+        return Finding((1 if up else -1) if p < LEVEL else 0, f"{where} (p {p_words(p)})", p)
 
 
 @dataclass(frozen=True)
@@ -142,6 +150,12 @@ class Higher(Comparison):
 
     def numbers(self, cell: Cell, group: Group) -> list[float]:
         return list(final_means(group.values(cell.metric)))
+
+
+def small(finding: Finding, p: float) -> Finding:
+    """The opposite of an advantage: one that is next to nothing."""
+    words = f"{finding.words.removesuffix(')')}, < {100 * NOTHING:.0f} %)"
+    return Finding(-1, words, p)
 
 
 @dataclass(frozen=True)
@@ -153,16 +167,16 @@ class Above(Higher):
         found = super().look(cell, groups)
         for i, (other, finding) in enumerate(found):
             if other in groups:
-                ends = difference(mine, self.numbers(cell, groups[other]))
-                low, high = (end / way for end in ends) if way > 0 else (-np.inf, np.inf)
-                found[i] = other, self.by_size(finding, low, high)
+                theirs = self.numbers(cell, groups[other])
+                low, high = (x / way for x in difference(mine, theirs)) if way > 0 else (-np.inf, np.inf)
+                p = welch(np.subtract(mine, NOTHING * way), theirs)
+                found[i] = other, self.by_size(finding, low, high, p)
         return found
 
-    def by_size(self, finding: Finding, low: float, high: float) -> Finding:
-        """The finding as the interval of the difference, in shares of what training gains, has it."""
-        if finding.sign == 0 and high < NOTHING:
-            return Finding(-1, f"{finding.words} (< {100 * NOTHING:.0f} %)")
-        return finding
+    def by_size(self, finding: Finding, low: float, high: float, p: float) -> Finding:
+        """The finding as the interval of the difference, in shares of what training gains, has it; p: of an
+        advantage of NOTHING."""
+        return small(finding, p) if finding.sign == 0 and high < NOTHING else finding
 
 
 @dataclass(frozen=True)
@@ -170,12 +184,12 @@ class Clearly(Above):
     """As `Above`, by NOTHING at least: the lower end of the difference's interval; the opposite where the
     upper end is below it."""
 
-    def by_size(self, finding: Finding, low: float, high: float) -> Finding:
+    def by_size(self, finding: Finding, low: float, high: float, p: float) -> Finding:
         if finding.sign == 1 and high < NOTHING:
-            return Finding(-1, f"{finding.words} (< {100 * NOTHING:.0f} %)")
+            return small(finding, p)
         if finding.sign == 1 and low < NOTHING:
             return Finding(0, finding.words)
-        return super().by_size(finding, low, high)
+        return super().by_size(finding, low, high, p)
 
 
 @dataclass(frozen=True)
@@ -185,9 +199,9 @@ class OtherWay(Above):
     def numbers(self, cell: Cell, group: Group) -> list[float]:
         return list(run_means(group.values(cell.metric)))
 
-    def by_size(self, finding: Finding, low: float, high: float) -> Finding:
-        alike = low > -NOTHING and high < NOTHING
-        return Finding(1 if finding.sign else -1 if alike else 0, finding.words, finding.p)
+    def by_size(self, finding: Finding, low: float, high: float, p: float) -> Finding:
+        same = low > -NOTHING and high < NOTHING
+        return Finding(1 if finding.sign else -1 if same else 0, finding.words, finding.p)
 
 
 @dataclass(frozen=True)
@@ -195,6 +209,7 @@ class Behind(Comparison):
     """The method is below the others in the first quarter of the run."""
 
     lower = True
+    said = ("above", "below")
 
     def numbers(self, cell: Cell, group: Group) -> list[float]:
         values = group.values(cell.metric)
@@ -206,6 +221,7 @@ class Sooner(Comparison):
     """The method needs fewer steps to go 90 % of the way up from where it begins to where it ends."""
 
     lower = of_steps = True
+    said = ("later", "sooner")
 
     def numbers(self, cell: Cell, group: Group) -> list[float]:
         values, steps, last = group.values(cell.metric), group.steps(), final_means(group.values(cell.metric))
@@ -220,9 +236,11 @@ class Sooner(Comparison):
 
 @dataclass(frozen=True)
 class Faster(Comparison):
-    """The method needs fewer steps to a common level: 90 % of the way of the one that ends lower."""
+    """The method needs fewer steps to a common level: 90 % of the way of the one that ends lower. What an
+    untrained policy has is not reached by learning."""
 
     lower = of_steps = True
+    said = ("later", "sooner")
 
     def look(self, cell: Cell, groups: dict[str, Group]) -> list[tuple[str, Finding]]:
         found = []
@@ -236,7 +254,7 @@ class Faster(Comparison):
             numbers = []
             for name, values in zip((self.method, other), pair, strict=True):
                 steps = groups[name].steps()
-                reached = [first_reached(steps, x, goal) for x in values]
+                reached = [first_reached(steps[1:], x[1:], goal) for x in values]
                 numbers.append([float(steps[-1]) if at is None else at for at in reached])
             found.append((other, self.compare(*numbers)))
         return found
@@ -245,6 +263,8 @@ class Faster(Comparison):
 @dataclass(frozen=True)
 class Fluctuates(Comparison):
     """The method's curves are less smooth: deviation of the steps between evaluations, in the last half."""
+
+    said = ("less", "more")
 
     def numbers(self, cell: Cell, group: Group) -> list[float]:
         values = group.values(cell.metric)
@@ -287,17 +307,28 @@ class Alike:
         return self.method, *self.others
 
     def look(self, cell: Cell, groups: dict[str, Group]) -> list[tuple[str, Finding]]:
-        mine = final_means(groups[self.method].values(cell.metric))
-        way = gained(cell, groups[self.method])
-        found = []
-        for other in self.others:
-            theirs = final_means(groups[other].values(cell.metric)) if other in groups else mine[:0]
-            if min(len(mine), len(theirs)) < 2 or way == 0:
-                found.append((other, MISSING))
-                continue
-            low, high = sorted(end / way for end in difference(theirs, mine))
-            found.append((other, within(low, high, self.margin)))
-        return found
+        mine, way = self.numbers(cell, groups[self.method]), gained(cell, groups[self.method])
+        return [
+            (
+                other,
+                alike(mine, self.numbers(cell, groups[other]), way, self.margin)
+                if other in groups
+                else MISSING,
+            )
+            for other in self.others
+        ]
+
+    def numbers(self, cell: Cell, group: Group) -> Array:
+        """What is compared: each seed's number."""
+        return final_means(group.values(cell.metric))
+
+
+@dataclass(frozen=True)
+class AlikeOnTheWay(Alike):
+    """As `Alike`, of averages over the run."""
+
+    def numbers(self, cell: Cell, group: Group) -> Array:
+        return run_means(group.values(cell.metric))
 
 
 @dataclass(frozen=True)
@@ -313,11 +344,7 @@ class Together:
         for one, other in itertools.combinations(self.methods, 2):
             ends = [final_means(groups[x].values(cell.metric)) for x in (one, other) if x in groups]
             name = other if one == self.methods[0] else other + BESIDE + one
-            if len(ends) < 2 or min(map(len, ends)) < 2 or way == 0:
-                found.append((name, MISSING))
-                continue
-            low, high = sorted(end / way for end in difference(ends[1], ends[0]))
-            found.append((name, within(low, high, self.margin)))
+            found.append((name, alike(ends[0], ends[1], way, self.margin) if len(ends) == 2 else MISSING))
         return found
 
 
@@ -347,7 +374,8 @@ class FarBelow:
 class Drops:
     """The method ends below its best tenth of the run, by the mean curve: a paired t test over seeds, whose p
     counts ninefold, as any of nine tenths could have been the best. The opposite where the 95 % interval
-    leaves no drop of NOTHING."""
+    leaves no drop of NOTHING. Untrained policies are left out: with them the first tenth would not be the
+    best of whoever learns within it."""
 
     method: str
     tasks: tuple[str, ...] = ()
@@ -358,9 +386,10 @@ class Drops:
 
     def look(self, cell: Cell, groups: dict[str, Group]) -> list[tuple[str, Finding]]:
         values = groups[self.method].values(cell.metric)
-        if values.shape[1] < 10:
+        trained = values[:, 1:]
+        if trained.shape[1] < 10:
             return [(self.method, MISSING)]
-        tenths = np.stack([part.mean(1) for part in np.array_split(values, 10, axis=1)], axis=1)
+        tenths = np.stack([part.mean(1) for part in np.array_split(trained, 10, axis=1)], axis=1)
         best, last = tenths[:, tenths.mean(0).argmax()], tenths[:, -1]
         p = np.nan
         if len(best) > 1 and np.ptp(best - last) > 0:
@@ -368,7 +397,8 @@ class Drops:
         way = gained(cell, groups[self.method])
         none = way > 0 and mean_ci((best - last)[:, None])[2][0] < NOTHING * way
         words = f"{np.mean(last - best):+.3g} (p {p_words(p)})"
-        return [(self.method, Finding(1 if p < LEVEL else -1 if none else 0, words, p))]
+        sign = 1 if p < LEVEL else -1 if none else 0
+        return [(self.method, Finding(sign, words, math.nan if sign == -1 else p))]  # p is of a drop
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,10 @@
 """The claim that battles are not won, beside the claims of test_claims.py: its bound is one in twenty."""
 
 import numpy as np
+from made_curves import POINTS, found
 
 from benchmark.lib.claims import Unwon
 from benchmark.lib.runs import WIN_RATE
-from tests.benchmark.test_claims import POINTS, found
 
 
 def ends_at(rate):
