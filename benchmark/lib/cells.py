@@ -17,7 +17,7 @@ from envs.smac.generated import GENERATED
 from envs.smac.maps import MAPS
 
 SUMMARIES = {"final": final_means, "over the run": run_means}
-BY_THE_BEST = "0: untrained, 1: the best method's mean, for want of a reference"
+BY_THE_BEST = "0: untrained, 1: the best mean of the methods with most seeds, for want of a reference"
 
 
 @dataclass
@@ -33,6 +33,11 @@ class Cell:
     @property
     def title(self) -> str:
         return f"{self.task} ({self.panel})" if self.panel else self.task
+
+    @property
+    def has_first(self) -> bool:
+        """Whether the method is there that the panel's others are compared with."""
+        return any(group.method == self.methods[0] for group in self.groups)
 
     @property
     def env(self) -> str:
@@ -81,7 +86,9 @@ class Cell:
             words = "0: random play, 1: a script that sees everything"
             return references["random"], references["greedy"], words
         untrained = np.concatenate([group.values(RETURN)[:, 0] for group in self.groups])
-        best = max(float(final_means(group.values(RETURN)).mean()) for group in self.groups)
+        most = max(len(group.runs) for group in self.groups)  # a single seed may be the best by luck
+        known = [group for group in self.groups if len(group.runs) == most]
+        best = max(float(final_means(group.values(RETURN)).mean()) for group in known)
         return float(untrained.mean()), best, BY_THE_BEST
 
 
@@ -101,18 +108,33 @@ def by_panel(cells: Sequence[Cell]) -> list[list[Cell]]:
     return list(panels.values())
 
 
-def aggregates(cells: Sequence[Cell]) -> list[tuple[list[Cell], str]]:
-    """Panels of which at least two tasks are there, each with the words for how scores are normalised.
+def shown(cells: Sequence[Cell]) -> list[Cell]:
+    """The cells that are worth a picture: not those without their panel's first method that would show what
+    another panel of the task shows as well."""
+    runs = [{run.key for group in cell.groups for run in group.runs} for cell in cells]
 
-    Not those where a method would be measured by itself alone, as 1 is the best one there.
-    """
+    def again(i: int) -> bool:
+        same = (j for j, cell in enumerate(cells) if cell.task == cells[i].task and j != i)
+        return any(runs[i] < runs[j] or (runs[i] == runs[j] and j < i) for j in same)
+
+    return [cell for i, cell in enumerate(cells) if cell.has_first or not again(i)]
+
+
+def aggregates(cells: Sequence[Cell]) -> list[tuple[list[Cell], str]]:
+    """Panels of which at least two tasks are there, with at least two methods that all of these have, to be
+    compared with each other; each with the words for how scores are normalised."""
     several = [members for members in by_panel(cells) if len(members) > 1 and members[0].metric != KL]
-    told = [(members, list(dict.fromkeys(cell.scale()[2] for cell in members))) for members in several]
     return [
-        (members, "; ".join(words))
-        for members, words in told
-        if BY_THE_BEST not in words or len(members[0].groups) > 1
+        (members, "; ".join(dict.fromkeys(cell.scale()[2] for cell in members)))
+        for members in several
+        if len(seeds_in_all(members)) > 1
     ]
+
+
+def seeds_in_all(cells: Sequence[Cell]) -> dict[str, int]:
+    """Of each method that all tasks have, how many seeds the task with the fewest has of it."""
+    counts = {x.method: min(len(cell.scores(x.method)) for cell in cells) for x in cells[0].groups}
+    return {method: seeds for method, seeds in counts.items() if seeds}
 
 
 def interquartile_means(
@@ -124,12 +146,10 @@ def interquartile_means(
     it would be narrower than that of five.
     """
     found = {}
-    for method in (group.method for group in cells[0].groups):
+    for method, seeds in seeds_in_all(cells).items():
         columns = [list(cell.scores(method, summary).values()) for cell in cells]
-        if all(columns):
-            seeds = min(map(len, columns))
-            value, low, high = bootstrap_iqm(np.array([column[:seeds] for column in columns]).T)
-            found[method] = (value, low, high) if seeds > 2 else (value, value, value)
+        value, low, high = bootstrap_iqm(np.array([column[:seeds] for column in columns]).T)
+        found[method] = (value, low, high) if seeds > 2 else (value, value, value)
     return found
 
 
@@ -144,11 +164,10 @@ def aggregate_table(cells: Sequence[Cell]) -> str:
     for members, words in aggregates(cells):
         tasks = ", ".join(cell.task for cell in members)
         means = [interquartile_means(members, summary) for summary in SUMMARIES.values()]
-        rows = []
-        for method in means[0]:
-            groups = (group for cell in members for group in cell.groups if group.method == method)
-            seeds = min(len(group.runs) for group in groups)
-            rows.append([method, str(seeds), *(with_interval(*found[method]) for found in means)])
+        rows = [
+            [method, str(seeds), *(with_interval(*found[method]) for found in means)]
+            for method, seeds in seeds_in_all(members).items()
+        ]
         text += markdown(["method", "seeds", *SUMMARIES], rows)
         text += f"\nInterquartile mean over {tasks}, and its 95 % stratified bootstrap interval over seeds, "
         text += "which is too narrow for few of them. "
@@ -161,7 +180,7 @@ def comparison_table(cells: Sequence[Cell]) -> str:
 
     Over the tasks it is the test of the seeds' means of normalised scores, of seeds that all tasks have.
     """
-    text = ""
+    text, several = "", False
     for members in by_panel(cells):
         first, *others = members[0].methods
         rows = []
@@ -173,10 +192,11 @@ def comparison_table(cells: Sequence[Cell]) -> str:
         if rows:
             head = [f"p against {first}", *(cell.task for cell in members), "all tasks"]
             width = len(head) if len(members) > 1 else 2
+            several = several or len(members) > 1
             text += markdown(head[:width], [row[:width] for row in rows]) + "\n"
     if text:
         text += "Welch's test of the seeds' scores, not corrected for the number of comparisons"
-        text += "; of several tasks, of their means over tasks.\n\n" if aggregates(cells) else ".\n\n"
+        text += "; of several tasks, of their means over tasks.\n\n" if several else ".\n\n"
     return text
 
 

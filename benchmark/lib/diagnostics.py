@@ -10,7 +10,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmark.lib.drawing import RC, draw_curve, finish, styled
+from benchmark.lib.drawing import RC, draw_curve, finish, legend_below_title, styled, wrapped
 from benchmark.lib.groups import Group, band, band_shares
 
 NEEDED = ("dpo/kl", "dpo/beta1", "dpo/beta2", "dpo/below_band", "dpo/above_band")
@@ -35,12 +35,14 @@ def draw_diagnostics(env: str, groups: Sequence[Group]) -> bytes | None:
         for ax, group in zip(axes, groups, strict=False):
             draw_shares(ax, group)
             name = f": {group.method}" if len(groups) > 1 else ""
-            ax.set_title(f"KL against the band{name}", loc="left")
+            ax.set_title(wrapped(f"KL against the band{name}"), loc="left")
         kl, beta1, beta2 = axes[len(groups) : panels]
         draw_kl(kl, groups)
         draw_betas(beta1, "beta1", groups)
         draw_betas(beta2, "beta2", groups)
         title, band = f"{env}: adaptive KL penalty", "from the least to the greatest"
+        if len(groups) > 1:
+            title += legend_below_title(figure, *kl.get_legend_handles_labels())
         return finish(figure, axes[:panels], title, groups, band=band)
 
 
@@ -70,8 +72,6 @@ def draw_kl(ax: Axes, groups: Sequence[Group]) -> None:
         ax.axhline(target, color="#555555", lw=1.0, ls=":")
     ax.set(yscale="log", ylabel="KL (nats)", xlim=(0, None))
     ax.set_title("KL(old || new); grey: band, dotted: target", loc="left")
-    if len(groups) > 1:
-        ax.legend(fontsize=10)
 
 
 def draw_betas(ax: Axes, name: str, groups: Sequence[Group]) -> None:

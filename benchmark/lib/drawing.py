@@ -15,15 +15,17 @@ from matplotlib import rc_context
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.transforms import ScaledTranslation
 
-from benchmark.lib.cells import Cell, aggregates, interquartile_means
+from benchmark.lib.cells import Cell, aggregates, interquartile_means, seeds_in_all
 from benchmark.lib.groups import Group, band, provenance
 from benchmark.lib.runs import KL, RETURN, STEP, WIN_RATE
 from benchmark.lib.statistics import hours, mean_ci
 
 Style = tuple[str, str]
 Clock = tuple[str, float]  # a unit of time, and its length in hours
-LEGEND_ROW = 0.17  # inches, of a legend above a panel
+LEGEND_ROW = TITLE_ROW = 0.17  # inches, of a legend above a panel and of the lines of axes' titles
+TITLE_WIDTH = 44  # letters, as many as fit above axes
 # Okabe and Ito's colours, neighbours differing in lightness too; dashes tell them apart in print.
 COLOURS = ("#000000", "#D55E00", "#56B4E9", "#009E73", "#CC79A7", "#0072B2", "#E69F00", "#8C8C8C")
 STYLES: tuple[Style, ...] = tuple(zip(COLOURS, ("-", "--", "-.", ":") * 2, strict=True))
@@ -115,17 +117,14 @@ def draw_cells(
     several = aggregates(cells) if aggregate and not timed else []
     one_panel = len({cell.panel for cell in cells}) == 1
     clock = clock_of(cells) if timed else None
-    rows = sum(map(legend_rows, first_cells(cells))) if not one_panel else 0
     with rc_context(RC):
-        figure, axes = grid(len(cells) + len(several), LEGEND_ROW * rows)
+        figure, axes = grid(len(cells) + len(several), room_above(cells, len(several), one_panel))
         for ax, cell in zip(axes, cells, strict=False):
             draw_cell(ax, cell, clock)
-        draw_legends(figure, axes, cells, one_panel)
+        title += draw_legends(figure, axes, cells, one_panel)
         for ax, (members, words) in zip(axes[len(cells) :], several, strict=True):
             draw_aggregate(ax, members, words)
-        if one_panel:  # room for the legend, whose rows are higher than the title's
-            rows = math.ceil(max(len(cell.groups) for cell in cells) / 4)
-            title += "\n " * round(1.3 * rows)
+        share_scales(axes[len(cells) :], [members for members, _ in several])
         groups = [group for cell in cells for group in cell.groups]
         if clock is None:
             return finish(figure, axes[: len(cells)], title, groups, note=note)
@@ -141,9 +140,14 @@ def clock_of(cells: Sequence[Cell]) -> Clock:
     return ("minutes", 1 / 60) if longest < 1 else ("hours", 1.0)
 
 
+def columns_of(count: int) -> int:
+    """How many of so many axes stand side by side."""
+    return 2 if count == 4 else min(count, 3)
+
+
 def grid(count: int, room: float = 0.0) -> tuple[Figure, list[Axes]]:
-    """A figure with so many axes, and so many inches more for legends."""
-    columns = 2 if count == 4 else min(count, 3)
+    """A figure with so many axes, and so many inches more for legends and long titles."""
+    columns = columns_of(count)
     rows = math.ceil(count / columns)
     size = max(4.6 * columns, 7.5), 3.6 * rows + 1.2 + room
     figure = Figure(figsize=size, layout="constrained")
@@ -151,6 +155,23 @@ def grid(count: int, room: float = 0.0) -> tuple[Figure, list[Axes]]:
     for ax in axes[count:]:
         ax.remove()
     return figure, axes[:count]
+
+
+def room_above(cells: Sequence[Cell], several: int, one_panel: bool) -> float:
+    """Inches that legends and titles of more than a line need, row after row of axes; several: aggregates."""
+    first = set() if one_panel else {(cell.task, cell.panel) for cell in first_cells(cells)}
+    heights = [TITLE_ROW * wrapped(cell.title).count("\n") for cell in cells]
+    for i, cell in enumerate(cells):
+        if (cell.task, cell.panel) in first:
+            heights[i] += LEGEND_ROW * legend_rows(cell)
+    columns = columns_of(len(cells) + several)
+    return sum(max(heights[start : start + columns]) for start in range(0, len(heights), columns))
+
+
+def wrapped(title: str) -> str:
+    """The title of axes, in as many lines as it needs; the panel, in brackets, on a line of its own."""
+    lines = [title] if len(title) <= TITLE_WIDTH else title.replace(" (", "\n(", 1).splitlines()
+    return "\n".join(textwrap.fill(line, TITLE_WIDTH, break_on_hyphens=False) for line in lines)
 
 
 def style_of(cell: Cell, method: str) -> Style:
@@ -176,7 +197,7 @@ def draw_cell(ax: Axes, cell: Cell, clock: Clock | None) -> None:
     else:
         ax.set_ylabel(f"return ({how})")
         draw_return_limits(ax, cell.groups, cell.references)
-    ax.set_title(cell.title, loc="left")
+    ax.set_title(wrapped(cell.title), loc="left")
 
 
 def draw_band(ax: Axes, group: Group) -> None:
@@ -224,43 +245,65 @@ def legend_rows(cell: Cell) -> int:
     return math.ceil(len(cell.methods) / legend_columns(cell))
 
 
-def draw_legends(figure: Figure, axes: Sequence[Axes], cells: Sequence[Cell], one_panel: bool) -> None:
+def draw_legends(figure: Figure, axes: Sequence[Axes], cells: Sequence[Cell], one_panel: bool) -> str:
     """Above all axes where they are of one panel; else above each panel's first, as styles mean others there.
 
-    None lies in axes, where it would cover curves.
+    None lies in axes, where it would cover curves. Returns what to add to the figure's title for room.
     """
     told: dict[tuple[str, str], Artist] = {}
     for ax, cell in zip(axes, cells, strict=False):
         handles, labels = ax.get_legend_handles_labels()
         new = {(cell.panel, label): line for line, label in zip(handles, labels, strict=True)}
         if not one_panel and not new.keys() <= told.keys():
-            place: Any = {
-                "loc": "lower left",
-                "bbox_to_anchor": (0, 1.08),
-                "borderaxespad": 0,
-                "borderpad": 0,
-            }
+            # Above the title, of which each line is a fifth higher than its letters.
+            points = 9 + 1.2 * RC["axes.titlesize"] * (1 + ax.get_title(loc="left").count("\n"))
+            above = ScaledTranslation(0, points / 72, figure.dpi_scale_trans)
+            place: Any = {"loc": "lower left", "bbox_to_anchor": (0, 1), "borderaxespad": 0, "borderpad": 0}
+            place |= {"bbox_transform": ax.transAxes + above}
             ax.legend(ncols=legend_columns(cell), fontsize=9, labelspacing=0.2, columnspacing=1.0, **place)
         told |= new
-    if one_panel:  # into the blank lines below the title
-        top = 1 - 0.27 / figure.get_figheight()
-        names = [label for _, label in told]
-        place = {"loc": "upper left", "bbox_to_anchor": (0.005, top), "ncols": 4, "borderpad": 0}
-        figure.legend(told.values(), names, labelspacing=0.2, **place)
+    return legend_below_title(figure, list(told.values()), [label for _, label in told]) if one_panel else ""
+
+
+def legend_below_title(figure: Figure, lines: Sequence[Artist], names: Sequence[str]) -> str:
+    """One legend for all axes, and the blank lines to add to the figure's title, into which it is put."""
+    widest = 0.085 * max(map(len, names), default=1) + 0.6  # inches, of its letters and its line
+    columns = max(1, min(4, int(figure.get_figwidth() / widest)))
+    top = 1 - 0.27 / figure.get_figheight()
+    place: Any = {"loc": "upper left", "bbox_to_anchor": (0.005, top), "ncols": columns, "borderpad": 0}
+    figure.legend(lines, names, labelspacing=0.2, **place)
+    return "\n " * math.ceil(
+        1.3 * math.ceil(len(names) / columns)
+    )  # a legend's rows are higher than a title's
 
 
 def draw_aggregate(ax: Axes, cells: Sequence[Cell], words: str) -> None:
     """Point and interval per method, in the order and with the colours of the curves."""
-    means = interquartile_means(cells)
+    means, seeds = interquartile_means(cells), seeds_in_all(cells)
     for i, (method, (value, low, high)) in enumerate(means.items()):
         colour, _ = style_of(cells[0], method)
         ax.plot([low, high], [i, i], color=colour, lw=3.0)
         ax.plot([value], [i], "o", color=colour, markeredgecolor="white", ms=9)
     ax.set_ylim(-0.6, len(means) - 0.4)
     ax.locator_params(axis="x", nbins=5)
-    ax.set_yticks(range(len(means)), [textwrap.fill(method, 18) for method in means], fontsize=9)
+    names = [textwrap.fill(name, 18) for name in means]
+    if len(set(seeds.values())) > 1:
+        names = [f"{name}\n({n} seed{'s' * (n > 1)})" for name, n in zip(names, seeds.values(), strict=True)]
+    ax.set_yticks(range(len(means)), names, fontsize=9)
     ax.invert_yaxis()
     ax.grid(axis="x", color="#dddddd", lw=0.6)
     panel = cells[0].panel
-    ax.set_title(f"IQM over {len(cells)} tasks" + (f" ({panel})" if panel else ""), loc="left")
+    title = f"IQM over {len(cells)} tasks" + (f" ({panel})" if panel else "")
+    ax.set_title(wrapped(title), loc="left")
     ax.set_xlabel("\n".join(textwrap.wrap(f"normalised final score ({words})", 50)), fontsize=9)
+
+
+def share_scales(axes: Sequence[Axes], panels: Sequence[Sequence[Cell]]) -> None:
+    """The same limits for aggregates of the same scale, so that equal scores look equal side by side."""
+    alike: dict[str, list[Axes]] = {}
+    for ax, cells in zip(axes, panels, strict=True):
+        alike.setdefault(str([(cell.task, cell.scale()) for cell in cells]), []).append(ax)
+    for same in alike.values():
+        lows, highs = zip(*(ax.get_xlim() for ax in same), strict=True)
+        for ax in same:
+            ax.set_xlim(min(lows), max(highs))

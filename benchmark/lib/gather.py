@@ -43,42 +43,49 @@ def planned_runs(
     ]
 
 
-def figure_cells(name: str, scale: str, seeds: Sequence[int], store: Store) -> tuple[list[Cell], Gaps]:
-    """What a store has of a figure.
+def as_groups(by_method: dict[str, list[Run]]) -> list[Group]:
+    """The methods of one task that have runs, which are of one setting each and end together.
 
     A run that goes on is left out where other seeds of its method are finished: curves and scores would
     else end where it stands.
     """
+    groups = []
+    for method, runs in by_method.items():
+        for run in runs:
+            run.method = method
+        runs = [run for run in runs if run.finished] or runs
+        if runs:
+            groups.append(Group(sorted(runs, key=lambda run: run.seed)))
+            check_alike(groups[-1])
+    end_together(groups)
+    return groups
+
+
+def figure_cells(name: str, scale: str, seeds: Sequence[int], store: Store) -> tuple[list[Cell], Gaps]:
+    """What a store has of a figure."""
     figure, missing, unfinished = FIGURES[name], set[str](), set[str]()
     cells: dict[tuple[str, str], Cell] = {}
-    groups: dict[tuple[str, str, str], Group] = {}
+    found: dict[tuple[str, str], dict[str, list[Run]]] = {}
     for panel, task, method, planned in planned_runs(figure, scale, seeds, store):
         if planned.key not in store.runs:
             missing.add(planned.key)
             continue
         run = store.load(planned.key)
-        run.method = method.name
+        if not run.finished:
+            unfinished.add(run.key)
         methods = tuple(method.name for method in panel.methods)
         metric = task.metric or (WIN_RATE if task.family == "smac" else RETURN)
-        cell = cells.setdefault((panel.title, task.name), Cell(task.name, panel.title, methods, metric, []))
-        place = panel.title, task.name, method.name
-        if place not in groups:
-            cell.groups.append(groups.setdefault(place, Group([])))
-        groups[place].runs.append(run)
+        place = panel.title, task.name
+        cells.setdefault(place, Cell(task.name, panel.title, methods, metric, []))
+        found.setdefault(place, {}).setdefault(method.name, []).append(run)
     if not cells:
         raise NoRunError(
             f"no run of {name} at scale {scale} in {store.folder}; "
             f"make them with benchmark/run.py {name} --scale {scale}."
         )
-    for group in groups.values():
-        check_alike(group)
-        done = [run for run in group.runs if run.finished]
-        unfinished |= {run.key for run in group.runs if not run.finished}
-        group.runs = done or group.runs
-    for cell in cells.values():
+    for place, cell in cells.items():
+        cell.groups = as_groups(found[place])
         check_one_engine(cell)
-        if not FIGURES[name].exact:
-            end_together(cell.groups)
     return list(cells.values()), Gaps(missing, unfinished)
 
 
@@ -93,21 +100,12 @@ def check_one_engine(cell: Cell) -> None:
 
 
 def study_cells(panels: Iterable[Curves], store: Store) -> list[Cell]:
-    """What a store has of a study, a cell for each environment of each panel; of runs as `figure_cells`."""
+    """What a store has of a study, a cell for each environment of each panel."""
     cells = []
     for panel in panels:
         for env in panel.envs:
             found = {name: chosen(store, env, end, panel.steps) for name, end in panel.methods.items()}
-            groups = []
-            for name, runs in found.items():
-                for run in runs:
-                    run.method = name
-                runs = [run for run in runs if run.finished] or runs
-                if runs:
-                    groups.append(Group(sorted(runs, key=lambda run: run.seed)))
-                    check_alike(groups[-1])
-            if groups:
-                end_together(groups)
+            if groups := as_groups(found):
                 cells.append(Cell(env, panel.name, tuple(panel.methods), panel.metric, groups))
     return cells
 
@@ -126,17 +124,14 @@ def recorded_cells(store: Store) -> list[Cell]:
     for row in store.runs.values():
         parts = [row.env, row.script, row.label, str(row.seed)]
         if row.key == "__".join(filter(None, parts)):
-            run = store.load(row.key)
-            run.method = " ".join(filter(None, [run.script, run.label]))
-            found.setdefault(run.env, {}).setdefault(run.method, []).append(run)
+            method = " ".join(filter(None, [row.script, row.label]))
+            found.setdefault(row.env, {}).setdefault(method, []).append(store.load(row.key))
     if not found:
         raise NoRunError(f"{store.folder} has no recorded run; record some with benchmark/run.py --record.")
     methods = tuple(dict.fromkeys(method for groups in found.values() for method in groups))
     cells = []
     for env, by_method in found.items():
-        groups = [Group(sorted(runs, key=lambda run: run.seed)) for runs in by_method.values()]
-        for group in groups:
-            check_alike(group)
+        groups = as_groups(by_method)
         metric = WIN_RATE if any(group.has(WIN_RATE) for group in groups) else RETURN
         cells.append(Cell(env, "", methods, metric, groups))
     return cells

@@ -7,9 +7,9 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from benchmark.figures import FIGURES, SEEDS, Figure
+from benchmark.figures import FIGURES, SEEDS, Figure, Method, Panel, Run, Task
 from benchmark.lib.basins import basins_table, draw_basins
-from benchmark.lib.cells import Cell, aggregate_table, comparison_table
+from benchmark.lib.cells import Cell, aggregate_table, comparison_table, shown
 from benchmark.lib.diagnostics import draw_diagnostics
 from benchmark.lib.documents import fill, put_between
 from benchmark.lib.drawing import draw_cells
@@ -29,7 +29,7 @@ from benchmark.lib.store import PUBLISHED, Store
 from benchmark.lib.studies import STUDIES, Study
 from benchmark.lib.study_tables import battles_table, learning_table, peer_table
 from benchmark.lib.tables import make_table, markdown
-from benchmark.lib.verdicts import judge
+from benchmark.lib.verdicts import EVIDENCE, OURS, judge
 
 ROOT = PUBLISHED.parents[1]
 DOCUMENTS = ("README.md", "docs/*.md", "benchmark/results/studies/*/README.md")
@@ -52,9 +52,10 @@ def figure_pictures(
     title = f"{heading(name, figure, scale)}; scale {scale}"
     if figure.exact:
         return {f"{name}.png": draw_exact(cells, title)}
-    files = {f"{name}.png": draw_cells(cells, title, note=claims_in_words(name, scale, seeds, store))}
+    note = claims_in_words(name, scale, seeds, store)
+    files = {f"{name}.png": draw_cells(shown(cells), title, note=note)}
     if hours:
-        files[f"{name}-time.png"] = draw_cells(cells, title, timed=True)
+        files[f"{name}-time.png"] = draw_cells(shown(cells), title, timed=True)
     return {file: data for file, data in files.items() if data is not None}
 
 
@@ -79,12 +80,40 @@ def figure_text(name: str, scale: str, seeds: Sequence[int], store: Store) -> st
     text += f"{markdown(CLAIMS_HEAD, claim_rows(name, scale, seeds, store))}\n"
     text += "[What the words and numbers mean](../../../../docs/verdicts.md)\n\n"
     if gaps.missing or gaps.unfinished:
-        text += f"Not complete: of the runs at scale {scale} {len(gaps.missing)} are missing, and "
-        text += f"{len(gaps.unfinished)} are not finished.\n\n"
+        seeds_too = "" if figure.exact else f" with {len(seeds)} seed{'s' * (len(seeds) != 1)}"
+        text += f"Not complete: of the runs at scale {scale}{seeds_too} {len(gaps.missing)} are missing, and "
+        text += f"{len(gaps.unfinished)} are not finished:\n\n"
+        text += f"{lacking(planned_runs(figure, scale, seeds, store), gaps.missing | gaps.unfinished)}\n"
     if figure.exact:
         return text + exact_table(cells)
+    drawn = shown(cells)
+    there = {cell.title for cell in drawn}
+    if hidden := [cell.title for cell in cells if cell.title not in there]:
+        text += "Not drawn, as the first method is missing there and the others are in another panel too: "
+        text += f"{', '.join(hidden)}.\n\n"
     runs = make_table({cell.title: cell.groups for cell in cells})
-    return text + aggregate_table(cells) + comparison_table(cells) + runs
+    return text + aggregate_table(drawn) + comparison_table(cells) + runs
+
+
+def lacking(planned: Sequence[tuple[Panel, Task, Method, Run]], keys: set[str]) -> str:
+    """Which runs these are: a line of Markdown for methods that lack the same seeds on the same tasks of a
+    panel. A run that two panels have is told with the first of them."""
+    seeds: dict[tuple[str, str, str], list[int]] = {}
+    told: set[str] = set()
+    for panel, task, method, run in planned:
+        if run.key in keys - told:
+            told.add(run.key)
+            seeds.setdefault((panel.title, method.name, task.name), []).append(run.seed)
+    every = len({run.seed for *_, run in planned})
+    tasks: dict[tuple[str, str, str], list[str]] = {}
+    for (panel_title, name, task_name), some in seeds.items():
+        words = "" if len(some) == every else f", seed{'s' * (len(some) > 1)} {', '.join(map(str, some))}"
+        tasks.setdefault((panel_title, name, words), []).append(task_name)
+    methods: dict[str, list[str]] = {}
+    for (panel_title, name, words), on in tasks.items():
+        where = f"{', '.join(on)}{f' ({panel_title})' * bool(panel_title)}{words}"
+        methods.setdefault(where, []).append(name)
+    return "".join(f"- {' / '.join(names)} on {where}\n" for where, names in methods.items())
 
 
 def claim_rows(name: str, scale: str, seeds: Sequence[int], store: Store) -> list[list[str]]:
@@ -122,9 +151,9 @@ def study_pictures(study: Study, store: Store) -> dict[str, bytes]:
     files = {"curves.png": draw_cells(cells, study.title, aggregate=aggregate)} if study.picture else {}
     if study.hours:
         files["time.png"] = draw_cells(cells, study.title, timed=True)
-    for env in study.diagnostics:
-        cell = next(cell for cell in cells if cell.env == env)
-        files["diagnostics.png"] = draw_diagnostics(env, cell.groups)
+    told = next((cell for cell in cells if cell.env == study.diagnostics), None)
+    if told is not None:
+        files["diagnostics.png"] = draw_diagnostics(told.env, told.groups)
     return {file: data for file, data in files.items() if data is not None}
 
 
@@ -226,8 +255,6 @@ def published_texts(store: Store) -> Files:
     tables["discussion"] = (PUBLISHED / "studies/discussion/README.md").read_text()  # by discussion.py
     tables["tuning"] = (PUBLISHED / "tuning/README.md").read_text()  # by tune.py --report
     tables["speed"] = speed_text()
-    page = PUBLISHED / "studies/speed/README.md"
-    files[page] = put_between(page.read_text(), tables["speed"]).encode()
     verdicts = verdict_page(store)
     tables["verdicts"] = LINK.sub(r"\1", verdicts)  # for pages of other folders
     files[ROOT / "docs" / "verdicts.md"] = verdicts.encode()
@@ -241,7 +268,7 @@ def document(path: Path, tables: dict[str, str]) -> str:
     """A page as the tables have it: its cited numbers, and a study's table in its README.md."""
     text, study = path.read_text(), path.parent.name
     try:
-        if path.is_relative_to(PUBLISHED) and study in STUDIES:
+        if path.is_relative_to(PUBLISHED) and study in (*STUDIES, "speed"):
             text = put_between(text, tables[study])
         return fill(text, tables)
     except ValueError as error:
@@ -266,50 +293,48 @@ def verdict_page(store: Store) -> str:
 
 Written by `python benchmark/plot.py all`. What the paper says on its figures, in our words, with its
 section, and what our runs give; each line links its figure's table. [findings.md](findings.md) says why,
-[benchmark.md](benchmark.md) how to run a figure again. *Paper's settings*: its hyper-parameters, the scripts'
-defaults. Batches of many environments, one step for actor and critic, an entropy bonus, bounds on beta,
-LayerNorm on SMAC, the robots' version and normalisation, and more, are not the paper's
-([dpo.md](dpo.md#paper-released-code-ours) says whose). *Best known settings*: of each method
-([tuning.md](tuning.md)); they were chosen on these tasks and, among others, these seeds, so that their p is
-optimistic. On SMAC they are those of version 1 of the engine.
+[benchmark.md](benchmark.md) how to run a figure again.
 
-*Holds*: on every task as claimed, p < 0.05, with all seeds and steps. *Does not hold*: in runs of full
-length, on some task the opposite at p < 0.05, or the 95 % interval rules out an advantage of 5 % of what
-training gains. A statement on most tasks goes by more than half of the comparisons; one on some tasks needs
-one, at a level that all of its comparisons share (0.05 over their number). *Open*: tasks, seeds or steps are
-missing, or five seeds do not tell.
+*Holds*: as claimed, p < 0.05, on every task, with all seeds and steps. *Does not hold*: in runs of full
+length, on some task the opposite, or an advantage of less than 5 % of what training gains, at 0.05 divided
+by the number of comparisons (Bonferroni). "On most": more than half of the comparisons, each at 0.05. "On
+some": at least one, at 0.05 divided by their number (Bonferroni); refuted where all are the opposite.
+*Open*: tasks, seeds or steps are missing, or five seeds do not tell.
 
-Evidence: by method, task after task. As claimed (+) or the other way round (−), and Welch's p of the seeds'
-numbers (final scores, unless the statement is of the way there), uncorrected, with (< 5 %) where the interval
-leaves no larger advantage; where seeds differ, the ratio of deviations and Brown and Forsythe's p; of a drop,
-its size and nine times a paired t test's p; where methods are alike, the 95 % interval of the difference in
-percent of what training gains; "–" where runs are missing. SMAC is the embedded engine, not StarCraft II:
-version 1 where a name has no number ([envs.md](envs.md)).
-
-Where the paper gives no number, ours are: far below the optimum, less than 90 % of it; close together (Figure
-8), within 5 % of what training gains; limited, similar or small influence (6, 7, 9, 10), within 10 %; obvious
-(5, 6, 7), more than 5 %; IPPO's clips (10), 0.05 to 0.3; on the way there, the average over the run; at
-first, the first quarter of the run; fast, 90 % of the way of the one that ends lower; converged, 90 % of the
-way to one's own end; a drop, from the best tenth of the run to the last; to win nothing, less than 5 % of the
-battles; to fluctuate, the deviation of the steps between evaluations in the last half; small and stable KL
-(12), on average below the upper end of the band, and in no tenth of the run more than three times off; never
-falls, by more than 1e-12; converges, p and q move less than 1e-4 in the last tenth.
+Evidence, task after task: "IPPO: above (p 0.003)" is that IPPO's final scores are above those of the method
+that the claim is about; Welch's p, uncorrected. The settings and the other words: [below the
+table](#what-the-words-mean).
 
 {markdown(["figure", *CLAIMS_HEAD], rows)}
+## What the words mean
+
+*Paper's settings*: its hyper-parameters, the scripts' defaults. Batches of many environments, one step for
+actor and critic, an entropy bonus, bounds on beta, LayerNorm on SMAC, the robots' version and
+normalisation, and more, are not the paper's ([dpo.md](dpo.md#paper-released-code-ours) says whose). *Best
+known settings*: of each method ([tuning.md](tuning.md)); they were chosen on these tasks and, among others,
+these seeds, so that their p is optimistic. On SMAC they are those of version 1 of the engine. SMAC is the
+embedded engine, not StarCraft II: version 1 where a name has no number ([envs.md](envs.md)).
+
+{markdown(["evidence", "means"], EVIDENCE)}
+Where the paper gives no number, ours are:
+
+{markdown(["word", "figure", "ours"], OURS)}
 ## Still to run
 
-Of each figure's runs at scale paper, with the paper's five seeds (a figure is drawn and judged at the scale,
-small or paper, of whose steps a larger share has been run):
+Of each figure's runs at scale paper, with its {SEEDS["paper"]} seeds (a figure is drawn and judged at the
+scale, small or paper, of whose steps a larger share has been run):
 
 {markdown(["figure", "missing", "of", "tasks"], todo)}
 `python benchmark/run.py FIGURE --scale paper --results benchmark/results` does what is missing of a figure,
-and records it there.
+and records it there. What a figure's table misses at scale small, with as many seeds, is made by `--scale
+small --seeds {SEEDS["paper"]}`.
 """
 
 
 def still_to_run(name: str, figure: Figure, store: Store) -> list[list[str]]:
     """The row of a figure of whose runs at scale paper some are missing or not finished."""
-    runs = {run.key: run for *_, run in planned_runs(figure, "paper", range(1, 6), store)}
-    lacking = [run for key, run in runs.items() if key not in store.runs or not store.runs[key].finished]
-    tasks = ", ".join(dict.fromkeys(run.task for run in lacking))
-    return [[name.removeprefix("fig"), str(len(lacking)), str(len(runs)), tasks]] if lacking else []
+    seeds = range(1, SEEDS["paper"] + 1)
+    runs = {run.key: run for *_, run in planned_runs(figure, "paper", seeds, store)}
+    left = [run for key, run in runs.items() if key not in store.runs or not store.runs[key].finished]
+    tasks = ", ".join(dict.fromkeys(run.task for run in left))
+    return [[name.removeprefix("fig"), str(len(left)), str(len(runs)), tasks]] if left else []

@@ -29,7 +29,7 @@ class Study:
     panels: tuple[Curves, ...] = ()
     picture: bool = True
     hours: bool = False  # another one against wall-clock time
-    diagnostics: tuple[str, ...] = ()  # environments of the first panel of which eq. (21) is drawn
+    diagnostics: str = ""  # an environment of the first panel, of which eq. (21) is drawn
     tables: tuple[str, ...] = ("p", "runs")  # of: IQM, p, runs, learning, battles, peer, basins
 
 
@@ -146,7 +146,7 @@ STUDIES = {
             Curves((SMALL_GAME,), FLOOR, "floor 0.2"),
             Curves((SMALL_GAME,), OTHERS, "other settings"),
         ),
-        diagnostics=(GAME,),
+        diagnostics=GAME,
     ),
     "departures": Study(
         "Departures from the paper's settings",
@@ -164,6 +164,15 @@ STUDIES = {
                     "no entropy bonus": "dpo_matrix__ent-coef-0.0__?",
                 },
                 "stochastic game",
+                steps=1_000_000,
+            ),
+            Curves(  # where eq. (21) is at work, so that it may show which root it is
+                (GAME,),
+                {
+                    "d_target 0.01": f"dpo_matrix__d-target-0.01__{FIGURE_RUN}",
+                    "root of the average, d_target 0.01": "dpo_matrix__d-target-0.01-sqrt-kl-term-average__?",
+                },
+                "the root at d_target 0.01",
                 steps=1_000_000,
             ),
             Curves(
@@ -200,7 +209,7 @@ STUDIES = {
                 steps=300_000,
             ),
         ),
-        diagnostics=(GAME,),
+        diagnostics=GAME,
     ),
     "basins": Study(
         "Where the exact iteration ends on the games of Table 3", picture=False, tables=("basins",)
@@ -281,7 +290,7 @@ STUDIES = {
                 "number of agents",
             ),
         ),
-        diagnostics=MPE[:1],
+        diagnostics=MPE[0],
         tables=("runs",),
     ),
     "mpe-floor": Study(
@@ -293,7 +302,7 @@ STUDIES = {
     "mujoco": Study(
         "DPO on multi-agent MuJoCo",
         (Curves(MUJOCO, {"DPO, floor 0.2": "dpo_mamujoco__beta-min-0.2__?"}),),
-        diagnostics=(CHEETAH,),
+        diagnostics=CHEETAH,
         tables=("runs",),
     ),
     "smac": Study(
@@ -304,7 +313,7 @@ STUDIES = {
             ),
             Curves((MANY,), {"DPO, floor 0.05": "dpo_smac__beta-min-0.05__?"}, "return; no battle is won"),
         ),
-        diagnostics=(EIGHT,),
+        diagnostics=EIGHT,
         tables=("runs",),
     ),
     "maps": Study(

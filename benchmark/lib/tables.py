@@ -13,6 +13,7 @@ from benchmark.lib.groups import Group, band_shares, million, provenance
 from benchmark.lib.statistics import final_means, first_reached, mean_ci, run_means
 
 THRESHOLDS = (0.5, 0.75, 0.9)
+REACHED = f"win rate {' / '.join(map(str, THRESHOLDS))} at"
 
 
 def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -73,7 +74,7 @@ def table_row(env: str, group: Group) -> list[str]:
     """The cells of one line, in the order of the table's head."""
     steps = group.steps()
     budget = max(run.total_timesteps for run in group.runs)
-    last = min(run.steps[-1] for run in group.runs)
+    last = steps[-1]
     reached = million(last) + (f" of {million(budget)}" if last < budget else "")
     cells = [env, group.method, str(len(group.runs)), reached]
     digits = return_digits(group)
@@ -91,11 +92,10 @@ def make_table(groups: dict[str, list[Group]]) -> str:
     """The Markdown table of all groups, and the lines that explain it."""
     head = ["environment", "method", "seeds", "steps", "final win rate", "win rate over the run"]
     head += ["final return", "return over the run", "absolute win rate", "absolute return"]
-    head += [f"win rate {' / '.join(map(str, THRESHOLDS))} at"]
-    head += ["steps/s (env / act / update)", "KL below / in / above band"]
+    head += [REACHED, "steps/s (env / act / update)", "KL below / in / above band"]
     rows = [table_row(env, group) for env, members in groups.items() for group in members]
     filled = [set(column) - {"–", "– / – / –"} for column in zip(*rows, strict=True)]
-    rows = [list(itertools.compress(row, filled)) for row in rows]
+    head, *rows = (list(itertools.compress(row, filled)) for row in (head, *rows))
     exact = [env.startswith("matrix") for env in groups]
     absolute = "the parameters that\nevaluated best, on 320 greedy episodes"
     if any(exact):
@@ -104,7 +104,7 @@ def make_table(groups: dict[str, list[Group]]) -> str:
 Final: the last 10 % of the evaluations that all seeds, and all finished methods, have. Over the run: all but
 the first, of the untrained policies. Absolute: {absolute}. Steps/s: median; how fast depends on the machine
 and what else it ran."""
-    if any(group.has("eval/win_rate") for members in groups.values() for group in members):
+    if REACHED in head:
         notes += "\nThe win rate's thresholds are of its mean over seeds."
     origins = "".join(f"- {env}: {provenance(members)}\n" for env, members in groups.items())
-    return f"{markdown(list(itertools.compress(head, filled)), rows)}\n{notes}\n\n{origins}"
+    return f"{markdown(head, rows)}\n{notes}\n\n{origins}"

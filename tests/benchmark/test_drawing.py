@@ -29,12 +29,22 @@ from matplotlib.image import imread
 from matplotlib.patches import Rectangle
 
 from benchmark import plot
-from benchmark.lib import diagnostics
+from benchmark.lib import diagnostics, drawing
 from benchmark.lib.cells import Cell, aggregates
 from benchmark.lib.diagnostics import draw_diagnostics
-from benchmark.lib.drawing import STYLES, draw_cell, draw_cells, draw_curve, draw_legends, finish, grid
-from benchmark.lib.gather import study_cells
-from benchmark.lib.groups import check_alike, provenance
+from benchmark.lib.drawing import (
+    STYLES,
+    draw_aggregate,
+    draw_cell,
+    draw_cells,
+    draw_curve,
+    draw_legends,
+    finish,
+    grid,
+    share_scales,
+)
+from benchmark.lib.gather import recorded_cells, study_cells
+from benchmark.lib.groups import Group, check_alike, provenance
 from benchmark.lib.record import record
 from benchmark.lib.runs import KL, RETURN, WIN_RATE, ResultsError
 from benchmark.lib.statistics import mean_ci
@@ -200,20 +210,93 @@ def test_legends_cover_no_curve(tmp_path):
     groups = groups_of(recorded(tmp_path / "r", *(write_run(tmp_path, script=s, seed=n) for s, n in names)))[
         ENV
     ]
-    cells = [Cell("8m", panel, tuple("abc"), RETURN, groups) for panel in ("left", "right")]
+    long = "right, with a title that is longer than the axes are wide"
+    cells = [Cell("8m", panel, tuple("abc"), RETURN, groups) for panel in ("left", long)]
     figure, axes = grid(2)
     for ax, one in zip(axes, cells, strict=True):
         draw_cell(ax, one, None)
     draw_legends(figure, axes, cells, one_panel=False)
     figure.draw_without_rendering()
     for ax in axes:
-        assert ax.get_legend().get_window_extent().y0 >= ax.title.get_window_extent().y0 > ax.bbox.y1
+        assert ax.get_legend().get_window_extent().y0 >= ax._left_title.get_window_extent().y1 > ax.bbox.y1
     figure, axes = grid(1)
     draw_cell(axes[0], cells[0], None)
     draw_legends(figure, axes, cells[:1], one_panel=True)
     figure.suptitle("title\n \n ")
     figure.draw_without_rendering()
     assert figure.legends[0].get_window_extent().y0 > axes[0].bbox.y1
+
+
+def test_titles_end_with_their_axes(tmp_path, monkeypatch):
+    """A name that is cut at the picture's edge, or runs into a neighbour's, cannot be read."""
+    names = {"a": "DPO without sqrt term (IPPO-KL), floor 0.05, d_target 0.01", "b": "DPO, floor 0.05"}
+    groups = groups_of(recorded(tmp_path / "r", *(write_run(tmp_path, script=s, seed=1) for s in names)))[ENV]
+    for group in groups:
+        group.runs[0].method = names[group.runs[0].script]
+    cells = [
+        Cell("matrix-stochastic-100x6x5", "floor of N·beta at d_target 0.01", ("x",), RETURN, groups)
+    ] * 3
+    figures = []
+    for module in (diagnostics, drawing):
+        monkeypatch.setattr(
+            module, "finish", lambda figure, axes, title, *_, **__: figures.append((figure, title))
+        )
+    draw_diagnostics("8m", groups)
+    monkeypatch.setattr(drawing, "style_of", lambda *_: STYLES[0])
+    draw_cells(cells, "study")
+    for figure, title in figures:
+        figure.suptitle(title)
+        figure.draw_without_rendering()
+        for ax in figure.axes:
+            assert ax._left_title.get_window_extent().x1 < ax.bbox.x1 + 30  # pixels, of a gap of a hundred
+        (legend,) = figure.legends  # and none within axes
+        assert legend.get_window_extent().y0 > max(ax.bbox.y1 for ax in figure.axes)
+        assert legend.get_window_extent().x1 < figure.bbox.x1
+
+
+def test_aggregates_tell_seeds_apart_and_share_their_scale(tmp_path):
+    """One seed beside five is no equal, and equal scores at other places look like other scores."""
+    store = recorded(tmp_path / "r", *(write_run(tmp_path, script=x, seed=n) for x in "ab" for n in SEEDS))
+    a, b = groups_of(store)[ENV]
+    b.runs = b.runs[:1]
+    low = groups_of(store)[ENV][0]
+    for run in low.runs:
+        run.columns[WIN_RATE] = 0.2 * run.columns[WIN_RATE]
+    panels = [[Cell(x, name, ("a", "b"), WIN_RATE, groups) for x in ("8m", "3m")] for name, groups in (
+        ("one", [a, b]), ("other", [low, Group(a.runs)]),
+    )]  # fmt: skip
+    _, axes = grid(2)
+    for ax, panel in zip(axes, panels, strict=True):
+        draw_aggregate(ax, panel, "win rate")
+    share_scales(axes, panels)
+    told = [[label.get_text() for label in ax.get_yticklabels()] for ax in axes]
+    assert told == [["a\n(3 seeds)", "b\n(1 seed)"], ["a"]]
+    assert axes[0].get_xlim() == axes[1].get_xlim() and axes[0].get_xlim()[0] < 0.3
+    panels[1].pop()
+    axes[1].set_xlim(0, 9)
+    share_scales(axes, panels)  # of other tasks
+    assert axes[0].get_xlim() != axes[1].get_xlim()
+
+
+def test_steps_are_of_the_window_that_numbers_are_of(tmp_path):
+    """Two methods averaged to the same step, of which one seemed to have gone on for longer."""
+    groups = groups_of(recorded(tmp_path / "r", write_run(tmp_path), write_run(tmp_path, script="ippo")))
+    for group in groups[ENV]:
+        group.until = 390_000
+        for run in group.runs:
+            run.columns["eval/win_rate"] *= 0.4
+    table = make_table(groups)
+    assert table.count("| 389 k of 410 k |") == 2
+    assert "0.9 at" not in table and "thresholds" not in table  # a column that nobody reached, and its note
+
+
+def test_a_recorded_run_that_goes_on_is_left_out_and_all_end_together(tmp_path):
+    """As in figures: the mean of three seeds would end where the one stands that has just begun."""
+    runs = [write_run(tmp_path, seed=seed) for seed in SEEDS[:2]]
+    runs += [write_run(tmp_path, seed=3, evals=3, done=False), write_run(tmp_path, script="ippo", evals=19)]
+    (cell,) = recorded_cells(recorded(tmp_path / "r", *runs))
+    assert [[run.seed for run in group.runs] for group in cell.groups] == [[1, 2], [1]]
+    assert [len(group.steps()) for group in cell.groups] == [20, 20]
 
 
 def test_commands_from_runs_to_tables(tmp_path):

@@ -19,10 +19,12 @@ from benchmark.lib import statistics as stats
 from benchmark.lib.cells import (
     Cell,
     aggregate_table,
+    aggregates,
     by_panel,
     comparison_table,
     interquartile_means,
     p_words,
+    shown,
 )
 from benchmark.lib.drawing import draw_cells
 from benchmark.lib.gather import NoRunError, figure_cells
@@ -41,6 +43,7 @@ from benchmark.lib.runs import RETURN, ResultsError
 from benchmark.lib.store import PUBLISHED, Store
 
 SEEDS = (1, 2, 3)
+BELOW = "below (p < 0.001)"
 TASKS = tuple(f"mpe-{task}" for task in ("simple_spread", "line_control", "circle_control"))
 
 
@@ -192,6 +195,43 @@ def test_two_seeds_have_no_interval(tmp_path):
     assert "to" not in next(x for x in aggregate_table(cells).splitlines() if x.startswith("| DPO |"))
 
 
+def test_a_single_seed_is_no_yardstick(tmp_path):
+    """The luckiest of single runs would be 1, and what has five seeds look worse than it is known to be."""
+    make_runs(tmp_path / "runs", "fig3")
+    for place in (tmp_path / "runs").glob("*__dpo_mamujoco__[23]__*"):
+        shutil.rmtree(place)  # of the best method, as these runs are made
+    store = record_runs(tmp_path / "runs", tmp_path / "results")
+    cell = next(cell for cell in figure_cells("fig3", "small", SEEDS, store)[0] if not cell.panel)
+    means = {x.method: stats.final_means(x.values(RETURN)).mean() for x in cell.groups}
+    assert max(means, key=lambda name: means[name]) == "DPO"
+    assert cell.scale()[1] == pytest.approx(means["IPPO"])
+    assert cell.scores("DPO")[1] > 1 > 0 == pytest.approx(1 - np.mean([*cell.scores("IPPO").values()]))
+
+
+def test_panels_without_their_first_method_are_not_drawn_twice(tmp_path):
+    """IPPO alone beside the same IPPO with DPO looked like a result of the paper's settings."""
+    make_runs(tmp_path / "runs", "fig7")
+    for place in (tmp_path / "runs").glob("smac-8m__dpo_smac__*"):
+        if "beta-min" not in place.name:
+            shutil.rmtree(place)
+    cells, _ = figure_cells("fig7", "small", SEEDS, record_runs(tmp_path / "runs", tmp_path / "results"))
+    best = "best known settings"
+    places = [(cell.task, cell.panel) for cell in cells]
+    assert places == [("smac-8m", ""), ("smac-2s3z", ""), ("smac-8m", best), ("smac-2s3z", best)]
+    assert [(cell.task, cell.panel) for cell in shown(cells)] == places[1:]
+    text = figure_text("fig7", "small", SEEDS, Store(tmp_path / "results"))
+    assert (
+        "Not drawn, as the first method is missing there and the others are in another panel too: smac-8m.\n"
+        in text
+    )
+    assert "on smac-8m\n" in text and "| smac-8m | IPPO | 3 |" in text  # what is missing, what is there
+    # Where neither panel has its first method, one of them stays.
+    for cell in cells:
+        cell.groups = [group for group in cell.groups if group.method == "IPPO"]
+    assert [(cell.task, cell.panel) for cell in shown(cells)] == places[:2]
+    assert not aggregates(cells) and not aggregate_table(cells)  # of a method by itself alone
+
+
 def test_battles_of_todays_engine_share_a_panel_whatever_their_version():
     """MMM2 is of version 3 and 8m of 2: both as the engine plays them now; those of version 1 are not."""
 
@@ -282,16 +322,15 @@ def test_claims_are_judged_by_the_panel_of_their_settings(tmp_path):
     (text, *paper_and_best), (most, *obviously) = whole["fig5"]
     assert text == "leaving out either term lowers DPO on all (4.5)" and most == "obviously on most (4.5)"
     method, other = "DPO without KL term", "DPO without sqrt term (IPPO-KL)"
-    numbers = f"{method}: {', '.join(['+ < 0.001'] * 3)}; {other}: {', '.join(['+ < 0.001'] * 3)}"
+    numbers = f"{method}: {', '.join([BELOW] * 3)}; {other}: {', '.join([BELOW] * 3)}"
     assert paper_and_best == ["holds", f"{numbers}; 5 seeds, 2 M"] * 2 == obviously  # both name the roles
     # DPO is made to be above IPPO and level with IQL, and below both with a floor.
     (_, verdict, evidence, best, its), *_ = whole["fig2"]
     assert verdict == best == "does not hold"
     ps = [welch(*([final(x, task, s) for s in range(1, 6)] for x in ("DPO", "IPPO"))) for task in TASKS]
-    assert evidence.startswith(
-        f"IPPO: + {', + '.join(map(p_words, ps))}; IQL: {', '.join(['= 1 (< 5 %)'] * 3)}; 5"
-    )
-    assert its.startswith(f"IPPO: {', '.join(['− < 0.001'] * 3)}; IQL: ")
+    ippo, iql = (f"below (p {p_words(p)})" for p in ps), ["equal (p 1, < 5 %)"] * 3
+    assert evidence.startswith(f"IPPO: {', '.join(ippo)}; IQL: {', '.join(iql)}; 5")
+    assert its.startswith(f"IPPO: {', '.join(['above (p < 0.001)'] * 3)}; IQL: ")
     words = claims_in_words("fig5", "paper", range(1, 6), store)
     assert words == f"The paper says, and in its settings here: {text}: holds; {most}: holds. "
     # What is missing of one panel leaves the other's verdict, as does one that goes on.
@@ -331,7 +370,10 @@ def test_missing_runs_are_counted(tmp_path):
     store = made(tmp_path, "fig2", seeds=(1, 2))
     shutil.rmtree(tmp_path / "runs")
     text = figure_text("fig2", "small", SEEDS, store)
-    assert "of the runs at scale small 12 are missing, and 0 are not finished." in text
+    assert "of the runs at scale small with 3 seeds 12 are missing, and 0 are not finished:" in text
+    tasks = ", ".join(TASKS)
+    assert f"- DPO / IPPO / IQL on {tasks}, seed 3\n" in text
+    assert f"- DPO, floor 0.2 on {tasks} (best known settings), seed 3\n" in text
     again = Store(tmp_path / "results")
     assert figure_text("fig2", "small", SEEDS, again) == text
     assert figure_pictures("fig2", "small", SEEDS, again) == figure_pictures("fig2", "small", SEEDS, store)
@@ -397,7 +439,7 @@ def test_a_benchmark_that_goes_on_can_be_drawn(tmp_path):
     shutil.rmtree(logs[0].parents[1])
     (logs[2].parent / "done").rename(logs[2].parent / "checkpoint.pt")
     text = figure_text("fig2", "small", SEEDS, record_runs(tmp_path / "runs", tmp_path / "results"))
-    assert "of the runs at scale small 1 are missing, and 1 are not finished." in text
+    assert "of the runs at scale small with 3 seeds 1 are missing, and 1 are not finished:" in text
 
 
 def test_no_runs_and_bad_input_get_a_sentence(tmp_path, monkeypatch):

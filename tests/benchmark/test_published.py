@@ -1,5 +1,6 @@
 """What is published follows from the runs that are published with it, down to the numbers in prose."""
 
+import dataclasses
 import re
 import sys
 from pathlib import Path
@@ -104,12 +105,12 @@ def test_every_curve_of_a_study_has_runs_and_each_seed_once(store):
 
 
 WORDS = {"holds", "does not hold", "open", "not run"}
-P = re.compile(r"([+−]) (< 0\.001|[\d.e-]+|–)")
+P = re.compile(r"(\w+) \(p (< 0\.001|[\d.e-]+|–)")
 
 
 def test_the_verdict_page_has_every_claim_as_its_figure_has_it(store):
     """A claim that is not judged is not tested; two places that differ leave none to believe."""
-    first, second = blocks(published.verdict_page(store))
+    first, *_, second = blocks(published.verdict_page(store))
     head, *rows = parse(first)
     assert head == ["figure", *published.CLAIMS_HEAD]
     numbers = [re.sub(r"\[(\d+)\]\(.*\)", r"\1", row[0]) for row in rows]
@@ -159,18 +160,19 @@ def judged(store):
 def test_verdicts_keep_to_their_definitions(store):
     """A word stronger than the runs behind it is a claim without evidence; so is one without a number."""
     for claim, word, evidence, scale, whole in judged(store):
-        signs = {(sign, p != "–" and (p == "< 0.001" or float(p) <= 0.05)) for sign, p in P.findall(evidence)}
         compares = isinstance(claim.test, Comparison)  # which has signs and p's
+        claimed, opposite = getattr(claim.test, "said", ("", ""))
+        signs = {(said, p != "–" and (p == "< 0.001" or float(p) <= 0.05)) for said, p in P.findall(evidence)}
         assert (evidence == "") == (word == "not run"), claim.text
         if word == "holds":
-            every = signs == {("+", True)} if claim.on == "all" else ("+", True) in signs
+            every = signs == {(claimed, True)} if claim.on == "all" else (claimed, True) in signs
             assert every or not compares, claim.text
             assert (whole and "–" not in evidence) or claim.on == "some", claim.text
         if word == "does not hold":
-            opposite = ("−", True) in signs or "(< 5 %)" in evidence or not compares
-            assert scale == "paper" and opposite, claim.text
+            refuted = (opposite, True) in signs or ", < 5 %)" in evidence or not compares
+            assert scale == "paper" and refuted, claim.text
         if word == "open":
-            assert not whole or signs != {("+", True)}, claim.text
+            assert not whole or signs != {(claimed, True)} or not compares, claim.text
 
 
 TABLES = {
@@ -251,3 +253,34 @@ def test_a_document_that_cites_nothing_there_names_the_page(tmp_path):
     page.write_text("<!-- results: fig1; IQL; final -->1<!-- end -->")
     with pytest.raises(published.ResultsError, match=r"page\.md: no cell"):
         published.document(page, TABLES)
+
+
+def test_a_damaged_page_of_speed_is_named_and_its_numbers_are_cited(tmp_path, monkeypatch):
+    """It was written apart from the others: by a traceback, and with whatever its citations had said."""
+    monkeypatch.setattr(published, "PUBLISHED", tmp_path)
+    page = tmp_path / "studies" / "speed" / "README.md"
+    page.parent.mkdir(parents=True)
+    page.write_text(f"<!-- results: fig1; DPO; final -->1<!-- end -->\n{BEGIN}\n{END}\n")
+    text = published.document(page, TABLES | {"speed": "| fast |\n"})
+    assert "4.0 ± 0.5<!-- end -->" in text and f"{BEGIN}\n| fast |\n{END}" in text
+    page.write_text(f"words {END}")
+    with pytest.raises(published.ResultsError, match=r"speed/README\.md: must hold"):
+        published.document(page, TABLES | {"speed": "| fast |\n"})
+
+
+def test_a_study_is_drawn_before_the_runs_are_there_that_its_diagnostics_are_of(store):
+    """A traceback on whoever adds an environment to a study before it is run."""
+    study = dataclasses.replace(STUDIES["literal"], diagnostics="matrix-not-run")
+    assert list(published.study_pictures(study, store)) == ["curves.png"]
+
+
+def test_the_root_is_compared_where_it_can_make_a_difference(texts):
+    """In the paper's settings the penalty hardly ever binds, so that no root would show."""
+    (table,) = (
+        parse(block)
+        for block in blocks(texts[PUBLISHED / "studies/departures/README.md"].decode())
+        if block.startswith("| p against d_target 0.01 |")
+    )
+    assert [row[0] for row in table[1:]] == [
+        f"root of the average, d_target 0.01, {words}" for words in ("final", "over the run")
+    ]
