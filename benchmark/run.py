@@ -35,6 +35,7 @@ import tyro
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmark.figures import FIGURES, SEEDS, Run, manifest
+from benchmark.lib.arguments import no_folder
 from benchmark.lib.jobs import (
     EXIT_REQUEUE,
     INTERRUPTED,
@@ -51,6 +52,7 @@ from benchmark.lib.letters import in_utf8
 from benchmark.lib.record import check_label, is_recorded, record
 from benchmark.lib.runs import NoEvaluationError, ResultsError
 from benchmark.lib.store import Store
+from envs import usable_cores
 
 TICK = 0.2  # seconds between looks at the processes
 LINES = 60.0  # seconds between lines of progress where output is not a terminal
@@ -151,6 +153,22 @@ class Benchmark:
         """Runs in a state, in the manifest's order."""
         return [key for key, status in self.status.items() if status.state == state]
 
+    def work(self, stops: Sequence[int], display: Display) -> None:
+        """Until nothing remains to be done or a signal has come; scripts then write their checkpoints."""
+        try:
+            while not stops and self.step():
+                display.show(self)
+                time.sleep(TICK)
+            if stops:
+                going = len(self.keys("running"))
+                local = isinstance(self.executor, Local)
+                what = "write their checkpoints" if local else "go on in the cluster"
+                self.say(f"stopped: {going} runs {what}; the same command goes on with them")
+        finally:
+            self.executor.stop()
+        for key, code in self.executor.ended().items():
+            self.judge(key, code)
+
     def step(self) -> bool:
         """Judges what ended and starts what there is room for; whether anything remains to be done."""
         for key, code in self.executor.ended().items():
@@ -162,38 +180,45 @@ class Benchmark:
         return bool(self.keys("waiting") or self.keys("running"))
 
     def start(self, chosen: Sequence[Run]) -> None:
-        """Starts runs. One that another runner works on goes on waiting, and may turn out to be finished."""
-        busy = {run.key for run in self.executor.start(chosen)}
+        """Starts runs. One that another runner works on goes on waiting, and may turn out to be finished; one
+        for which there is no room, on a full disk, has failed, and the others go on."""
+        not_started = self.executor.start(chosen)
         for run in chosen:
             status, place = self.status[run.key], self.place(run.key)
-            if run.key not in busy:
+            if run.key not in not_started:
                 status.state = "running"
                 status.started, status.steps_before = time.monotonic(), steps_done(place)
                 self.say(
                     f"started {run.key}" + (f" at step {status.steps_before:,}" * (status.steps_before > 0))
                 )
+            elif error := not_started[run.key]:
+                self.fail(run.key, f"not started: {error}")
             elif finished(run_directory(place)):
                 self.finish(run.key)
 
     def judge(self, key: str, code: int) -> None:
         """What an ended process means: finished, stopped and to be resumed, or failed."""
-        status, directory = self.status[key], run_directory(self.place(key))
+        directory = run_directory(self.place(key))
         if finished(directory):
             self.finish(key)
             self.say(f"finished {key}")
-            return
-        status.state = "waiting"
-        if code in INTERRUPTED:
+        elif code in INTERRUPTED:
+            self.status[key].state = "waiting"
             if directory is not None:
                 self.record(key, directory)
         else:
-            status.failures += 1
-            status.note = f"exit code {code}: {last_words(self.place(key))}"
-            again = status.failures <= self.retries
-            status.state = "waiting" if again else "failed"
-            if not again and directory is not None:
-                self.record(key, directory)  # one that diverged is told as not finished, and not as missing
-            self.say(f"failed {key}, {status.note}" + ("; it is tried again" if again else ""))
+            self.fail(key, f"exit code {code}: {last_words(self.place(key))}")
+
+    def fail(self, key: str, note: str) -> None:
+        """Counts a failure: the run is tried again, or stays failed."""
+        status, directory = self.status[key], run_directory(self.place(key))
+        status.failures += 1
+        status.note = note
+        again = status.failures <= self.retries
+        status.state = "waiting" if again else "failed"
+        if not again and directory is not None:
+            self.record(key, directory)  # one that diverged is told as not finished, and not as missing
+        self.say(f"failed {key}, {note}" + ("; it is tried again" if again else ""))
 
     def summary(self) -> str:
         """All runs in one line."""
@@ -234,11 +259,11 @@ class Display:
         self.live, self.height, self.due = sys.stdout.isatty(), 0, 0.0
 
     def write(self, text: str) -> None:
-        """To standard output, as long as somebody reads it: Ctrl-C ends the other end of a pipe first."""
+        """To standard output, if it can be: Ctrl-C ends the other end of a pipe first, and disks get full."""
         try:
             print(text, end="", flush=True)
-        except BrokenPipeError:
-            sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+        except OSError:  # the text stays in its buffer, and would fail again at the exit
+            sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
 
     def say(self, line: str) -> None:
         """One event. On a terminal it stays above the table."""
@@ -290,8 +315,7 @@ def choose_executor(args: Args) -> Local | Slurm:
     gpus = usable_gpus() if args.device == "cuda" else []
     if args.device == "cuda" and not gpus:
         sys.exit("run: --device cuda, but PyTorch sees no GPU here; use --device cpu.")
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return Local(runs_dir, args.jobs or len(gpus) or usable, args.device, gpus)
+    return Local(runs_dir, args.jobs or len(gpus) or usable_cores(), args.device, gpus)
 
 
 def choose_runs(args: Args) -> list[Run]:
@@ -301,6 +325,8 @@ def choose_runs(args: Args) -> list[Run]:
     if unknown or not names:
         wrong = f"there is no figure {' '.join(unknown)}" if unknown else "no figure is named"
         sys.exit(f"run: {wrong}; give some of {' '.join(FIGURES)}, or all.")
+    if args.label:
+        sys.exit("run: --label names runs that --record takes in; add --record DIR, or leave --label out.")
     if not all(0 <= number <= 10_000 for number in (args.seeds, args.jobs, args.retries)):
         sys.exit("run: --seeds, --jobs and --retries are from 0 to 10,000.")
     if args.slurm and args.cluster != "slurm":
@@ -360,28 +386,21 @@ def record_all(args: Args) -> int:
 
 def main() -> int:
     args = tyro.cli(Args, description=__doc__)
+    if args.record and args.figures:
+        sys.exit(f"run: --record makes no runs; leave out {' '.join(args.figures)}, or make two calls.")
     if args.record:
         return record_all(args)
     runs, executor, display = choose_runs(args), choose_executor(args), Display()
     if args.dry_run:
         dry_run(runs, executor, Store(args.results))
         return 0
-    args.results.mkdir(parents=True, exist_ok=True)  # where it cannot be made, that is told before the runs
+    if wrong := no_folder("results", args.results) or no_folder("runs-dir", executor.runs_dir):
+        sys.exit(f"run: {wrong}")
+    args.results.mkdir(parents=True, exist_ok=True)
     stops = stops_by_signals()
     benchmark = Benchmark(runs, executor, args.results, args.retries, display.say)
-    try:
-        display.say(f"{len(runs)} runs in {executor.runs_dir}, {executor.slots} at a time")
-        while not stops and benchmark.step():
-            display.show(benchmark)
-            time.sleep(TICK)
-        if stops:
-            going = benchmark.keys("running")
-            where = "go on in the cluster" if args.cluster == "slurm" else "write their checkpoints"
-            display.say(f"stopped: {len(going)} runs {where}; the same command goes on with them")
-    finally:
-        executor.stop()
-    for key, code in executor.ended().items():
-        benchmark.judge(key, code)
+    display.say(f"{len(runs)} runs in {executor.runs_dir}, {executor.slots} at a time")
+    benchmark.work(stops, display)
     display.say(benchmark.summary())
     failed = benchmark.keys("failed")
     for key in failed:

@@ -15,7 +15,6 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,7 +34,8 @@ from benchmark.lib.space import METHODS, SEEDS_PER_TRIAL, TASKS
 from benchmark.lib.store import Store, replace
 from benchmark.lib.tuning import Plan, Tuning, check_same, publish, read_published
 from benchmark.lib.tuning_report import best_of, report
-from benchmark.run import TICK, Benchmark, Display, stops_by_signals
+from benchmark.run import Benchmark, Display, stops_by_signals
+from envs import usable_cores
 
 
 @dataclass
@@ -95,14 +95,7 @@ def run_generation(tuning: Tuning, executor: Local, args: Args, display: Display
     going = tuning.sample(args.trials)
     runs = {run.key: run for trial in going for run in tuning.runs(trial)}
     benchmark = Benchmark(list(runs.values()), executor, results, args.retries, display.say)
-    try:
-        while not stops and benchmark.step():
-            display.show(benchmark)
-            time.sleep(TICK)
-    finally:
-        executor.stop()
-    for key, code in executor.ended().items():
-        benchmark.judge(key, code)
+    benchmark.work(stops, display)
     still = {*benchmark.keys("waiting"), *benchmark.keys("running")}
     left: list[ResultsError] = []
     for trial in going:
@@ -137,8 +130,7 @@ def main() -> int:
 
 def tune(args: Args, tuning: Tuning, published: Path) -> int:
     """Runs and publishes generation after generation; the exit status."""
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    executor, display = Local(tuning.folder, args.jobs or usable), Display()
+    executor, display = Local(tuning.folder, args.jobs or usable_cores()), Display()
     stops = stops_by_signals()
     display.say(f"{args.trials} trials of {args.method} on {tuning.plan.task.name} in {tuning.folder}")
     while not stops and tuning.is_open(args.trials):
@@ -149,7 +141,7 @@ def tune(args: Args, tuning: Tuning, published: Path) -> int:
     told = tuning.as_published(args.trials, Store(tuning.folder / "results"))
     publish(published, told)
     if tuning.is_open(args.trials):
-        display.say("stopped: runs wrote their checkpoints; the same command goes on with them")
+        display.say("stopped; the same command goes on")
         return EXIT_REQUEUE
     best = best_of(told)
     display.say(f"best: {best['value']:.4g}, trial {best['number']}" if best else "every trial failed")

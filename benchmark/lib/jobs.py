@@ -87,6 +87,10 @@ def steps_done(place: Path) -> int:
     return int(number) if number.isdecimal() else 0
 
 
+class NoLocksError(OSError):
+    """A file system without locks, which is no single run's failure."""
+
+
 def take_lock(place: Path) -> int | None:
     """A file descriptor that locks the place until all its copies are closed; None if another has it."""
     place.mkdir(parents=True, exist_ok=True)
@@ -99,7 +103,7 @@ def take_lock(place: Path) -> int | None:
     except OSError as error:
         os.close(descriptor)
         what = f"the file system of {place} has no locks ({error.strerror}); give a --runs-dir on another"
-        raise OSError(what) from None
+        raise NoLocksError(what) from None
     return descriptor
 
 
@@ -158,23 +162,37 @@ class Local:
         """How many more runs can be started now."""
         return self.slots - len(self.live)
 
-    def start(self, runs: Sequence[Run]) -> list[Run]:
-        """Starts what it can of these; returns those that another runner works on or has finished."""
-        busy = []
+    def start(self, runs: Sequence[Run]) -> dict[str, OSError | None]:
+        """Starts what it can of these; returns the keys of the others, with what the system refused, None
+        where another runner works on the run or has finished it."""
+        not_started: dict[str, OSError | None] = {}
         for run in runs:
-            place = self.runs_dir / run.key
-            lock = take_lock(place)
-            if lock is None:
-                busy.append(run)
-                continue
-            if finished(run_directory(place)):
+            try:
+                begun = self.start_one(run)
+            except NoLocksError:
+                raise
+            except OSError as error:
+                not_started[run.key] = error
+            else:
+                if not begun:
+                    not_started[run.key] = None
+        return not_started
+
+    def start_one(self, run: Run) -> bool:
+        """Starts a run, unless another runner works on it or has finished it; whether it did."""
+        place = self.runs_dir / run.key
+        lock = take_lock(place)
+        if lock is None:
+            return False
+        used = [gpu for _, _, gpu in self.live.values()]
+        gpu = min(self.gpus, key=used.count) if self.gpus else None
+        try:
+            if not finished(run_directory(place)):
+                self.live[run.key] = start(run, place, self.device, lock, gpu), lock, gpu
+        finally:
+            if run.key not in self.live:
                 os.close(lock)
-                busy.append(run)
-                continue
-            used = [gpu for _, _, gpu in self.live.values()]
-            gpu = min(self.gpus, key=used.count) if self.gpus else None
-            self.live[run.key] = start(run, place, self.device, lock, gpu), lock, gpu
-        return busy
+        return run.key in self.live
 
     def ended(self) -> dict[str, int]:
         """Exit codes of the runs that have ended since the last call, by key."""
@@ -253,8 +271,11 @@ class Slurm:
         """How many more runs can be submitted now: SLURM does the queueing."""
         return ARRAY_SIZE
 
-    def start(self, runs: Sequence[Run]) -> list[Run]:
-        """Submits these as one array, save those of which an earlier call's job is still in the queue."""
+    def start(self, runs: Sequence[Run]) -> dict[str, OSError | None]:
+        """Submits these as one array, save those of which an earlier call's job is still in the queue.
+
+        Returns keys and error of those for which submitit's files could not be written.
+        """
         queued, fresh = self.queue(), []
         if queued is None:  # then nobody knows what would be submitted twice
             raise SlurmError("SLURM's controller does not answer (squeue fails); call again when it does")
@@ -268,14 +289,19 @@ class Slurm:
         if fresh:
             calls = [SlurmJob(run, self.runs_dir / run.key, self.device) for run in fresh]
             # Jobs start in the folder that they were submitted from, and find this module there.
-            with contextlib.chdir(ROOT):
-                jobs = self.submit(calls)
+            try:
+                with contextlib.chdir(ROOT):
+                    jobs = self.submit(calls)
+            except OSError as error:
+                return {run.key: error for run in fresh}
             for run, job in zip(fresh, jobs, strict=True):
-                place = self.runs_dir / run.key
-                place.mkdir(parents=True, exist_ok=True)
-                (place / "slurm_job").write_text(f"{job.job_id}\n")
                 self.live[run.key] = job.job_id
-        return []
+                place = self.runs_dir / run.key
+                # Without it a later call submits the run again, as a job that waits for this one.
+                with contextlib.suppress(OSError):
+                    place.mkdir(parents=True, exist_ok=True)
+                    (place / "slurm_job").write_text(f"{job.job_id}\n")
+        return {}
 
     def submit(self, calls: Sequence[SlurmJob]) -> list[Any]:
         """submitit's jobs, with this cluster's parameters; SlurmError if SLURM or submitit refuses them."""

@@ -68,5 +68,10 @@ def test_results_that_cannot_be_recorded_are_told_before_the_runs(monkeypatch, t
     monkeypatch.setattr(run, "Benchmark", None)  # nothing is begun
     folders = [f"--results={tmp_path}/file/results", f"--runs-dir={tmp_path}/runs"]
     monkeypatch.setattr(sys, "argv", ["run.py", "fig1", "--scale=smoke", *folders])
-    with pytest.raises(OSError, match="file"):  # which the program tells as it is
+    with pytest.raises(SystemExit, match=r"run: --results .*/file/results cannot be made or written to"):
         run.main()
+    folders = [f"--results={tmp_path}/results", f"--runs-dir={tmp_path}/file/runs"]
+    monkeypatch.setattr(sys, "argv", ["run.py", "fig1", "--scale=smoke", *folders])
+    with pytest.raises(SystemExit, match=r"run: --runs-dir .*/file/runs cannot be made or written to"):
+        run.main()
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

@@ -107,9 +107,8 @@ class Bench:
         argv += ["--runs-dir", str(self.folder / "runs"), "--results", str(self.folder / "results")]
         argv += ["--jobs", "2", *flags]
         environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
-        return subprocess.Popen(
-            argv, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options
-        )
+        options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT} | options
+        return subprocess.Popen(argv, env=environment, text=True, **options)
 
     def finish(self, *flags):
         """The runner to its end: exit status and output."""
@@ -368,6 +367,46 @@ def test_failed_runs_are_tried_again_and_listed(tmp_path):
     assert bench.finish()[0] == 1 and bench.recorded() == {1: (15, False)}
 
 
+@pytest.mark.parametrize(("times", "state"), [(1, "3 finished"), (9, "2 finished, 0 running, 0 waiting, 1 ")])
+def test_a_full_disk_costs_the_run_it_hits_alone(tmp_path, monkeypatch, times, state):
+    """It used to end the runner, which stopped all other runs as well."""
+    bench, real, refused = Bench(tmp_path, steps=5), jobs.start, []
+
+    def start(entry, place, *more):
+        if place == bench.place(2) and len(refused) < times:
+            refused.append(place)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(place / "log.txt"))
+        return real(entry, place, *more)
+
+    monkeypatch.setattr(jobs, "start", start)
+    said = []
+    benchmark = run.Benchmark(
+        bench.runs, jobs.Local(tmp_path / "runs", 1), tmp_path / "results", 1, said.append
+    )
+    benchmark.work([], run.Display())
+    key = bench.place(2).name
+    assert benchmark.summary().startswith(state)
+    assert any(line.startswith(f"failed {key}, not started: [Errno 28] No space left") for line in said)
+    assert ("No space left" in benchmark.status[key].note) and len(refused) == min(times, 2)
+
+
+def test_an_output_that_is_full_stops_no_run(tmp_path, reference):
+    """A log on the disk that the runs fill; the exit status must go on telling how they ended."""
+    bench = Bench(tmp_path)
+    with open("/dev/full", "w") as full:
+        assert bench.start(stdout=full, stderr=full).wait(timeout=60) == 0
+    assert bench.results() == reference
+
+
+def test_runs_at_a_time_are_those_of_the_containers_share(tmp_path, monkeypatch):
+    """Sixty-four runs on two cores would each take a day, and the memory of all."""
+    (tmp_path / "cpu.max").write_text("200000 100000\n")
+    monkeypatch.setattr(envs.base, "CONTAINER", tmp_path)
+    monkeypatch.setattr(envs.base.os, "sched_getaffinity", lambda _: set(range(64)), raising=False)
+    assert run.choose_executor(run.Args(("fig1",))).slots == 2
+    assert run.choose_executor(run.Args(("fig1",), jobs=5)).slots == 5
+
+
 def test_dry_run_prints_commands_and_does_nothing(tmp_path):
     """What will it do, and how far is it? Printed commands must work when they are pasted."""
     bench = Bench(tmp_path, steps=12)
@@ -392,6 +431,12 @@ def test_dry_run_prints_commands_and_does_nothing(tmp_path):
         (["fig1", "--slurm", "partition=cpu"], "add --cluster slurm"),
         (["fig1", "--cluster", "slurm", "--slurm", "partition"], "name=value"),
         ([], "no figure is named"),
+        (["fig1", "--label", "mine"], "--label names runs that --record takes in; add --record DIR"),
+        (
+            ["fig1", "fig2", "--record", "runs/x"],
+            "--record makes no runs; leave out fig1 fig2, or make two calls",
+        ),
+        (["--record", "runs/x", "--label", "mine"], "1 of 1 runs were not recorded"),
     ],
 )
 def test_bad_input_gets_a_sentence(flags, word, monkeypatch):

@@ -17,6 +17,7 @@ from pathlib import Path
 import optuna
 import pytest
 
+import envs
 from benchmark import tune
 from benchmark.figures import BEST, FIGURES, SMOKE_GAME, panel_runs
 from benchmark.lib import space, tuning
@@ -222,6 +223,19 @@ def test_a_full_disk_ends_no_trial(tmp_path, reference):
     (tmp_path / "full").unlink()
     code, output = bench.finish()
     assert code == 0 and bench.published() == reference.published(), output
+
+
+def test_runs_at_a_time_are_those_of_the_containers_share(tmp_path, monkeypatch):
+    """Each of sixty-four runs on two cores would take a day."""
+    (tmp_path / "cpu.max").write_text("200000 100000\n")
+    monkeypatch.setattr(envs.base, "CONTAINER", tmp_path)
+    monkeypatch.setattr(envs.base.os, "sched_getaffinity", lambda _: set(range(64)), raising=False)
+    slots = []
+    monkeypatch.setattr(tune, "stops_by_signals", lambda: [signal.SIGTERM])  # before anything is begun
+    monkeypatch.setattr(tune, "Local", lambda folder, jobs: slots.append(jobs))
+    argv = ["tune.py", "matrix/stochastic", "dpo", "--runs-dir", str(tmp_path / "runs")]
+    monkeypatch.setattr(sys, "argv", [*argv, "--results", str(tmp_path / "results")])
+    assert tune.main() == 75 and slots == [2]
 
 
 def test_a_finished_tuning_runs_nothing_again(reference, monkeypatch):

@@ -52,6 +52,8 @@ PROGRAMS: dict[str, list[Words]] = {
         ["--record", "TMP", "--label=x"],
         ["fig1", "--record", "TMP", "--label=x"],
         ["--label=x"],
+        ["fig1", "--label=x"],
+        ["fig1", "--record", "TMP"],
         ["fig1", "--device=abacus"],
     ],
     "benchmark/plot.py": [
