@@ -9,7 +9,8 @@
 
 learner and e2e take smac, mpe, mamujoco; e2e also matrix and baselines (the other scripts). Figures of env
 and learner are the best and the median of repeats that take turns with what they are compared with, those of
-e2e medians of the scripts' own logs. Prints Markdown; --json PATH keeps the raw numbers.
+e2e medians of the scripts' own logs. Prints Markdown; --json PATH keeps the raw numbers. Exit status 1 if
+something could not be timed.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmark.lib.arguments import nowhere, out_of_range  # noqa: E402
 from benchmark.lib.letters import in_utf8  # noqa: E402
+from benchmark.lib.store import replace as replace_file  # noqa: E402
 from benchmark.lib.tables import line, markdown  # noqa: E402
 from benchmark.lib.timing import sgemm_gflops, sgemm_gflops_cuda, steps_per_second, take_turns  # noqa: E402
 from envs import env_ids, make, usable_cores  # noqa: E402
@@ -108,9 +110,9 @@ class Args:
     threads: tuple[int, ...] = ()
     """values of --torch-threads, and threads of MuJoCo's physics; by default 1 and all cores"""
     compile: bool = False
-    """learner and e2e: also with the loss compiled"""
+    """learner and e2e: also compiled, where a script has something to compile"""
     device: str = "cpu"
-    """learner and e2e: cpu | cuda"""
+    """learner and e2e: cpu | cuda; environments are stepped on the CPU"""
     seconds: float = 0.5
     """length of one repeat"""
     repeats: int = 5
@@ -137,7 +139,7 @@ def summary(found: dict[str, list[float]], bases: Sequence[str] = ()) -> dict[st
     return told
 
 
-def time_envs(args: Args) -> dict[str, Any]:
+def time_envs(args: Args, result: dict[str, Any]) -> None:
     """Environment steps per second of the embedded engine, and of the peers that are installed."""
     from benchmark.peers.battles import PUBLISHED, smac_steps, smaclite_steps, smax_steps
 
@@ -149,7 +151,6 @@ def time_envs(args: Args) -> dict[str, Any]:
     missing = [peer for peer, module in peers.items() if importlib.util.find_spec(module) is None]
     if missing:
         print(f"Not installed, so not timed in this run: {', '.join(missing)}.")
-    result: dict[str, Any] = {}
     for name in names:
         made = {f"ours, {n} envs": smac_steps(name, n) for n in args.num_envs or (1, 16, 64, 256)}
         plays = {label: play for label, (play, _) in made.items()}
@@ -176,10 +177,9 @@ def time_envs(args: Args) -> dict[str, Any]:
         header = ["simulator", "best", "median", "ours is x times", "per env"]
         print(f"\n{name}\n\n" + markdown(header, rows), flush=True)
         result[name] = summary(found)
-    return result
 
 
-def time_robots(args: Args) -> dict[str, Any]:
+def time_robots(args: Args, result: dict[str, Any]) -> None:
     """Environment steps per second of multi-agent MuJoCo, beside gymnasium and the peers that are installed.
 
     Ratios are of the same turn, and the median of them is given: on a busy machine every turn is another.
@@ -187,7 +187,6 @@ def time_robots(args: Args) -> dict[str, Any]:
     from benchmark.peers.robots import BASES, simulators
 
     threads = args.threads or tuple(sorted({1, usable_cores()}))
-    result: dict[str, Any] = {}
     for name in args.names or ("Hopper-3x1", "HalfCheetah-3x2", "Walker2d-3x2", "Ant-4x2", "Humanoid-17x1"):
         for n in args.num_envs or (16,):
             figures = {
@@ -203,20 +202,16 @@ def time_robots(args: Args) -> dict[str, Any]:
             header = ["simulator", "best", "median", *(f"x {base}, median of turns" for base in bases)]
             print(f"\n{name}, {n} environments\n\n" + markdown(header, rows), flush=True)
             result[f"{name} {n}"] = summary(found, bases)
-    return result
 
 
-def time_particles(args: Args) -> dict[str, Any]:
+def time_particles(args: Args, result: dict[str, Any]) -> None:
     """Environment steps per second of the particle worlds, beside mpe2 and the peers that are installed."""
     from benchmark.peers.battles import array_bytes
     from benchmark.peers.particles import MPE2, PEERS, missing, simulators
 
     absent = missing()
-    result: dict[str, Any] = {}
     for name in args.names or tuple(MPE2):
         task, _, num_agents = name.partition("/")
-        if task not in MPE2 or not (num_agents or "5").isdigit():
-            raise SystemExit(f"No task {name!r}; there are {', '.join(MPE2)}, also as line_control/10.")
         plays, made = simulators(task, int(num_agents or 5), args.num_envs or (1, 32, 1024))
         figures = {
             label: functools.partial(steps_per_second, play, args.seconds) for label, play in plays.items()
@@ -234,10 +229,9 @@ def time_particles(args: Args) -> dict[str, Any]:
         header = ["simulator", "best", "median", "x mpe2, median of turns", "state bytes per env"]
         print(f"\n{name}\n\n" + markdown(header, rows), flush=True)
         result[name] = summary(found)
-    return result
 
 
-def time_learner(args: Args) -> dict[str, Any]:
+def time_learner(args: Args, result: dict[str, Any]) -> None:
     """The learner's GFLOP/s beside the machine's one-thread matmul peak, measured in turns.
 
     On a busy machine the best of long updates and the best of short products are not of the same moment; the
@@ -249,7 +243,6 @@ def time_learner(args: Args) -> dict[str, Any]:
     cuda = args.device != "cpu"
     peak_of = sgemm_gflops_cuda if cuda else sgemm_gflops
     threads = (1,) if cuda else args.threads or tuple(sorted({1, usable_cores()}))
-    result: dict[str, Any] = {}
     header = ["learner", "rows", "", "best GFLOP/s", "median", "sgemm peak, 1 thread", "best / peak"]
     tell = begun_table([*header, "share within a turn, median"])
     for name in args.names or DEFAULTS[args.family]:
@@ -274,17 +267,15 @@ def time_learner(args: Args) -> dict[str, Any]:
                 ]
                 tell([f"{name}: {sizes}", str(batch_rows), label, *numbers])
             result[f"{name} {batch_rows}"] = summary(found, ["sgemm"])
-    return result
 
 
-def time_e2e(args: Args) -> dict[str, Any]:
+def time_e2e(args: Args, result: dict[str, Any]) -> None:
     """The DPO script of a family with its defaults: medians of its own log over updates 4 to 10.
 
     Also with the batches of the paper's Algorithm 1, one episode of one environment.
     """
     from benchmark.lib.learners import script_rates
 
-    result: dict[str, Any] = {}
     script, flag, batch = E2E[args.family]
     header = [script[0], "", "environment steps/s", "env", "act", "update", "released code, measured earlier"]
     tell = begun_table(header)
@@ -311,23 +302,27 @@ def time_e2e(args: Args) -> dict[str, Any]:
             theirs = f"{low} to {high}: {steps / high:,.0f} to {steps / low:,.0f} times" if high else ""
             tell([*cells, theirs if "episode" in label else ""])
             result[f"{name}, {label}"] = rates
-    return result | (beside_benchmarl(args) if args.family == "mpe" else {})
+    if args.family == "mpe":
+        result |= beside_benchmarl(args)
 
 
-def time_baselines(args: Args) -> dict[str, Any]:
+def time_baselines(args: Args, result: dict[str, Any]) -> None:
     """The other scripts with their defaults on one thread and on all cores: medians of their own logs."""
     from benchmark.lib.learners import script_rates
 
-    result: dict[str, Any] = {}
-    tell = begun_table(["", "threads", "environment steps/s", "env", "act", "update"])
+    tell = begun_table(["", "", "environment steps/s", "env", "act", "update"])
     for name, steps in BASELINES.items():
         command = [*name.split(), "--total-timesteps", str(steps), "--eval-every", "1000000000"]
-        for threads in args.threads or sorted({1, usable_cores()}):
-            rates = script_rates([*command, "--torch-threads", str(threads)])
-            shares = (rates[f"time/{part}"] for part in ("env", "act", "update"))
-            tell([name, str(threads), f"{rates['charts/SPS']:,.0f}", *(f"{share:.1%}" for share in shares)])
-            result[f"{name}, {threads} threads"] = rates
-    return result
+        command += ["--device", args.device]
+        # iddpg.py has nothing to compile.
+        compiled = (False, True) if args.compile and not name.startswith("iddpg.py") else (False,)
+        for more, threads in itertools.product(compiled, args.threads or sorted({1, usable_cores()})):
+            flags = ["--torch-threads", str(threads), *(["--compile"] if more else [])]
+            rates = script_rates([*command, *flags])
+            label = f"{threads} threads" + ", compiled" * more
+            shares = (f"{rates[f'time/{part}']:.1%}" for part in ("env", "act", "update"))
+            tell([name, label, f"{rates['charts/SPS']:,.0f}", *shares])
+            result[f"{name}, {label}"] = rates
 
 
 def beside_benchmarl(args: Args) -> dict[str, Any]:
@@ -384,23 +379,35 @@ def beside_benchmarl(args: Args) -> dict[str, Any]:
     return {"beside BenchMARL": found}
 
 
-def time_all(args: Args) -> dict[str, Any]:
-    """Every table; --json has them as they come, so that a late failure costs only itself."""
-    found: dict[str, Any] = {"machine": machine()}
-    for (what, family), measure in TIMERS.items():
+def time_all(args: Args, found: dict[str, Any]) -> bool:
+    """Every table, into `found`; a failure costs the rest of its own. Whether all are whole."""
+    found["machine"] = machine(args.device)
+    whole = True
+    for what, family in TIMERS:
         print(f"\n## {what} {family}", flush=True)
-        found[f"{what} {family}"] = measure(replace(args, what=what, family=family, names=()))
-        keep(args, found)
-    return found
+        own: dict[str, Any] = found.setdefault(f"{what} {family}", {})
+        whole &= time_one(replace(args, what=what, family=family, names=()), own, found)
+    return whole
 
 
-def keep(args: Args, result: dict[str, Any]) -> None:
-    """Writes what was measured to --json, if it is given."""
-    if args.json:
-        Path(args.json).write_text(json.dumps(result, indent=1) + "\n")
+def time_one(args: Args, own: dict[str, Any], found: dict[str, Any]) -> bool:
+    """A table, into `own`, a part of `found`, which --json keeps; whether it is whole. If not, says why."""
+    try:
+        TIMERS[args.what, args.family](args, own)
+        problem = ""
+    except Exception as error:  # of scripts and of others' simulators, which may raise anything
+        problem = f"{type(error).__name__}: {error}".partition("\n")[0]
+    try:
+        if args.json:
+            replace_file(Path(args.json), json.dumps(found, indent=1) + "\n")
+    except OSError as error:
+        problem = problem or f"--json {args.json} cannot be written: {error}"
+    if problem:
+        print(f"speed: {args.what} {args.family} is not whole: {problem}", file=sys.stderr, flush=True)
+    return not problem
 
 
-TIMERS: dict[tuple[What, Family], Callable[[Args], dict[str, Any]]] = {
+TIMERS: dict[tuple[What, Family], Callable[[Args, dict[str, Any]], None]] = {
     ("env", "smac"): time_envs,
     ("env", "mpe"): time_particles,
     ("env", "mamujoco"): time_robots,
@@ -431,6 +438,12 @@ def fault(args: Args) -> str:
     if args.what != "all" and (args.what, args.family) not in TIMERS:
         known = ", ".join(family for what, family in TIMERS if what == args.what)
         return f"{args.what} is timed for {known}, not for {args.family}."
+    if args.device != "cpu" and args.what == "env":
+        return "environments are stepped on the CPU; leave --device out."
+    if args.device != "cpu" and args.peer_python:
+        return "BenchMARL is timed on the CPU; leave --device or --peer-python out."
+    if args.names and (args.what == "all" or args.family == "baselines"):
+        return "--names are of one family's table; leave them out for all and for baselines."
     if wrong := out_of_range(args, RANGES):
         return wrong
     tasks = [env_id.partition("/")[2] for env_id in env_ids() if env_id.startswith(f"{args.family}/")]
@@ -443,13 +456,14 @@ def fault(args: Args) -> str:
     return nowhere("json", args.json)
 
 
-def machine() -> dict[str, str]:
-    """What the figures depend on besides the code: processor, cores that may be used, versions."""
+def machine(device: str) -> dict[str, str]:
+    """What the figures depend on besides the code: processor, cores that may be used, GPU, versions."""
     cpu = platform.processor() or platform.machine()
     with contextlib.suppress(OSError, StopIteration):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         cpu = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     found = {"processor": cpu, "cores": str(usable_cores()), "Python": platform.python_version()}
+    found |= {"GPU": torch.cuda.get_device_name(device)} if device != "cpu" else {}
     for name in LIBRARIES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)
@@ -460,11 +474,9 @@ def main() -> None:
     args = tyro.cli(Args, description=__doc__)
     if wrong := fault(args):
         sys.exit(f"speed: {wrong}")
-    try:
-        result = time_all(args) if args.what == "all" else TIMERS[args.what, args.family](args)
-        keep(args, result)
-    except (OSError, MemoryError) as error:
-        sys.exit(f"speed: {error}")
+    found: dict[str, Any] = {}
+    whole = time_all(args, found) if args.what == "all" else time_one(args, found, found)
+    sys.exit(not whole)
 
 
 if __name__ == "__main__":

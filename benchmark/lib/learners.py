@@ -111,7 +111,8 @@ def script_rates(command: list[str]) -> dict[str, float]:
     """charts/SPS and time/* of a script: medians over its updates from the fourth, after all compilation."""
     with tempfile.TemporaryDirectory() as folder:
         run = [sys.executable, str(ROOT / command[0]), *command[1:], "--runs-dir", folder]
-        subprocess.run(run, check=True, stdout=subprocess.DEVNULL)
+        if code := subprocess.run(run, stdout=subprocess.DEVNULL).returncode:
+            raise RuntimeError(f"{' '.join(command)} ended with exit code {code}; what it said is above")
         with open(next(Path(folder).glob("*/metrics.csv"))) as file:
             rows = [row for row in csv.DictReader(file) if row["charts/SPS"]][3:]
     keys = ("charts/SPS", "time/env", "time/act", "time/update")

@@ -112,14 +112,13 @@ def speed_text(path: Path = MEASURED) -> str:
     told = found.get("machine", {})
     learner = {name: part for name, part in found.items() if name.startswith("learner")}
     e2e = {name: part for name, part in found.items() if name.startswith("e2e")}
-    tables = [
-        markdown(["machine", ""], told.items()),
-        battles(found["env smac"]),
-        particles(found["env mpe"]),
-        robots(found["env mamujoco"]),
-        learners(learner),
-        scripts(e2e),
-    ]
-    if beside := found["e2e mpe"].get("beside BenchMARL"):
+    tables = [markdown(["machine", ""], told.items())]
+    makers = {"env smac": battles, "env mpe": particles, "env mamujoco": robots}
+    tables += [table(found[name]) for name, table in makers.items() if found.get(name)]
+    if any(learner.values()):
+        tables.append(learners(learner))
+    if any(e2e.values()):
+        tables.append(scripts(e2e))
+    if beside := found.get("e2e mpe", {}).get("beside BenchMARL"):
         tables.append(beside_benchmarl(beside))
     return "\n".join(tables)

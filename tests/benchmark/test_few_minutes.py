@@ -135,7 +135,7 @@ def test_a_speed_that_comes_too_late_loses_no_other(monkeypatch, capsys):
 
     monkeypatch.setattr("benchmark.lib.learners.script_rates", rates)
     with pytest.raises(KeyboardInterrupt):
-        speed.time_e2e(speed.Args("e2e", "smac", ("3m", "corridor"), threads=(1,)))
+        speed.time_e2e(speed.Args("e2e", "smac", ("3m", "corridor"), threads=(1,)), {})
     assert "| 3m | 1 threads | 1,234 | 50.0% | 25.0% | 25.0% |  |\n" in capsys.readouterr().out
 
 

@@ -6,7 +6,8 @@ import sys
 import pytest
 
 from benchmark import speed
-from benchmark.lib.speed_tables import speed_text
+from benchmark.lib.learners import script_rates
+from benchmark.lib.speed_tables import MEASURED, speed_text
 from benchmark.speed import summary
 
 
@@ -23,6 +24,11 @@ from benchmark.speed import summary
         (["env", "--repeats", "0"], "--repeats must be between 1 and 1000, got 0."),
         (["env", "--seconds", "nan"], "--seconds must be between 0.001 and 3600, got nan."),
         (["learner", "smac", "--threads", "1", "-1"], "--threads must be between 1 and 1024, got -1."),
+        (["all", "--names", "2s3z"], "--names are of one family's table; leave them out for all and"),
+        (
+            ["e2e", "baselines", "--names", "iql.py"],
+            "--names are of one family's table; leave them out for all",
+        ),
         (["env", "--json", "nowhere/x.json"], "--json nowhere/x.json is in a folder that does not exist."),
     ],
 )
@@ -33,6 +39,42 @@ def test_what_cannot_be_timed_gets_a_sentence(monkeypatch, tmp_path, flags, word
     with pytest.raises(SystemExit) as stop:
         speed.main()
     assert str(stop.value.code).startswith(f"speed: {words}"[:60]) and words in str(stop.value.code)
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["env", "mpe"], "environments are stepped on the CPU; leave --device out."),
+        (
+            ["e2e", "mpe", "--peer-python", "x"],
+            "BenchMARL is timed on the CPU; leave --device or --peer-python",
+        ),
+    ],
+)
+def test_no_number_of_the_cpu_is_called_one_of_the_gpu(monkeypatch, flags, words):
+    """A table asked for with --device cuda would hold what no GPU had a part in."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr(sys, "argv", ["speed.py", *flags, "--device", "cuda"])
+    with pytest.raises(SystemExit, match=f"speed: {words}"):
+        speed.main()
+
+
+def test_baselines_are_timed_as_asked(monkeypatch, capsys):
+    """They were timed on the CPU and not compiled, whatever was asked for."""
+    commands = []
+
+    def rates(command):
+        commands.append(command)
+        return {"charts/SPS": 10.0, "time/env": 0.5, "time/act": 0.25, "time/update": 0.25}
+
+    monkeypatch.setattr("benchmark.lib.learners.script_rates", rates)
+    found = {}
+    speed.time_baselines(speed.Args("e2e", "baselines", threads=(1,), device="cuda", compile=True), found)
+    assert all(command[command.index("--device") + 1] == "cuda" for command in commands)
+    assert len(commands) == len(found) == 2 * 5 + 2  # iddpg.py has nothing to compile
+    assert sum("--compile" in command for command in commands) == 5
+    assert "iql.py --env-id smac/8m, 1 threads, compiled" in found
+    assert "| iql.py --env-id smac/8m | 1 threads, compiled | 10 |" in capsys.readouterr().out
 
 
 def test_names_that_are_timed_by_default_are_accepted():
@@ -87,16 +129,48 @@ def test_tables_are_of_what_was_measured(tmp_path):
         assert line in lines, line
 
 
-def test_a_late_failure_loses_nothing(tmp_path, monkeypatch, capsys):
-    """All of it takes an hour and a half."""
+def test_a_late_failure_costs_only_itself(tmp_path, monkeypatch, capsys):
+    """All of it takes an hour and a half, and hangs on the packages of others."""
 
-    def fails(args):
-        raise MemoryError("none left")
+    def fails(args, result):
+        result["simple_spread"] = {"ours": 2}
+        raise RuntimeError("peer.py ended with exit code 1\nand more")
 
-    timers = {("env", "smac"): lambda args: {"3m": 1}, ("env", "mpe"): fails}
+    def fine(args, result):
+        result["3m"] = {"ours": 1}
+
+    timers = {("env", "smac"): fine, ("env", "mpe"): fails, ("env", "mamujoco"): fine}
     monkeypatch.setattr(speed, "TIMERS", timers)
-    monkeypatch.setattr(sys, "argv", ["speed.py", "all", f"--json={tmp_path / 'speed.json'}"])
-    with pytest.raises(SystemExit, match="none left"):
-        speed.main()
-    found = json.loads((tmp_path / "speed.json").read_text())
-    assert found["env smac"] == {"3m": 1} and found["machine"]["torch"]
+    path = tmp_path / "speed.json"
+    for flags, tables in ((["all"], ["env smac", "env mpe", "env mamujoco"]), (["env", "mpe"], [])):
+        monkeypatch.setattr(sys, "argv", ["speed.py", *flags, f"--json={path}"])
+        with pytest.raises(SystemExit) as stop:
+            speed.main()
+        assert stop.value.code == 1
+        said = "speed: env mpe is not whole: RuntimeError: peer.py ended with exit code 1\n"
+        assert capsys.readouterr().err == said
+        found = json.loads(path.read_text())
+        assert [name for name in found if name.startswith("env ")] == tables
+        assert (found["env mpe"] if tables else found)["simple_spread"] == {"ours": 2}
+    assert [file.name for file in tmp_path.iterdir()] == ["speed.json"]
+
+
+def test_a_script_that_fails_is_named(monkeypatch):
+    """A CalledProcessError names a temporary folder, and not what to look at."""
+    with pytest.raises(
+        RuntimeError, match=r"dpo_matrix.py --game=chess ended with exit code 2; what it said"
+    ):
+        script_rates(["dpo_matrix.py", "--game=chess"])
+
+
+@pytest.mark.parametrize("last", ["machine", "env smac", "env mpe", "e2e smac"])
+def test_tables_that_were_not_measured_are_left_out(tmp_path, last):
+    """plot.py ended in a KeyError where speed.py had been stopped."""
+    whole = json.loads(MEASURED.read_text())
+    names = list(whole)[: list(whole).index(last) + 1]
+    path = tmp_path / "speed.json"
+    path.write_text(json.dumps({name: whole[name] for name in names} | {"learner mpe": {}}))
+    lines = speed_text(path).splitlines()
+    assert lines and all(line in speed_text().splitlines() for line in lines if "| --- |" not in line)
+    assert any(line.startswith("| battles") for line in lines) == ("env smac" in names)
+    assert not any(line.startswith("| learner") for line in lines) or "learner smac" in names

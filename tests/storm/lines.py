@@ -92,6 +92,8 @@ PROGRAMS: dict[str, list[Words]] = {
         ["env", "chess"],
         ["env", "smac", "--names", "99z"],
         ["env", "smac", "--num-envs=0"],
+        ["all", "--names", "2s3z"],
+        ["e2e", "baselines", "--names", "iql.py"],
         ["learner", "matrix"],
         ["learner", "smac", "--rows", "9" * 20],
         ["learner", "smac", "--device=abacus"],
