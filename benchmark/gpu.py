@@ -9,13 +9,14 @@ and elsewhere, later, with KEY of a finished run from OUT/runs.txt:
     python benchmark/run.py fig2 fig5 --scale paper --seeds 5 --only KEY …  # records it
 
 Every part writes as it goes, and what is late is stopped: OUT holds tests.txt, speed.txt, runs.txt (what
-run.py said) and, in pieces, the run directories, finished ones without their checkpoint. A run that was begun
-on a GPU is resumed on one.
+run.py said) and, in pieces, the run directories, finished ones without their checkpoint. Ctrl-C and SIGTERM
+do the same earlier. A run that was begun on a GPU is resumed on one.
 """
 
 from __future__ import annotations
 
 import contextlib
+import gzip
 import io
 import os
 import shutil
@@ -40,7 +41,12 @@ from benchmark.lib.letters import in_utf8  # noqa: E402
 PIECE = 15 << 20
 """Bytes of a piece of what is packed."""
 STOPPING = 25.0
-"""Seconds that runs have to write their checkpoints, and this to pack them."""
+"""Seconds that runs have to write their checkpoints."""
+PACKING = 15.0
+"""Seconds that are kept for packing them."""
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+END = gzip.compress(bytes(1024))
+"""The end mark of a tar file."""
 TESTS = "-v -p no:cacheprovider -m gpu tests/envs/test_wrappers.py tests/scripts/test_gpu.py"
 PROBE = "import torch; torch.zeros(1, device='cuda')"
 """A program that fails where CUDA does."""
@@ -86,16 +92,34 @@ def told(command: Sequence[str], log: Path, seconds: float) -> int:
             program.wait(max(seconds, 1.0))
         except subprocess.TimeoutExpired:
             print("stopped at the time limit", file=file, flush=True)
-            program.send_signal(signal.SIGTERM)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                program.wait(STOPPING)
-        # Scripts of speed.py are in its group, those of run.py in groups of their own: unless it is killed,
-        # run.py waits for them.
-        left = children(program.pid) if program.poll() is None else []
-        for leader in (program.pid, *left):
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(leader if leader == program.pid else os.getpgid(leader), signal.SIGKILL)
+        finally:
+            with signals_wait():
+                stop(program)
         return program.wait()
+
+
+def stop(program: subprocess.Popen) -> None:
+    """Ends a program and what it has started."""
+    if program.poll() is None:
+        program.send_signal(signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            program.wait(STOPPING)
+    # Scripts of speed.py are in its group, those of run.py in groups of their own: unless it is killed,
+    # run.py waits for them.
+    left = children(program.pid) if program.poll() is None else []
+    for leader in (program.pid, *left):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(leader if leader == program.pid else os.getpgid(leader), signal.SIGKILL)
+
+
+@contextlib.contextmanager
+def signals_wait() -> Iterator[None]:
+    """Within, Ctrl-C and SIGTERM do nothing; they come when it ends."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
 
 def children(parent: int) -> list[int]:
@@ -129,35 +153,50 @@ def sharing() -> Iterator[None]:
         yield
     finally:
         if started:
-            works([control], "quit\n", STOPPING)
+            with signals_wait():
+                works([control], "quit\n", STOPPING)
 
 
-def pack(runs: Path, out: Path, pieces: int = 4) -> list[str]:
-    """The run directories under `runs` as out/runs.tar.gz.00, …; the keys whose checkpoint found no room.
+def zipped(paths: Sequence[Path], runs: Path) -> bytes:
+    """Files as a part of an archive: a tar file without its end mark, so that another part may follow."""
+    data = io.BytesIO()
+    with gzip.GzipFile(fileobj=data, mode="wb") as part:
+        tar = tarfile.open(fileobj=part, mode="w")  # noqa: SIM115
+        for path in paths:
+            with contextlib.suppress(FileNotFoundError):  # of a script that still ends
+                tar.add(path, path.relative_to(runs))
+    return data.getvalue()
 
-    Without TensorBoard's files and the checkpoints of finished runs; of others without the largest, if all do
-    not fit.
+
+def pack(runs: Path, out: Path, ends: float, pieces: int = 4) -> list[str]:
+    """The run directories under `runs` as out/runs.tar.gz.00, …; the keys whose checkpoint is not in it.
+
+    Without TensorBoard's files and the checkpoints of finished runs. Those of others are added last, the
+    smallest first, as long as there is room and, on the clock, time.
     """
     files = sorted(path for path in runs.rglob("*") if path.is_file() and not path.match("events.*"))
     files = [path for path in files if path.suffix != ".tmp"]
-    files = [path for path in files if path.name != "checkpoint.pt" or not (path.parent / "done").exists()]
+    data = bytearray(zipped([path for path in files if path.name != "checkpoint.pt"], runs))
+    write_pieces(data, out)
+    checkpoints = [path for path in files if path.name == "checkpoint.pt"]
+    sizes = {path: path.stat().st_size for path in checkpoints if not (path.parent / "done").exists()}
     left: list[str] = []
-    while True:
-        packed = io.BytesIO()
-        with tarfile.open(fileobj=packed, mode="w:gz") as tar:
-            for path in files:
-                with contextlib.suppress(FileNotFoundError):  # of a script that still ends
-                    tar.add(path, path.relative_to(runs))
-        data = packed.getvalue()
-        checkpoints = [path for path in files if path.name == "checkpoint.pt"]
-        if len(data) <= pieces * PIECE or not checkpoints:
-            break
-        largest = max(checkpoints, key=lambda path: path.stat().st_size)
-        files.remove(largest)
-        left.append(largest.relative_to(runs).parts[0])
-    for number in range(-(-len(data) // PIECE)):
-        (out / f"runs.tar.gz.{number:02}").write_bytes(data[number * PIECE : (number + 1) * PIECE])
+    first = len(data) // PIECE
+    for path in sorted(sizes, key=lambda path: sizes[path]):
+        most = sizes[path] + sizes[path] // 100 + 2048  # with what tar and gzip add to bytes that look random
+        if len(data) + most <= pieces * PIECE and time.monotonic() < ends:
+            data += zipped([path], runs)
+        else:
+            left.append(path.relative_to(runs).parts[0])
+    write_pieces(data, out, first)
     return left
+
+
+def write_pieces(data: bytearray, out: Path, first: int = 0) -> None:
+    """Writes an archive from this piece on; those before it are as they were."""
+    whole = bytes(data) + END
+    for number in range(first, -(-len(whole) // PIECE)):
+        (out / f"runs.tar.gz.{number:02}").write_bytes(whole[number * PIECE : (number + 1) * PIECE])
 
 
 def make_runs(args: Args, ends: float) -> None:
@@ -171,11 +210,15 @@ def make_runs(args: Args, ends: float) -> None:
         *(["--only", *args.only] if args.only else []),
     ]
     with sharing() if args.device == "cuda" else contextlib.nullcontext():
-        told(command, args.out / "runs.txt", ends - time.monotonic() - STOPPING)
-        left = pack(runs, args.out)
-    shutil.rmtree(runs, ignore_errors=True)  # a killed script may still be writing its last file
-    if left:
-        print(f"No room for the checkpoints of {', '.join(left)}: these cannot be resumed.")
+        try:
+            told(command, args.out / "runs.txt", ends - time.monotonic() - STOPPING - PACKING)
+        finally:
+            with signals_wait():
+                left = pack(runs, args.out, ends)
+                shutil.rmtree(runs, ignore_errors=True)  # a killed script may still be writing its last file
+                if left:
+                    what = "No room or no time for the checkpoints of"
+                    print(f"{what} {', '.join(left)}: these cannot be resumed.")
 
 
 def main() -> None:
@@ -188,6 +231,17 @@ def main() -> None:
             sys.exit(f"gpu: {args.out} holds an earlier call's runs; give another folder.")
     except OSError as error:
         sys.exit(f"gpu: {args.out} cannot be made ({error.strerror}); give another folder.")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
+    try:
+        make_parts(args)
+    except KeyboardInterrupt:
+        sys.exit(f"gpu: stopped by a signal; {args.out} holds what was done by then.")
+    except OSError as error:
+        sys.exit(f"gpu: {error}")
+
+
+def make_parts(args: Args) -> None:
+    """All that is asked for, in its order."""
     begun, total = time.monotonic(), 60 * args.minutes
     for part in args.parts:
         if part == "tests":

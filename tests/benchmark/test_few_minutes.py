@@ -3,6 +3,7 @@
 import fcntl
 import io
 import random
+import signal
 import subprocess
 import sys
 import tarfile
@@ -39,7 +40,8 @@ def test_pieces_hold_what_is_needed_to_go_on(tmp_path, monkeypatch):
     noise = bytes((i * i * 31 + i // 7) % 251 for i in range(100_000))
     run(tmp_path / "runs", "done", noise, done=True)
     run(tmp_path / "runs", "small", noise[:50])
-    assert gpu.pack(tmp_path / "runs", tmp_path) == []
+    ends = time.monotonic() + 600
+    assert gpu.pack(tmp_path / "runs", tmp_path, ends) == []
     found = unpacked(tmp_path)
     assert found == {
         "done/run/done": 2,
@@ -48,11 +50,67 @@ def test_pieces_hold_what_is_needed_to_go_on(tmp_path, monkeypatch):
         "small/run/metrics.csv": 14,
     }
     run(tmp_path / "runs", "large", random.Random(0).randbytes(20_000))
-    assert gpu.pack(tmp_path / "runs", tmp_path) == ["large"]
+    assert gpu.pack(tmp_path / "runs", tmp_path, ends) == ["large"]
     assert "large/run/metrics.csv" in unpacked(tmp_path) and "large/run/checkpoint.pt" not in unpacked(
         tmp_path
     )
     assert all(piece.stat().st_size <= 1000 for piece in tmp_path.glob("runs.tar.gz.*"))
+
+
+def test_what_is_packed_first_is_whole_without_the_checkpoints(tmp_path, monkeypatch):
+    """Whoever lends the GPU may end it while they are packed; numbers weigh more. tar must read either."""
+    monkeypatch.setattr(gpu, "PIECE", 10_000)
+    for key, size in (("a", 9_000), ("b", 12_000), ("c", 3_000), ("d", 2_000)):
+        run(tmp_path / "runs", key, random.Random(size).randbytes(size))
+    real, packed = gpu.zipped, []
+
+    def zipped(paths, runs):
+        if packed:
+            early = unpacked(tmp_path)
+            assert set(early) == {f"{key}/run/metrics.csv" for key in "abcd"}
+        packed.append([path.parts[-3] for path in paths])
+        return real(paths, runs)
+
+    monkeypatch.setattr(gpu, "zipped", zipped)
+    assert gpu.pack(tmp_path / "runs", tmp_path, time.monotonic() - 1) == ["d", "c", "a", "b"]  # no time
+    assert packed == [["a", "b", "c", "d"]]
+    packed.clear()
+    assert gpu.pack(tmp_path / "runs", tmp_path, time.monotonic() + 600, pieces=2) == ["b"]
+    assert packed == [["a", "b", "c", "d"], ["d"], ["c"], ["a"]]  # each once
+    assert sum(piece.stat().st_size for piece in tmp_path.glob("runs.tar.gz.*")) <= 20_000
+    pieces = sorted(map(str, tmp_path.glob("runs.tar.gz.*")))
+    listed = f"cat {' '.join(pieces)} | tar tz"
+    names = subprocess.run(["sh", "-c", listed], capture_output=True, text=True, check=True)
+    assert names.stdout.split() == [*unpacked(tmp_path)] and not names.stderr
+    assert names.stdout.split()[4:] == [f"{key}/run/checkpoint.pt" for key in "dca"]
+
+
+def test_there_is_time_to_pack_within_the_minutes(tmp_path, monkeypatch):
+    """At their end the machine is gone, with all that was made."""
+    allowed = []
+    monkeypatch.setattr(gpu, "told", lambda command, log, seconds: allowed.append(seconds))
+    gpu.make_runs(gpu.Args(tmp_path, device="cpu"), time.monotonic() + 300)
+    assert 0 < allowed[0] <= 300 - gpu.STOPPING - gpu.PACKING
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_brings_home_what_was_made(tmp_path, number):
+    """The batch system takes the machine back early: runs were left unpacked, and going on."""
+    out = tmp_path / "out"
+    argv = [sys.executable, str(ROOT / "benchmark" / "gpu.py"), str(out), "--device", "cpu", "--jobs", "1"]
+    argv += ["--parts", "runs", "--scale", "small", "--figures", "fig1", "--only", "dpo_matrix__1"]
+    program = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not [log for log in out.glob("unpacked/*/*/metrics.csv") if log.read_text().count("\n") > 3]:
+        assert time.monotonic() < deadline and program.poll() is None
+        time.sleep(0.1)
+    program.send_signal(number)
+    _, said = program.communicate(timeout=120)
+    assert program.returncode == 1
+    assert said == f"gpu: stopped by a signal; {out} holds what was done by then.\n"
+    found = unpacked(out)
+    assert any(name.endswith("/checkpoint.pt") for name in found) and "results/runs.csv" in found
+    assert not (out / "unpacked").exists() and "stopped: 1 runs write their" in (out / "runs.txt").read_text()
 
 
 def test_a_program_that_is_late_is_stopped(tmp_path, monkeypatch):
