@@ -13,7 +13,6 @@ position that the action has a part in. The last two see the whole world.
 
 from __future__ import annotations
 
-import csv
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,9 +27,12 @@ sys.path.insert(0, str(ROOT))
 
 import envs  # noqa: E402
 from benchmark.lib.arguments import nowhere, out_of_range  # noqa: E402
+from benchmark.lib.runs import ResultsError  # noqa: E402
+from benchmark.lib.store import merge_table, read_table  # noqa: E402
 from envs import mpe  # noqa: E402
 from envs.mpe import world as mpe_world  # noqa: E402
 
+COLUMNS = ("env", "name", "return", "standard_error", "episodes")
 COAST, REST = 0.25, 0.06
 PUSHES = mpe_world.PUSH * np.array([[0, 0], [-1, 0], [1, 0], [0, -1], [0, 1]], dtype=np.float64)
 
@@ -50,7 +52,7 @@ class Args:
     seed: int = 0
     """seed of the episodes"""
     csv: Path | None = None
-    """file for the table as well, none by default; rows of other environments in it stay"""
+    """file for the table as well, none by default; rows in it of what is not played stay"""
 
 
 RANGES: dict[str, tuple[float, float]] = {"episodes": (2, 10**6), "seed": (0, 2**31), "num_agents": (1, 1000)}
@@ -126,6 +128,8 @@ def main() -> None:
         sys.exit(f"calibrate_mpe: no policy {', '.join(unknown)}; there are {', '.join(POLICIES)}.")
     if wrong := out_of_range(args, RANGES) or nowhere("csv", args.csv):
         sys.exit(f"calibrate_mpe: {wrong}")
+    if args.csv:
+        read_table(args.csv, COLUMNS)  # one that cannot be read is told before minutes of play
     rows: list[dict[str, Any]] = []
     print("| task | variant | agents | policy | return | s.e. |\n|---|---|---|---|---|---|")
     for task, variant, num_agents, policy in (
@@ -142,23 +146,14 @@ def main() -> None:
         mean, error = float(returns.mean()), float(returns.std(ddof=1)) / len(returns) ** 0.5
         print(f"| {task} | {variant} | {num_agents} | {policy} | {mean:.2f} | {error:.2f} |", flush=True)
         env = f"mpe-{task}-{num_agents}" + (f"-{variant}" if variant != "paper" else "")
-        numbers = {"return": f"{mean:.4f}", "standard_error": f"{error:.4f}", "episodes": len(returns)}
-        rows.append({"env": env, "name": policy} | numbers)
-    if args.csv:
-        write(args.csv, rows)
-
-
-def write(path: Path, rows: list[dict[str, Any]]) -> None:
-    """The table, an environment's name as runs have it; rows of other environments stay."""
-    names = {row["env"] for row in rows}
-    if path.exists():
-        with open(path, newline="") as file:
-            rows = [row for row in csv.DictReader(file) if row["env"] not in names] + rows
-    with open(path, "w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+        row = (env, policy, f"{mean:.4f}", f"{error:.4f}", len(returns))
+        rows.append(dict(zip(COLUMNS, row, strict=True)))
+    if args.csv and rows:
+        merge_table(args.csv, rows, ("env", "name"))
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (ResultsError, OSError) as error:
+        sys.exit(f"calibrate_mpe: {error}")

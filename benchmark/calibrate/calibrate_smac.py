@@ -14,7 +14,6 @@ back into a curved line before the enemy comes, then focuses its fire, the weake
 
 from __future__ import annotations
 
-import csv
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,10 +28,13 @@ sys.path.insert(0, str(ROOT))
 
 import envs  # noqa: E402
 from benchmark.lib.arguments import nowhere, out_of_range  # noqa: E402
+from benchmark.lib.runs import ResultsError  # noqa: E402
+from benchmark.lib.store import merge_table, read_table  # noqa: E402
 from envs.smac import combat  # noqa: E402
 from envs.smac.generated import GENERATED  # noqa: E402
 from envs.smac.maps import MAPS  # noqa: E402
 
+COLUMNS = ("map", "engine_version", "policy", "episodes", "win_rate", "return", "length")
 STOP, NORTH, SOUTH, EAST, WEST, ATTACK = 1, 2, 3, 4, 5, 6
 REACH = 5.75  # a marine's range with two marines' radii, centre to centre
 CONTACT = 6.5
@@ -51,8 +53,8 @@ class Args:
     """battles at a time"""
     seed: int = 0
     """seed of the battles"""
-    csv: str = ""
-    """file for the table"""
+    csv: Path | None = None
+    """file for the table as well, none by default; rows in it of what is not played stay"""
 
 
 RANGES: dict[str, tuple[float, float]] = {"episodes": (1, 10**6), "num_envs": (1, 10**5), "seed": (0, 2**31)}
@@ -167,6 +169,8 @@ def main() -> None:
         sys.exit(f"calibrate_smac: no policy {', '.join(unknown)}; there are random, script, near and line.")
     if wrong := out_of_range(args, RANGES) or nowhere("csv", args.csv):
         sys.exit(f"calibrate_smac: {wrong}")
+    if args.csv:
+        read_table(args.csv, COLUMNS)  # one that cannot be read is told before minutes of play
     small = [name for name in GENERATED if name.endswith("_5_vs_5")]
     rows: list[dict[str, Any]] = []
     print("| map | policy | win rate (95 % interval) | return | length |\n|---|---|---|---|---|")
@@ -182,20 +186,15 @@ def main() -> None:
                 f"| {name} | {policy} | {win:.1%} ({low:.1%} to {high:.1%}) | {score:.2f} | {length:.0f} |",
                 flush=True,
             )
-            row = {
-                "map": name,
-                "engine_version": (MAPS | GENERATED)[name].version,
-                "policy": policy,
-                "episodes": len(battles),
-            }
-            found = {"win_rate": win, "return": score, "length": length}
-            rows.append(row | {key: round(float(value), 4) for key, value in found.items()})
-    if args.csv:
-        with open(args.csv, "w", newline="") as file:
-            writer = csv.DictWriter(file, rows[0].keys(), lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
+            found = (round(float(x), 4) for x in (win, score, length))
+            row = (name, (MAPS | GENERATED)[name].version, policy, len(battles), *found)
+            rows.append(dict(zip(COLUMNS, row, strict=True)))
+    if args.csv and rows:
+        merge_table(args.csv, rows, ("map", "policy"))
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (ResultsError, OSError) as error:
+        sys.exit(f"calibrate_smac: {error}")

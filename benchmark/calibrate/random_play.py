@@ -25,6 +25,8 @@ sys.path.insert(0, str(ROOT))
 
 from benchmark.calibrate.calibrate_smac import play  # noqa: E402
 from benchmark.lib.arguments import nowhere, out_of_range  # noqa: E402
+from benchmark.lib.runs import ResultsError  # noqa: E402
+from benchmark.lib.store import merge_table  # noqa: E402
 from envs.smac.maps import MAPS  # noqa: E402
 
 LOGS = Path(__file__).with_name("real_random_play.csv")
@@ -43,8 +45,8 @@ class Args:
     """battles at a time"""
     seed: int = 0
     """seed of the battles"""
-    csv: str = ""
-    """file for the table"""
+    csv: Path | None = None
+    """file for the table as well, none by default; rows in it of other maps stay"""
 
 
 @dataclass
@@ -140,11 +142,11 @@ def main() -> None:
         )
         table.append(row)
     if args.csv:
-        with open(args.csv, "w", newline="") as out:
-            writer = csv.DictWriter(out, table[0], lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(table)
+        merge_table(args.csv, table, ["map"])
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (ResultsError, OSError) as error:
+        sys.exit(f"random_play: {error}")

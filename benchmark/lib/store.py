@@ -9,7 +9,7 @@ import io
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -190,6 +190,28 @@ def replace(path: Path, text: str) -> None:
         new.replace(path)
     finally:
         new.unlink(missing_ok=True)
+
+
+def read_table(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
+    """The rows of a CSV file, none where there is no file; ResultsError where it has not these columns."""
+    if not path.exists():
+        return []
+    try:
+        with open(path, newline="") as file:
+            header, *lines = list(csv.reader(file)) or [[]]
+    except (OSError, ValueError, csv.Error) as error:
+        raise ResultsError(f"{path} cannot be read ({error}); restore it, or name another file.") from None
+    if header != [*columns] or any(len(line) != len(header) for line in lines):
+        raise ResultsError(f"{path} is no table of {', '.join(columns)}; restore it, or name another file.")
+    return [dict(zip(header, line, strict=True)) for line in lines]
+
+
+def merge_table(path: Path, rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> None:
+    """Writes rows into a CSV file, each in the place of the one with the same names; all others stay."""
+    columns = [*rows[0]]
+    both = [*read_table(path, columns), *rows]
+    merged = {tuple(row[name] for name in names): row for row in both}
+    replace(path, as_csv(columns, ([str(row[name]) for name in columns] for row in merged.values())))
 
 
 def read_references(env: str) -> dict[str, float]:

@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmark.calibrate import calibrate_mpe, random_play
+from benchmark.calibrate import calibrate_mpe, calibrate_smac, random_play
 from benchmark.calibrate.calibrate_smac import play, wilson
+from benchmark.lib.runs import ResultsError
 from benchmark.lib.store import PUBLISHED
 from envs.smac.maps import MAPS
 
@@ -58,6 +59,57 @@ def test_playing_scripts_publishes_nothing_unless_told_to(tmp_path, monkeypatch)
         calibrate_mpe.main()
         assert (PUBLISHED / "references.csv").read_bytes() == before
     assert len(path.read_text().splitlines()) == 1 + len(calibrate_mpe.POLICIES)
+
+
+@pytest.mark.parametrize(
+    ("program", "name", "flags", "played"),
+    [
+        (
+            calibrate_mpe,
+            "references.csv",
+            "--tasks simple_spread --variants paper --num-agents 3 --policies random --episodes 8",
+            ["mpe-simple_spread-3,random,"],
+        ),
+        (
+            calibrate_smac,
+            "scripted_play.csv",
+            "--maps 3m --policies random script --episodes 2 --num-envs 2",
+            ["3m,2,random,2,", "3m,2,script,2,"],
+        ),
+        (random_play, "random_play.csv", "--maps 3m --episodes 2 --num-envs 2", ["3m,2,"]),
+    ],
+)
+def test_what_was_not_played_stays_in_the_table(monkeypatch, tmp_path, program, name, flags, played):
+    """A look at one map or policy would delete what all others are published with."""
+    path = tmp_path / name
+    before = (PUBLISHED / name).read_text().splitlines()
+    path.write_text("\n".join([*before, ""]))
+    monkeypatch.setattr(sys, "argv", ["calibrate.py", *flags.split(), f"--csv={path}"])
+    program.main()
+    after = path.read_text().splitlines()
+    assert len(after) == len(before)
+    changed = [(old, new) for old, new in zip(before, after, strict=True) if old != new]
+    assert [new.startswith(start) for (_, new), start in zip(changed, played, strict=True)] == [True] * len(
+        played
+    )
+    assert all(old.split(",")[0] == new.split(",")[0] for old, new in changed)
+    assert [file.name for file in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.parametrize("held", [b"\xff\xfe", b"a,b\n1,2\n", b"", "cut off"])
+@pytest.mark.parametrize(
+    ("program", "name"), [(calibrate_mpe, "references"), (calibrate_smac, "scripted_play")]
+)
+def test_a_table_that_cannot_be_read_is_told_and_kept(monkeypatch, tmp_path, program, name, held):
+    """A traceback after minutes of play, or a file of somebody else's overwritten."""
+    path = tmp_path / "table.csv"
+    path.write_bytes((PUBLISHED / f"{name}.csv").read_bytes()[:-9] if held == "cut off" else held)
+    before = path.read_bytes()
+    monkeypatch.setattr(program, "play", None)  # nothing is played
+    monkeypatch.setattr(sys, "argv", ["calibrate.py", f"--csv={path}"])
+    with pytest.raises(ResultsError, match="restore it, or name another file"):
+        program.main()
+    assert path.read_bytes() == before
 
 
 def test_pooled_logs_are_the_mean_and_the_error_of_their_episodes():

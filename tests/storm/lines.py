@@ -129,6 +129,7 @@ PROGRAMS: dict[str, list[Words]] = {
         ["--num-agents=0"],
         ["--seed=-1"],
         ["--csv=TMP/none/x.csv"],
+        ["--csv=TMP/file"],
     ],
     "benchmark/calibrate/random_play.py": [
         ["--maps", "99z"],
@@ -144,6 +145,7 @@ PROGRAMS: dict[str, list[Words]] = {
         ["--num-envs=-4"],
         ["--seed=-1"],
         ["--csv=TMP/none/x.csv"],
+        ["--csv=TMP/file"],
     ],
 }
 """Command lines that must be refused; TMP is an empty folder with one file, named `file`."""
