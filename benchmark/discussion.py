@@ -2,6 +2,8 @@
 
     python benchmark/discussion.py   # measured.csv and README.md's tables, in results/studies/discussion
 
+Every finished run is kept in measured.part.csv; the same command goes on with the others.
+
 Agents, losses, updates and advantages are those of dpo_matrix.py and ippo.py. What is looked at here beyond
 one agent (joint ratios, exact advantages) is the benchmark's alone; no agent sees it, but where a run is said
 to learn from exact advantages. Axes: agents N, steps T, environments E, states S, actions A.
@@ -12,10 +14,12 @@ from __future__ import annotations
 import copy
 import csv
 import importlib
+import io
 import itertools
+import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
@@ -35,7 +39,9 @@ sys.path.insert(0, str(ROOT))
 
 import envs as environments  # noqa: E402
 from benchmark.lib.arguments import out_of_range  # noqa: E402
+from benchmark.lib.runs import ResultsError  # noqa: E402
 from benchmark.lib.statistics import welch  # noqa: E402
+from benchmark.lib.store import replace as replace_file  # noqa: E402
 from benchmark.lib.tables import markdown, plus_minus  # noqa: E402
 from envs.matrix.exact import evaluate_exactly  # noqa: E402
 from envs.matrix.games import check_memory  # noqa: E402
@@ -91,7 +97,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "updates": (1, 10**6),
     "seeds": (0, 2**31),
     "other_seeds": (0, 2**31),
-    "sigmas": (0, 1e6),
+    "sigmas": (1e-6, 1e6),  # 0 is measured anyway
     "probe_every": (1, 10**6),
 }
 
@@ -360,23 +366,29 @@ def rows_of(
     return (Row(part, game, method, setting, seed, name, x) for name, x in found.items())
 
 
-def measure(args: Args) -> Iterator[Row]:
-    """Everything, run by run."""
+def measure(args: Args, done: Container[tuple[Any, ...]]) -> Iterator[list[Row]]:
+    """Everything, run by run, but the runs of which there are rows: part, game, method, setting and seed."""
     noises = [("values", 0.0), *itertools.product(("samples", "values"), args.sigmas)]
     for size in args.sizes:
         envs, first = make_game(size), size == args.sizes[0]
         for seed in args.seeds if first else args.other_seeds:
             for method, (script, settings) in METHODS.items():
-                run = list(train(envs, script, settings, args, seed, exact=first))
-                for stage, third in zip(STAGES, np.array_split(np.array(run), 3), strict=True):
-                    yield from rows_of(means(third.tolist()), "runs", size, method, stage, seed)
-                yield from rows_of(whole(run), "solvers", size, method, "15 steps, entropy bonus", seed)
+                if ("runs", size, method, STAGES[0], seed) not in done:
+                    run = list(train(envs, script, settings, args, seed, exact=first))
+                    rows: list[Row] = []
+                    for stage, third in zip(STAGES, np.array_split(np.array(run), 3), strict=True):
+                        rows += rows_of(means(third.tolist()), "runs", size, method, stage, seed)
+                    setting = "15 steps, entropy bonus"
+                    yield [*rows, *rows_of(whole(run), "solvers", size, method, setting, seed)]
                 for kind, sigma in noises if first else ():
-                    run = list(train(envs, script, settings, args, seed, noise=(kind, sigma)))
-                    yield from rows_of(whole(run), "noise", size, method, f"{kind}, sigma {sigma:g}", seed)
+                    setting = f"{kind}, sigma {sigma:g}"
+                    if ("noise", size, method, setting, seed) not in done:
+                        run = list(train(envs, script, settings, args, seed, noise=(kind, sigma)))
+                        yield [*rows_of(whole(run), "noise", size, method, setting, seed)]
                 for name, (solver, changes) in SOLVERS.items() if first and script is dpo_matrix else ():
-                    run = list(train(envs, script, settings | changes, args, seed, solver=solver))
-                    yield from rows_of(whole(run), "solvers", size, method, name, seed)
+                    if ("solvers", size, method, name, seed) not in done:
+                        run = list(train(envs, script, settings | changes, args, seed, solver=solver))
+                        yield [*rows_of(whole(run), "solvers", size, method, name, seed)]
 
 
 def costs(rows: list[Row]) -> Iterator[Row]:
@@ -434,8 +446,38 @@ def main() -> None:
         sys.exit(f"discussion: {wrong}")
     try:
         write(args)
-    except (OSError, MemoryError, environments.BrokenEnvironment) as error:
+    except (OSError, MemoryError, ResultsError, environments.BrokenEnvironment) as error:
         sys.exit(f"discussion: {error}")
+    except KeyboardInterrupt:
+        sys.exit("discussion: stopped; the same command goes on.")
+
+
+def read_rows(text: str, path: Path) -> list[Row]:
+    """The rows of a file that has this text, its first line their names."""
+    try:
+        lines = list(csv.reader(text.splitlines()))[1:]
+        return [Row(a, b, c, d, int(e), f, float(g)) for a, b, c, d, e, f, g in lines]
+    except ValueError:
+        raise ResultsError(f"{path} cannot be read; delete it, and measure it anew.") from None
+
+
+def fill(measured: Path, args: Args) -> None:
+    """Measures what is missing. measured.part.csv (the arguments, then rows) grows by each run, and becomes
+    measured.csv with the last; that of other arguments is begun anew."""
+    part = measured.with_suffix(".part.csv")
+    asked = {name: value for name, value in vars(args).items() if name not in ("out", "measure")}
+    head = f"{json.dumps(asked)}\n"
+    text = part.read_text() if part.exists() else ""
+    text = text.removeprefix(head) if text.startswith(head) else f"{','.join(Row._fields)}\n"
+    done = {row[:5] for row in read_rows(text, part)}
+    for rows in measure(args, done):
+        lines = io.StringIO()
+        values = ((*row[:-1], f"{row.value:.6g}") for row in rows)
+        csv.writer(lines, lineterminator="\n").writerows(values)
+        text += lines.getvalue()
+        replace_file(part, head + text)
+    replace_file(measured, text)
+    part.unlink(missing_ok=True)
 
 
 def write(args: Args) -> None:
@@ -444,18 +486,8 @@ def write(args: Args) -> None:
     measured, page = args.out / "measured.csv", args.out / "README.md"
     if args.measure:
         args.out.mkdir(parents=True, exist_ok=True)
-        temporary = measured.with_suffix(".tmp")
-        try:
-            with open(temporary, "w", newline="") as file:
-                writer = csv.writer(file, lineterminator="\n")
-                writer.writerow(Row._fields)
-                for row in measure(args):
-                    writer.writerow((*row[:-1], f"{row.value:.6g}"))
-            os.replace(temporary, measured)
-        finally:
-            temporary.unlink(missing_ok=True)
-    with open(measured, newline="") as file:
-        rows = [Row(a, b, c, d, int(e), f, float(g)) for a, b, c, d, e, f, g in list(csv.reader(file))[1:]]
+        fill(measured, args)
+    rows = read_rows(measured.read_text(), measured)
     rows += costs(rows)
     tables = [f"**{title}**\n\n{table(rows, *what.split('; '))}" for title, what in TABLES.items()]
     text = page.read_text() if page.exists() else f"{BEGIN}{END}\n"

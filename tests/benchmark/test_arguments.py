@@ -27,7 +27,8 @@ def said(program, monkeypatch, *flags):
         (discussion, ["--sizes", "0x3x5"], "got '0x3x5'"),
         (discussion, ["--sizes"], "--sizes is empty; give one at least."),
         (discussion, ["--updates=0"], "discussion: --updates must be between 1 and 1e+06, got 0."),
-        (discussion, ["--sigmas", "1", "nan"], "--sigmas must be between 0 and 1e+06, got nan."),
+        (discussion, ["--sigmas", "1", "nan"], "--sigmas must be between 1e-06 and 1e+06, got nan."),
+        (discussion, ["--sigmas", "0"], "--sigmas must be between 1e-06 and 1e+06, got 0.0."),
         (discussion, ["--seeds", "-1"], "--seeds must be between"),
         (discussion, ["--no-measure", "--out=none"], "there is no none/measured.csv; measure it"),
         (discussion, ["--out=file/x", "--updates=1"], "Not a directory"),
@@ -52,14 +53,19 @@ def test_what_cannot_be_measured_gets_a_sentence(monkeypatch, tmp_path, program,
 def test_measurements_are_replaced_only_by_whole_ones(monkeypatch, tmp_path):
     """One that was stopped, or failed, would leave a published table without its numbers."""
 
-    def fails(args):
-        yield discussion.Row("part", "game", "method", "setting", 1, "quantity", 2.0)
+    def fails(args, done):
+        yield [discussion.Row("part", "game", "method", "setting", 1, "quantity", 2.0)]
         raise MemoryError("no room")
 
     (tmp_path / "measured.csv").write_text("before\n")
     monkeypatch.setattr(discussion, "measure", fails)
     assert said(discussion, monkeypatch, f"--out={tmp_path}") == "discussion: no room"
-    assert (tmp_path / "measured.csv").read_text() == "before\n" and len([*tmp_path.iterdir()]) == 1
+    assert (tmp_path / "measured.csv").read_text() == "before\n"
+    assert (tmp_path / "measured.part.csv").read_text().endswith("\npart,game,method,setting,1,quantity,2\n")
+    assert len([*tmp_path.iterdir()]) == 2
+    (tmp_path / "measured.csv").write_text("part,game\nx\n")
+    told = said(discussion, monkeypatch, f"--out={tmp_path}", "--no-measure")
+    assert told == f"discussion: {tmp_path}/measured.csv cannot be read; delete it, and measure it anew."
 
 
 def test_results_that_cannot_be_recorded_are_told_before_the_runs(monkeypatch, tmp_path):

@@ -1,6 +1,8 @@
 """What is measured of the paper's discussion, on games small enough to check by another way."""
 
+import json
 import re
+import shutil
 import sys
 from dataclasses import replace
 from types import SimpleNamespace
@@ -210,6 +212,45 @@ def test_the_script_writes_its_tables_and_keeps_the_text(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", [*argv.split(), "--no-measure"])
     discussion.main()
     assert page.read_text() == first
+
+
+def test_a_stopped_measurement_goes_on_with_what_is_missing(tmp_path, monkeypatch):
+    """It takes hours, and all of them were lost. In the end it must be as if nothing had been."""
+    real, calls = discussion.train, []
+
+    def measure(folder, *flags, last=1000):
+        """Measures, but for a Ctrl-C within the last run; how many runs were made."""
+
+        def train(*given, **options):
+            calls.append(options)
+            for k, found in enumerate(real(*given, **options)):
+                if len(calls) == last and k == 1:
+                    raise KeyboardInterrupt
+                yield found
+
+        calls.clear()
+        argv = "discussion.py --sizes 3x2x2 3x3x2 --updates 2 --seeds 1 --other-seeds 1 --sigmas 3"
+        monkeypatch.setattr(discussion, "train", train)
+        monkeypatch.setattr(sys, "argv", [*argv.split(), *flags, "--out", str(folder)])
+        if last < 1000:
+            with pytest.raises(SystemExit, match="discussion: stopped; the same command goes on"):
+                discussion.main()
+        else:
+            discussion.main()
+        return len(calls)
+
+    whole, part = tmp_path / "whole" / "measured.csv", tmp_path / "stopped" / "measured.part.csv"
+    assert measure(whole.parent) == 3 + 3 * 3 + 2 * 4 + 3
+    assert measure(part.parent, last=7) == 7 and not (part.parent / "measured.csv").exists()
+    first, rows = part.read_text().split("\n", 1)
+    assert json.loads(first)["sigmas"] == [3.0] and rows and whole.read_text().startswith(rows)
+    other = shutil.copytree(part.parent, tmp_path / "other")
+    assert measure(part.parent, last=5) == 5
+    assert measure(part.parent) == 23 - 6 - 4
+    for name in ("measured.csv", "README.md"):
+        assert (part.parent / name).read_bytes() == (whole.parent / name).read_bytes()
+    assert not part.exists()
+    assert measure(other, "--updates", "1") == 23  # of other arguments nothing is kept
 
 
 def test_numbers_in_the_published_text_are_the_tables():

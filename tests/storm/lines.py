@@ -116,6 +116,7 @@ PROGRAMS: dict[str, list[Words]] = {
         ["--updates=nan"],
         ["--seeds", "-1"],
         ["--sigmas", "nan"],
+        ["--sigmas", "0"],
         ["--probe-every=0"],
         ["--out=TMP/file/x"],
         ["--no-measure"],
