@@ -231,7 +231,8 @@ def main() -> None:
             sys.exit(f"gpu: {args.out} holds an earlier call's runs; give another folder.")
     except OSError as error:
         sys.exit(f"gpu: {args.out} cannot be made ({error.strerror}); give another folder.")
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
+    for number in SIGNALS:  # Ctrl-C as well: a shell starts what it runs in the background deaf to it
+        signal.signal(number, signal.default_int_handler)
     try:
         make_parts(args)
     except KeyboardInterrupt:

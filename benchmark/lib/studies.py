@@ -185,6 +185,15 @@ STUDIES = {
                 steps=2_000_000,
             ),
             Curves(
+                ("mamujoco-Hopper-3x1", "mamujoco-HalfCheetah-3x2"),
+                {
+                    "DPO (robots)": f"dpo_mamujoco__{FIGURE_RUN}",
+                    "floor 0.2 (robots)": f"dpo_mamujoco__{OLD['mamujoco']}__{FIGURE_RUN}",
+                },
+                "robots",
+                steps=500_000,
+            ),
+            Curves(
                 (STALKERS + "2",),
                 {
                     "DPO": "dpo_smac__?",
@@ -205,6 +214,7 @@ STUDIES = {
                 {
                     "DPO": "dpo_matrix__num-envs-1__?",
                     "IPPO": "ippo__num-envs-1__?",
+                    "DPO, d_target 0.01": "dpo_matrix__num-envs-1-d-target-0.01__?",
                 },
                 steps=300_000,
             ),

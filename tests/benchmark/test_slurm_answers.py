@@ -73,7 +73,7 @@ def test_a_job_in_the_queue_is_not_submitted_again(cluster, tmp_path):
         (tmp_path / run.key).mkdir()
         (tmp_path / run.key / "slurm_job").write_text(f"{job}\n")
     executor = cluster({"41_0", "41_1"}, {"41_0", "77"})
-    assert executor.start(RUNS) == [] and not executor.submitted
+    assert executor.start(RUNS) == {} and not executor.submitted
     assert executor.live == {RUNS[0].key: "41_0", RUNS[1].key: "41_1"}
     executor.live.clear()
     executor.start(RUNS)

@@ -76,6 +76,7 @@ def test_rates_of_a_script_are_those_after_its_first_updates(monkeypatch):
         folder = learners.Path(command[5]) / "run"
         folder.mkdir()
         (folder / "metrics.csv").write_text("\n".join(lines) + "\n")
+        return SimpleNamespace(returncode=0)
 
     monkeypatch.setattr(learners.subprocess, "run", run)
     rates = learners.script_rates(["dpo_mpe.py", "--task", "x"])
