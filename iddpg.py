@@ -645,12 +645,12 @@ def load(path: Path) -> dict:
         script = str.strip(state["script"])  # TypeError unless it is text
         if script != SCRIPT:
             sys.exit(f"{SCRIPT}: {path} was made by {script}.py; resume it with that script.")
-        if set(state["args"]) != {field.name for field in fields(Args)}:
+        of_before = "envs" in state and "form" not in state
+        if of_before or set(state["args"]) != {field.name for field in fields(Args)}:
             what = f"is of another version of {SCRIPT}.py; args.json names its git_commit"
             sys.exit(f"{SCRIPT}: {path} {what}.")
         Args(**state["args"])  # ValueError if one is out of range
-        told = state.pop("form", None)
-        if ("envs" in state or told) and told != form(state):  # policies of older versions have none
+        if "form" in state and state.pop("form") != form(state):  # older policies have none
             raise ValueError
         return state
     except FileNotFoundError:

@@ -214,7 +214,6 @@ STUDIES = {
                 {
                     "DPO": "dpo_matrix__num-envs-1__?",
                     "IPPO": "ippo__num-envs-1__?",
-                    "DPO, d_target 0.01": "dpo_matrix__num-envs-1-d-target-0.01__?",
                 },
                 steps=300_000,
             ),

@@ -200,6 +200,7 @@ def test_no_flipped_bit_changes_what_is_loaded(case, reference, tmp_path):
     module = importlib.import_module(case.script)
     whole, path, refusals = (reference / "checkpoint.pt").read_bytes(), tmp_path / "checkpoint.pt", 0
     good = load(reference)
+    del good["form"]
     draw = random.Random(case.name)
     for _ in range(20):
         damaged = bytearray(whole)
@@ -233,6 +234,14 @@ def test_checkpoint_that_lacks_a_part_or_has_another_for_it_is_refused(case, cop
         sentence = case.refused("--resume", copied, "--total-timesteps", 2 * case.total)
         assert str(copied) in sentence or "The saved environments cannot be resumed" in sentence, part
         assert (copied / "metrics.csv").read_bytes() == before and (copied / "done").exists(), part
+
+
+def test_checkpoint_of_an_older_version_is_not_called_damaged(case, copied):
+    """One from before checkpoints told their form is whole: its user looks for the fault in vain."""
+    state = load(copied)
+    del state["form"]
+    torch.save(state, copied / "checkpoint.pt")
+    assert "is of another version" in case.refused("--resume", copied, "--total-timesteps", 2 * case.total)
 
 
 @pytest.mark.parametrize("change", ["shape", "missing", "none"])
