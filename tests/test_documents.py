@@ -1,12 +1,15 @@
 """The documents: a reader who follows a link must arrive."""
 
+import importlib
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import tyro
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -30,6 +33,38 @@ def test_links_lead_somewhere(path):
         there = (path.parent / name).resolve() if name else path
         assert there.is_relative_to(ROOT) and there.exists(), target
         assert not heading or heading in anchors(there), target
+
+
+def commands(path):
+    """The arguments of python in a page's blocks of commands, and where a line of text has some."""
+    text = path.read_text()
+    for block in re.findall(r"^```bash\n(.*?)^```", text, re.DOTALL | re.MULTILINE):
+        for line in block.replace("\\\n", " ").splitlines():
+            words = shlex.split(line.replace("$seed; done", "1"), comments=True)
+            if "python" in words:
+                yield words[words.index("python") + 1 :]
+    for inline in re.findall(r"`python\s+([\w/]+\.py[^`]*)`", text):
+        yield shlex.split(inline)
+
+
+FOR_EXAMPLE = {
+    "SEED": "1",
+    "N": "3",
+    "A": "2",
+    "TASK": "simple_spread",
+}  # what a reader puts in the place of these
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_commands_can_be_typed(path):
+    """A flag that was renamed leaves a page that does not work."""
+    for name, *given in commands(path):
+        if name == "-m" and given[0] == "tests.storm":
+            name, *given = "tests.storm.__main__", *given[1:]
+        elif not name.endswith(".py"):
+            continue
+        module = importlib.import_module(name.removesuffix(".py").replace("/", "."))
+        tyro.cli(module.Args, args=[FOR_EXAMPLE.get(word, word) for word in given])  # SystemExit otherwise
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/envs.md", "benchmark/policies/README.md"])
