@@ -39,6 +39,7 @@ sys.path.insert(0, str(ROOT))
 
 import envs as environments  # noqa: E402
 from benchmark.lib.arguments import out_of_range  # noqa: E402
+from benchmark.lib.letters import in_utf8  # noqa: E402
 from benchmark.lib.runs import ResultsError  # noqa: E402
 from benchmark.lib.statistics import welch  # noqa: E402
 from benchmark.lib.store import replace as replace_file  # noqa: E402
@@ -496,4 +497,5 @@ def write(args: Args) -> None:
 
 
 if __name__ == "__main__":
+    in_utf8()
     main()

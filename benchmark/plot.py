@@ -102,7 +102,7 @@ def plot(name: str, args: Args, results: Path) -> None:
     print(files["table.md"].decode())
 
 
-def published_curves(name: str) -> bool:
+def has_curves(name: str) -> bool:
     """Whether this is a figure of learning curves."""
     return name in FIGURES and not FIGURES[name].exact
 
@@ -125,8 +125,8 @@ def main() -> int:
         sys.exit(
             "plot: what is published has its own scales, seeds and pictures; give all without these flags."
         )
-    if args.beside and (args.figures != ("recorded",) or not published_curves(args.beside)):
-        names = " ".join(name for name in FIGURES if published_curves(name))
+    if args.beside and (args.figures != ("recorded",) or not has_curves(args.beside)):
+        names = " ".join(name for name in FIGURES if has_curves(name))
         sys.exit(f"plot: --beside goes with recorded, and takes one of {names}.")
     if args.hours and "recorded" in args.figures:
         sys.exit("plot: --hours is of figures; name them.")

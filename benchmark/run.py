@@ -189,7 +189,8 @@ class Benchmark:
                 status.state = "running"
                 status.started, status.steps_before = time.monotonic(), steps_done(place)
                 self.say(
-                    f"started {run.key}" + (f" at step {status.steps_before:,}" * (status.steps_before > 0))
+                    f"started {run.key}"
+                    + (f", logged to step {status.steps_before:,}" * (status.steps_before > 0))
                 )
             elif error := not_started[run.key]:
                 self.fail(run.key, f"not started: {error}")
@@ -295,6 +296,8 @@ def usable_gpus() -> list[str]:
     """The GPUs that CUDA_VISIBLE_DEVICES allows, or all."""
     import torch
 
+    if not torch.cuda.is_available():
+        return []
     allowed = os.environ.get("CUDA_VISIBLE_DEVICES")
     return allowed.split(",") if allowed else [str(i) for i in range(torch.cuda.device_count())]
 
@@ -346,7 +349,11 @@ def dry_run(runs: Sequence[Run], executor: Local | Slurm, recorded: Store) -> No
         place = executor.runs_dir / run.key
         directory = run_directory(place)
         state = (
-            "finished" if finished(directory) else f"at step {steps_done(place):,}" if directory else "new"
+            "finished"
+            if finished(directory)
+            else f"logged to step {steps_done(place):,}"
+            if directory
+            else "new"
         )
         if done_elsewhere(run.key, recorded, executor):
             state = f"finished, recorded in {recorded.folder}"
@@ -388,6 +395,8 @@ def main() -> int:
     args = tyro.cli(Args, description=__doc__)
     if args.record and args.figures:
         sys.exit(f"run: --record makes no runs; leave out {' '.join(args.figures)}, or make two calls.")
+    if args.record and args.dry_run:
+        sys.exit("run: --record has no --dry-run; leave one of them out.")
     if args.record:
         return record_all(args)
     runs, executor, display = choose_runs(args), choose_executor(args), Display()

@@ -167,6 +167,9 @@ def main() -> None:
     unknown = set(args.policies) - {"random", "script", *SCRIPTS}
     if unknown:
         sys.exit(f"calibrate_smac: no policy {', '.join(unknown)}; there are random, script, near and line.")
+    known = {*MAPS, *GENERATED, "all"}
+    if unknown := set(args.maps) - known:
+        sys.exit(f"calibrate_smac: no map {', '.join(unknown)}; there are {', '.join(sorted(known))}.")
     if wrong := out_of_range(args, RANGES) or nowhere("csv", args.csv):
         sys.exit(f"calibrate_smac: {wrong}")
     if args.csv:

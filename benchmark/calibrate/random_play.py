@@ -25,6 +25,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmark.calibrate.calibrate_smac import play  # noqa: E402
 from benchmark.lib.arguments import nowhere, out_of_range  # noqa: E402
+from benchmark.lib.letters import in_utf8  # noqa: E402
 from benchmark.lib.runs import ResultsError  # noqa: E402
 from benchmark.lib.store import merge_table  # noqa: E402
 from envs.smac.maps import MAPS  # noqa: E402
@@ -68,8 +69,8 @@ def pool(rows: list[tuple[int, float, float]]) -> Sample:
     return Sample(int(total), float(middle), float(error))
 
 
-def real(name: str) -> tuple[Sample, float]:
-    """Returns and mean length of the real game's random play on a map.
+def real(name: str) -> tuple[Sample, Sample]:
+    """Returns and lengths of the real game's random play on a map.
 
     A log whose largest return was counted from another max_reward is brought to the map's. Most logs give no
     spread of lengths: the error of their mean is not known from here.
@@ -84,7 +85,7 @@ def real(name: str) -> tuple[Sample, float]:
         returns.append((episodes, float(row["return"]) * scale, float(row["return_sd"]) * scale))
         if row["length"]:
             lengths.append((episodes, float(row["length"]), 0.0))
-    return pool(returns), pool(lengths).mean
+    return pool(returns), pool(lengths)
 
 
 def z_score(ours: Sample, theirs: Sample) -> float:
@@ -96,10 +97,9 @@ def compare(name: str, episodes: int, num_envs: int, seed: int) -> dict[str, Any
     """One row of the table."""
     battles = play(name, "random", episodes, num_envs, seed)
     returns, lengths = (pool([(1, value, 0.0) for value in column]) for column in battles[:, 1:].T)
-    real_return, mean_length = real(name)
+    real_return, real_length = real(name)
     # As many lengths of the engine's spread as the game was logged.
-    spread = lengths.error * (lengths.episodes / real_return.episodes) ** 0.5
-    real_length = Sample(real_return.episodes, mean_length, spread)
+    real_length.error = lengths.error * (lengths.episodes / real_length.episodes) ** 0.5
     return {
         "map": name,
         "engine_version": MAPS[name].version,
@@ -146,6 +146,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    in_utf8()
     try:
         main()
     except (ResultsError, OSError) as error:

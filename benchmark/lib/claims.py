@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import math
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 import numpy as np
@@ -176,7 +176,10 @@ class Above(Higher):
     def by_size(self, finding: Finding, low: float, high: float, p: float) -> Finding:
         """The finding as the interval of the difference, in shares of what training gains, has it; p: of an
         advantage of NOTHING."""
-        return small(finding, p) if finding.sign == 0 and high < NOTHING else finding
+        if finding.sign == 0 and high < NOTHING:
+            return small(finding, p)
+        # Being below excludes an advantage all the more.
+        return replace(finding, p=p) if finding.sign == -1 and high < NOTHING else finding
 
 
 @dataclass(frozen=True)

@@ -111,7 +111,8 @@ def draw_cells(
 
     timed: against wall-clock time; None if no cell has times that can be compared.
     """
-    cells = [cell for cell in cells if cell.has_hours or not timed]
+    if timed:
+        cells = [cell for cell in cells if cell.has_hours and any(g.has("charts/SPS") for g in cell.groups)]
     if not cells:
         return None
     several = aggregates(cells) if aggregate and not timed else []

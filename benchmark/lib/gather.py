@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from benchmark.figures import FIGURES, Figure, Method, Panel, Task, panel_runs
 from benchmark.figures import Run as Planned
@@ -155,10 +155,14 @@ def cells_beside(
     for cell in cells:
         if cell.env in recorded:
             mine = recorded[cell.env]
-            groups = [Group(group.runs) for group in (*cell.groups, *mine.groups)]
+            names = {name: f"{name} (recorded)" if name in cell.methods else name for name in mine.methods}
+            renamed = [
+                [replace(run, method=names[run.method]) for run in group.runs] for group in mine.groups
+            ]
+            groups = [Group(runs) for runs in (*(group.runs for group in cell.groups), *renamed)]
             end = min(float(group.steps()[-1]) for group in groups)
             for group in groups:
                 group.until = end
-            methods = (*cell.methods, *mine.methods)
+            methods = (*cell.methods, *names.values())
             beside.append(Cell(cell.task, cell.panel, methods, cell.metric, groups))
     return beside, recorded.keys() - envs

@@ -46,11 +46,17 @@ PREEMPTION_WAIT = 120.0
 # --- a run's place ----------------------------------------------------------------------------------------
 
 
+def changed_at(path: Path) -> float:
+    """When it was last changed; 0 if another process has removed it since."""
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
+
+
 def run_directory(place: Path) -> Path | None:
     """The run directory in a place: the finished one, else the newest that can be resumed, else none."""
-    found = sorted(
-        (path for path in place.glob("*/") if path.is_dir()), key=lambda path: path.stat().st_mtime
-    )
+    found = sorted((path for path in place.glob("*/") if path.is_dir()), key=changed_at)
     for wanted in (finished, lambda path: (path / "checkpoint.pt").exists()):
         for path in reversed(found):
             if wanted(path):
@@ -77,11 +83,11 @@ def command(run: Run, place: Path, device: str) -> list[str]:
 
 def steps_done(place: Path) -> int:
     """Environment steps in the newest log of a place, from its last whole line; 0 before there is one."""
-    logs = sorted(place.glob("*/metrics.csv"), key=lambda path: path.stat().st_mtime)
-    if not logs:
+    newest = max(place.glob("*/metrics.csv"), key=changed_at, default=None)
+    if newest is None:
         return 0
-    with open(logs[-1], "rb") as file:
-        file.seek(max(os.path.getsize(logs[-1]) - 4096, 0))
+    with contextlib.suppress(FileNotFoundError), open(newest, "rb") as file:
+        file.seek(max(os.path.getsize(newest) - 4096, 0))
         lines = file.read().decode(errors="replace").split("\n")[:-1]
     number = lines[-1].partition(",")[0] if lines else ""
     return int(number) if number.isdecimal() else 0
@@ -139,10 +145,11 @@ def ignore_usr2() -> None:
 
 
 def last_words(place: Path) -> str:
-    """The last line of a run's log that says something."""
+    """The last line of a run's log that says something; a progress line, which may follow it, does not."""
     log = place / "log.txt"
     lines = log.read_text(errors="replace").split("\n") if log.exists() else []
-    return next((line for line in reversed(lines) if line.strip()), "it printed nothing")
+    said = (line for line in reversed(lines) if line.strip() and not line.lstrip().startswith("step "))
+    return next(said, "it printed nothing")
 
 
 # --- this machine -----------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from benchmark.lib.cells import Cell
-from benchmark.lib.runs import RETURN, WIN_RATE, Run
+from benchmark.lib.runs import RETURN, WIN_RATE, ResultsError, Run
 
 NAMES = {RETURN: "return", WIN_RATE: "win_rate"}
 
@@ -18,8 +18,9 @@ def marl_eval(cells: Sequence[Cell]) -> dict[str, Any]:
     """environment, task, algorithm, run, step_k.
 
     marl-eval refuses an environment whose tasks do not have the same algorithms, so each panel of the figure
-    is one; whose algorithms do not have the same seeds, so only common ones are exported; whose runs do not
-    have equally many evaluations, so as many as the shortest run has are chosen, evenly; and commas in names.
+    is one, with those that all its tasks have; whose algorithms do not have the same seeds, so only common
+    ones are exported; whose runs do not have equally many evaluations, so as many as the shortest run has are
+    chosen, evenly; and commas in names.
     """
     found: dict[str, dict[str, dict[str, dict[str, Run]]]] = {}
     for cell in cells:
@@ -33,14 +34,19 @@ def marl_eval(cells: Sequence[Cell]) -> dict[str, Any]:
 
 
 def export(tasks: dict[str, dict[str, dict[str, Run]]]) -> dict[str, Any]:
-    """One environment: the seeds that all its algorithms have, with equally many evaluations."""
-    algorithms = [runs for methods in tasks.values() for runs in methods.values()]
-    common = set.intersection(*(set(runs) for runs in algorithms)) if algorithms else set()
-    count = min((len(runs[seed].steps) for runs in algorithms for seed in common), default=0)
+    """One environment: the algorithms that all its tasks have, with the seeds that all of these have, and
+    equally many evaluations. ResultsError where nothing is common to all."""
+    shared = set.intersection(*map(set, tasks.values()))
+    algorithms = [runs for methods in tasks.values() for name, runs in methods.items() if name in shared]
+    common = set.intersection(*map(set, algorithms)) if algorithms else set()
+    if not common:
+        raise ResultsError(f"no algorithm has finished with the same seed on all of {', '.join(tasks)}.")
+    count = min(len(runs[seed].steps) for runs in algorithms for seed in common)
     return {
         task: {
             method: {seed: entry(run, count) for seed, run in runs.items() if seed in common}
             for method, runs in methods.items()
+            if method in shared
         }
         for task, methods in tasks.items()
     }

@@ -78,11 +78,11 @@ class Run:
 # --- reading a run directory ------------------------------------------------------------------------------
 
 
-def read_log(path: Path) -> Columns:
+def read_log(path: Path, whole: bool = False) -> Columns:
     """Columns of a metrics.csv by name, nan where a field is empty; its steps never fall.
 
-    A last line without its end is left out: the run is writing it. ResultsError where the file is missing or
-    is not such a table.
+    A last line without its end is left out, as the run is writing it, unless the log is whole. ResultsError
+    where the file is missing or is not such a table.
     """
     try:
         text = path.read_text()
@@ -90,7 +90,7 @@ def read_log(path: Path) -> Columns:
         raise ResultsError(
             f"{path} cannot be read ({type(error).__name__}); give a directory of a run."
         ) from None
-    lines = text[: text.rfind("\n") + 1].splitlines()
+    lines = (text if whole else text[: text.rfind("\n") + 1]).splitlines()
     header, *rows = [line.split(",") for line in lines] or [[]]
     steps = {"global_step", "iteration"}.intersection(header)
     if len(steps) != 1 or len(set(header)) < len(header):
@@ -211,7 +211,7 @@ def read_run(directory: Path, label: str = "", key: str = "") -> Run:
             f"{directory} is not named ENV__SCRIPT__SEED__TIME; give the directory that a script made."
         )
     env, script, seed, started = parts
-    log = read_log(directory / "metrics.csv")
+    log = read_log(directory / "metrics.csv", whole=(directory / "done").exists())
     args = read_json(directory / "args.json")
     done = read_json(directory / "done") if (directory / "done").exists() else {}
     last = log[STEP][-1] if log[STEP] else 0.0

@@ -20,9 +20,10 @@ Speeds = Mapping[str, Any]  # name -> label -> best, median and ratios of repeat
 
 def short(speed: float) -> str:
     """Steps per second in three digits: 345, 2,880, 34.5k, 5.47M."""
-    for unit, letter in ((1e6, "M"), (1e3, "k")):
-        if speed >= 10 * unit or (letter == "M" and speed >= unit):
-            return f"{speed / unit:.3g}{letter}"
+    if speed >= 999_500:
+        return f"{speed / 1e6:.3g}M"
+    if speed >= 10_000:
+        return f"{speed / 1e3:.3g}k"
     return f"{speed:,.0f}"
 
 

@@ -81,7 +81,8 @@ def final_means(values: Array, share: float = 0.1) -> Array:
 def run_means(values: Array) -> Array:
     """Each seed's mean over all evaluations but the untrained policy's: (seeds, points) -> (seeds,).
 
-    The area under the curve per step: of two methods that end alike, the faster one has more.
+    Evaluations are evenly spaced, but for the one at the end: of two methods that end alike, the faster one
+    has more.
     """
     return values[:, min(1, values.shape[1] - 1) :].mean(axis=1)
 

@@ -101,20 +101,21 @@ class Store:
                     )
                 if before.finished and not run.finished:
                     raise ResultsError(f"{run.key} goes on, and one of the same command is finished; wait.")
+            elif before is not None and before.finished and run.steps_reached < before.steps_reached:
+                raise ResultsError(f"{run.key} is recorded as it finished; this is an older copy of it.")
             self.runs[run.key] = run
-            self.write([run.env])
+            self.write(run.env)
 
-    def write(self, envs: Iterable[str]) -> None:
-        """The curves of these environments, of each run its own where it has some, else those that the files
-        have; and runs.csv last: a run is recorded once it is there, whatever fails before."""
+    def write(self, env: str) -> None:
+        """The curves of this environment, of each run its own where it has some, else those that the file
+        has; and runs.csv last: a run is recorded once it is there, whatever fails before."""
         self.runs = dict(sorted(self.runs.items()))
-        for env in envs:
-            curves = self.read_curves(env)
-            curves |= {run.key: run.columns for run in self.runs.values() if run.env == env and run.columns}
-            curves = {key: curves[key] for key in self.runs if key in curves}
-            names = [name for name in KEPT if any(logged(x.get(name)) for x in curves.values())]
-            self.curve_path(env).parent.mkdir(exist_ok=True)
-            replace(self.curve_path(env), as_csv(["key", STEP, *names], curve_rows(curves, names)))
+        curves = self.read_curves(env)
+        curves |= {run.key: run.columns for run in self.runs.values() if run.env == env and run.columns}
+        curves = {key: curves[key] for key in self.runs if key in curves}
+        names = [name for name in KEPT if any(logged(x.get(name)) for x in curves.values())]
+        self.curve_path(env).parent.mkdir(exist_ok=True)
+        replace(self.curve_path(env), as_csv(["key", STEP, *names], curve_rows(curves, names)))
         names = [f.name for f in FIELDS]
         rows = ([as_field(getattr(run, name)) for name in names] for run in self.runs.values())
         replace(self.folder / "runs.csv", as_csv(names, rows))

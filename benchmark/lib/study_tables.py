@@ -99,8 +99,11 @@ def battles_table(cells: Sequence[Cell]) -> str:
         played = list(csv.DictReader(file))
     names = {row["map"]: f"smac-{row['map']}-embedded{row['engine_version']}" for row in played}
     trained = {cell.env: max(cell.groups, key=absolute) for cell in cells}
-    if not trained.keys() <= set(names.values()):
-        raise ResultsError(f"{path} is of another version of the engine than the runs; play it again.")
+    versions = {(row["map"], row["engine_version"]) for row in played}
+    if not trained.keys() <= set(names.values()) or len(versions) > len(names):
+        raise ResultsError(
+            f"{path} has maps of another version of the engine than the runs, or of two; play them again."
+        )
     scripts = list(dict.fromkeys(row["policy"] for row in played))
     by_map: dict[str, dict[str, str]] = {}
     for row in played:

@@ -52,20 +52,27 @@ class Judgement:
 
 
 def judge(
-    claim: Claim, cells: Sequence[Cell], roles: dict[str, str], seeds: int, complete: bool, short: bool
+    claim: Claim,
+    cells: Sequence[Cell],
+    roles: dict[str, str],
+    seeds: int,
+    complete: bool,
+    short: bool,
+    tasks: int = 0,
 ) -> Judgement:
     """The verdict on a claim by the cells of a panel. roles: method's name -> the name that claims use.
 
     seeds: of each method, when all are there. complete: no run of the paper's is missing. short: runs have
-    fewer steps than they should in the end.
+    fewer steps than they should in the end. tasks: how many the claim is about, with those that have no cell.
     """
     found: list[Finding] = []
     numbers: dict[str, list[str]] = {}
     used: list[Group] = []
+    present: set[str] = set()
+    cells = [cell for cell in cells if not claim.test.tasks or cell.task in claim.test.tasks]
     for cell in cells:
-        if claim.test.tasks and cell.task not in claim.test.tasks:
-            continue
         groups = {roles.get(group.method, group.method): group for group in cell.groups}
+        present |= groups.keys()
         complete = complete and groups.keys() >= set(claim.test.methods)
         if claim.test.methods and claim.test.methods[0] not in groups:
             for name in claim.test.methods[1:] or claim.test.methods:
@@ -83,12 +90,16 @@ def judge(
             numbers.setdefault(name, []).append(finding.words)
     if not used:
         return Judgement("not run")
+    lacking = [
+        name
+        for name, words in numbers.items()
+        if set(words) == {MISSING.words} and not set(name.split(BESIDE)) <= present
+    ]
     told = [
         f"{name}: {', '.join(words)}".removeprefix(": ")
         for name, words in numbers.items()
-        if set(words) != {"–"}
+        if name not in lacking
     ]
-    lacking = [name for name, words in numbers.items() if set(words) == {"–"}]
     told += [f"missing: {' / '.join(lacking)}"] * bool(lacking)
     if not any("J" in group.runs[0].columns for group in used):  # the exact iteration has neither
         counts = sorted({len(group.runs) for group in used})
@@ -96,9 +107,10 @@ def judge(
         words = " to ".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
         told.append(f"{words} seed{'s' * (counts[-1] > 1)}, {', '.join(map(million, budgets))}")
     # One comparison of many is enough to bear out "some", and to refute "all": it has to be significant at a
-    # level that all of them share.
+    # level that all of them share, those of tasks that were not run yet included.
     enough = {"some": 1, "all": -1, "most": 0}[claim.on]
-    signs = [0 if one.sign == enough and one.p >= LEVEL / len(found) else one.sign for one in found]
+    comparisons = len(found) * max(tasks, len(cells)) / len(cells)
+    signs = [0 if one.sign == enough and one.p >= LEVEL / comparisons else one.sign for one in found]
     return Judgement(verdict(signs, complete, short, claim.on), "; ".join(told))
 
 

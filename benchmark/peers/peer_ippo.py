@@ -33,6 +33,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 import envs  # noqa: E402
+from benchmark.lib.letters import in_utf8  # noqa: E402
 from benchmark.lib.runs import RETURN, STEP, Run  # noqa: E402
 from benchmark.lib.store import Store  # noqa: E402
 from benchmark.lib.study_tables import SIDES, peer_table  # noqa: E402
@@ -205,4 +206,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    in_utf8()
     main()

@@ -129,7 +129,8 @@ def record_runs(folder, results):
         (directory,) = place.glob("*__*")
         label = place.name.split("__")[2] if place.name.count("__") == 4 else ""
         store.runs[place.name] = read_run(directory, label, place.name)
-    store.write({run.env for run in store.runs.values()})
+    for env in {run.env for run in store.runs.values()}:
+        store.write(env)
     return Store(results)
 
 

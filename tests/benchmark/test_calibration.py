@@ -112,6 +112,14 @@ def test_a_table_that_cannot_be_read_is_told_and_kept(monkeypatch, tmp_path, pro
     assert path.read_bytes() == before
 
 
+def test_a_map_that_is_not_built_in_is_refused_before_minutes_of_play(monkeypatch):
+    """Of a battle of one's own the table knows no version."""
+    monkeypatch.setattr(calibrate_smac, "play", None)  # nothing is played
+    monkeypatch.setattr(sys, "argv", ["calibrate.py", "--maps", "my_battle.toml"])
+    with pytest.raises(SystemExit, match=r"calibrate_smac: no map my_battle.toml; there are 10gen"):
+        calibrate_smac.main()
+
+
 def test_pooled_logs_are_the_mean_and_the_error_of_their_episodes():
     """Else the real game's random play, and how sure it is, would be misstated."""
     rng = np.random.default_rng(0)
@@ -128,6 +136,8 @@ def test_pooled_logs_are_the_mean_and_the_error_of_their_episodes():
 def test_a_log_of_another_largest_reward_is_brought_to_the_maps():
     """Some of 3m's logs divide by 500 instead of 365: its random play would seem to return less."""
     sample, _ = random_play.real("3m")
+    returns, lengths = random_play.real("8m")  # not every log has lengths
+    assert (returns.episodes, lengths.episodes) == (73, 63)
     expected = ((0.96 + 0.72) * 500 / 365 + 8 * 1.3418 + 1.6438) / 11
     assert sample.episodes == 11 and sample.mean == pytest.approx(expected)
 
@@ -162,9 +172,9 @@ def test_the_published_table_is_of_this_engine_and_near_the_game():
     rows = random_play_rows()
     for name, row in rows.items():
         assert int(row["engine_version"]) == MAPS[name].version
-        sample, length = random_play.real(name)
+        sample, lengths = random_play.real(name)
         assert float(row["real_return"]) == pytest.approx(sample.mean, abs=1e-3)
-        assert float(row["real_length"]) == pytest.approx(length, abs=0.1)
+        assert float(row["real_length"]) == pytest.approx(lengths.mean, abs=0.1)
         assert abs(float(row["z"])) <= 2.5
     for name in ("8m", "2s3z", "MMM2"):
         battles = play(name, "random", 512, 64, seed=7)[:, 1]

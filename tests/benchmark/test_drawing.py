@@ -10,6 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from made_curves import HIGH
+from made_curves import cell as made_cell
 from made_runs import (
     ENV,
     EVALS,
@@ -350,6 +352,20 @@ def test_a_method_of_ones_own_is_drawn_beside_a_published_figure(tmp_path, monke
     assert rows[3][final_return] == f"28.50 ± {T1 * 9.5:.2f}"  # 19 and 38: of eleven evaluations the last two
     expected = [sum(at("DPO", "mpe-line_control", seed, k) for k in (9, 10)) / 2 for seed in SEEDS]
     assert rows[0][final_return] == interval(expected, T2, 2)
+    # One that has the name of a method of the figure is another method all the same.
+    for run in (tmp_path / "mine").glob("mpe-line*"):
+        record(run.rename(run.with_name(run.name.replace("my_method", "IPPO"))), tmp_path / "own")
+    assert plot.main() == 0
+    rows = [line.split(" | ") for line in (folder / "table.md").read_text().splitlines()]
+    means = {row[1]: row[final_return] for row in rows if row[0] == "| mpe-line_control"}
+    assert means["IPPO (recorded)"] == means["my_method new"] != means["IPPO"]
+
+
+def test_runs_without_a_speed_yet_have_no_hours():
+    """A look at the clock of runs that have just begun ended in a traceback."""
+    begun, going = made_cell({"a": HIGH}), made_cell({"a": {RETURN: HIGH, "charts/SPS": np.ones_like(HIGH)}})
+    assert draw_cells([begun], "title", timed=True) is None
+    assert draw_cells([begun, going], "title", timed=True)
 
 
 def test_a_study_draws_the_methods_it_names_beside_what_to_compare_with(tmp_path, monkeypatch):

@@ -113,6 +113,18 @@ def test_a_signal_brings_home_what_was_made(tmp_path, number):
     assert not (out / "unpacked").exists() and "stopped: 1 runs write their" in (out / "runs.txt").read_text()
 
 
+def begun(log, word):
+    """Popen whose time limit begins once its log has this word: a busy machine takes long to begin."""
+
+    class Begun(subprocess.Popen):
+        def wait(self, timeout=None):
+            while timeout is not None and self.poll() is None and word not in log.read_text().splitlines():
+                time.sleep(0.02)
+            return super().wait(timeout)
+
+    return Begun
+
+
 def test_a_program_that_is_late_is_stopped(tmp_path, monkeypatch):
     """Else nothing comes home at all: first by SIGTERM, and where that is not heard, at once."""
     monkeypatch.setattr(gpu, "STOPPING", 1.0)
@@ -120,14 +132,8 @@ def test_a_program_that_is_late_is_stopped(tmp_path, monkeypatch):
     deaf = f"{ignore}; print('hi', flush=True); time.sleep(60)"
     assert gpu.told(["-c", "import time; time.sleep(60)"], tmp_path / "log", 1.0) == -15
 
-    class Begun(subprocess.Popen):
-        def wait(self, timeout=None):
-            while self.poll() is None and "hi" not in (tmp_path / "log").read_text().splitlines():
-                time.sleep(0.02)
-            return super().wait(timeout)
-
-    with monkeypatch.context() as patched:  # on a busy machine Python takes long to begin
-        patched.setattr(subprocess, "Popen", Begun)
+    with monkeypatch.context() as patched:
+        patched.setattr(subprocess, "Popen", begun(tmp_path / "log", "hi"))
         assert gpu.told(["-c", deaf], tmp_path / "log", 1.0) == -9
     text = (tmp_path / "log").read_text()
     assert "hi" in text.splitlines() and text.count("stopped at the time limit\n") == 2
@@ -145,7 +151,9 @@ def test_nothing_goes_on_after_a_program(tmp_path, monkeypatch, deaf):
     script = "import signal, subprocess, sys, time; "
     script += "signal.signal(signal.SIGTERM, signal.SIG_IGN); " * deaf
     script += f"subprocess.Popen([sys.executable, '-c', {child!r}, sys.argv[1]], start_new_session={deaf}); "
-    gpu.told(["-c", script + "time.sleep(100)", str(tmp_path / "lock")], tmp_path / "log", 8.0)
+    with monkeypatch.context() as patched:
+        patched.setattr(subprocess, "Popen", begun(tmp_path / "log", "locked"))
+        gpu.told(["-c", script + "time.sleep(100)", str(tmp_path / "lock")], tmp_path / "log", 1.0)
     assert "locked" in (tmp_path / "log").read_text().splitlines()
     with open(tmp_path / "lock") as file:
         for _ in range(50):  # the lock goes with the process, soon after the signal

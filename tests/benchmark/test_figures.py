@@ -4,6 +4,7 @@ import io
 import json
 import shutil
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import made_runs
@@ -288,6 +289,20 @@ def test_exported_data_follows_marl_evals_rules(tmp_path):
     }
     names = {name for tasks in data.values() for algorithms in tasks.values() for name in algorithms}
     assert len(names) == 14 and not any("," in name for name in names)
+
+
+def test_exported_tasks_have_the_same_algorithms(tmp_path):
+    """marl-eval refuses others; and where nothing is common, an empty file would be one that it reads."""
+    make_runs(tmp_path / "runs", "fig2")
+    for place in (tmp_path / "runs").glob("mpe-line_control*__iql__*"):
+        shutil.rmtree(place)
+    cells, _ = figure_cells("fig2", "small", SEEDS, record_runs(tmp_path / "runs", tmp_path / "results"))
+    data = marl_eval(cells)
+    assert {tuple(algorithms) for algorithms in data["mpe"].values()} == {("DPO", "IPPO")}
+    with pytest.raises(ResultsError, match=r"no algorithm has finished with the same seed on all of"):
+        marl_eval(
+            [replace(cells[0], groups=cells[0].groups[:1]), replace(cells[1], groups=cells[1].groups[1:])]
+        )
 
 
 def test_exported_data_has_marl_evals_schema(tmp_path, monkeypatch):

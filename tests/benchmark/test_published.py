@@ -104,6 +104,21 @@ def test_every_curve_of_a_study_has_runs_and_each_seed_once(store):
                 assert any(seeds) and all(len(set(x)) == len(x) for x in seeds), (name, panel.name, method)
 
 
+def test_the_theory_page_has_the_published_ends(store):
+    """Numbers of the exact iteration, which the page has in sentences."""
+    page = " ".join((ROOT / "docs" / "theory.md").read_text().split())
+    runs = {}
+    for key in store.runs:
+        if found := re.fullmatch(r"matrix-(\d)__dpo_matrix__m-hat-(0\.0|0\.35)__1__\w+", key):
+            runs[found.groups()] = store.load(key)
+    lengths = {which: int(run.steps[-1]) for which, run in runs.items()}
+    assert f"which takes {lengths.pop(('1', '0.35')):,}" in page
+    assert f"within {min(lengths.values())} to {max(lengths.values())} iterations" in page
+    for game in "12":
+        p, q, j = (runs[game, "0.35"].columns[name][-1] for name in "pqJ")
+        assert f"({p:.3f}, {q:g}) with J = {j:.2f}" in page
+
+
 WORDS = {"holds", "does not hold", "open", "not run"}
 P = re.compile(r"(\w+) \(p (< 0\.001|[\d.e-]+|–)")
 

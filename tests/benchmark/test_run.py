@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 import envs
 from benchmark import run
@@ -175,7 +176,7 @@ def test_what_is_recorded_as_finished_is_not_made_again(tmp_path):
     done.unlink()
     output = bench.finish("--dry-run")[1]
     assert f"# {bench.place(1).name}: finished, recorded in {tmp_path / 'results'}\n" in output
-    assert f"# {bench.place(3).name}: at step 12\n" in output and output.count("stub.py") == 1
+    assert f"# {bench.place(3).name}: logged to step 12\n" in output and output.count("stub.py") == 1
     code, output = bench.finish()
     assert code == 0 and output.count("started") == 1 and "3 finished, 0 running" in output
     assert not bench.place(1).exists() and not bench.place(2).exists() and done.exists()
@@ -222,7 +223,7 @@ def test_a_stopped_benchmark_goes_on_where_it_was(number, is_read, tmp_path, ref
     assert all(20 <= step < 40 for step in stopped[:2])
     assert bench.recorded() == {seed: (stopped[seed - 1], False) for seed in (1, 2)}
     code, output = bench.finish()
-    assert code == 0 and f"at step {stopped[0]}" in output
+    assert code == 0 and f"logged to step {stopped[0]}" in output
     assert bench.results() == reference
     assert bench.starts()[:2] == [["0", str(stopped[0])], ["0", str(stopped[1])]]
 
@@ -331,6 +332,23 @@ def test_remains_without_a_checkpoint_are_started_over(tmp_path, reference):
     assert bench.results() == reference
 
 
+def test_a_variable_alone_makes_no_gpu(monkeypatch):
+    """With a PyTorch for CPUs every run would start, fail and be tried again."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert run.usable_gpus() == []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert run.usable_gpus() == ["0", "1"]
+
+
+def test_the_reason_of_a_failure_is_not_the_progress_line_below_it(tmp_path):
+    """The bar of a run is closed after its last sentence was printed."""
+    (tmp_path / "log.txt").write_text(
+        "dpo_mpe: the disk is full.\n\rstep 12.3k of 500k, 1.2k/s, ETA 05:00\n\n"
+    )
+    assert jobs.last_words(tmp_path) == "dpo_mpe: the disk is full."
+
+
 def test_every_run_has_a_gpu_and_one_thread_and_gpus_take_turns(tmp_path, monkeypatch):
     """Else all runs would crowd the first GPU, compute beside it, or take the cores from each other."""
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
@@ -413,7 +431,7 @@ def test_dry_run_prints_commands_and_does_nothing(tmp_path):
     assert f"# {bench.place(1).name}: finished\n" in bench.finish("--dry-run")[1]
     (done / "done").unlink()
     output = bench.finish("--dry-run")[1]
-    assert f"# {bench.place(1).name}: at step 12\n" in output and f"--resume {done}\n" in output
+    assert f"# {bench.place(1).name}: logged to step 12\n" in output and f"--resume {done}\n" in output
 
 
 @pytest.mark.parametrize(
@@ -442,10 +460,21 @@ def test_bad_input_gets_a_sentence(flags, word, monkeypatch):
     assert str(stop.value.code).startswith("run: ") and word in str(stop.value.code)
 
 
+def test_a_figure_at_scale_smoke_ends_in_its_table(tmp_path):
+    """The first commands of the README for whoever wants to know whether everything works."""
+    one = ["--only", "__ippo__", "--jobs", "1", "--runs-dir", str(tmp_path / "runs")]
+    for program, *more in (["run.py", *one], ["plot.py"]):
+        argv = [sys.executable, str(ROOT / "benchmark" / program), "fig1", "--scale", "smoke", *more]
+        argv += ["--results", str(tmp_path / "results")]
+        ended = subprocess.run(argv, capture_output=True, text=True)
+        assert ended.returncode == 0, ended.stderr
+    assert "| IPPO | 1 |" in (tmp_path / "results" / "figures" / "fig1" / "table.md").read_text()
+
+
 def test_a_real_run_ends_as_if_never_stopped(tmp_path):
     """The same with a training script: SIGTERM in the middle, and the numbers of a run left alone."""
     settings = {"game": "stochastic", "num_states": 10, "num_agents": 2, "num_actions": 3, "num_envs": 4}
-    settings |= {"total_timesteps": 2400, "eval_every": 400, "update_epochs": 4, "checkpoint_every": 100_000}
+    settings |= {"total_timesteps": 2400, "eval_every": 400, "update_epochs": 30, "checkpoint_every": 100_000}
     job = Run("dpo_matrix.py", as_flags(settings), 1, "game", "", 2400)
 
     executors = {name: jobs.Local(tmp_path / name, 1) for name in ("whole", "stopped")}

@@ -7,7 +7,7 @@ import pytest
 
 from benchmark import speed
 from benchmark.lib.learners import script_rates
-from benchmark.lib.speed_tables import MEASURED, speed_text
+from benchmark.lib.speed_tables import MEASURED, short, speed_text
 from benchmark.speed import summary
 
 
@@ -81,6 +81,11 @@ def test_names_that_are_timed_by_default_are_accepted():
     """Else the check would stand in the way."""
     for (what, family), names in ((key, speed.DEFAULTS.get(key[1], ())) for key in speed.TIMERS):
         assert not speed.fault(speed.Args(what, family, names))
+
+
+def test_speeds_have_three_digits():
+    speeds = (34.4, 999.6, 9_999, 10_000, 999_499, 999_500, 1_234_567)
+    assert [*map(short, speeds)] == ["34", "1,000", "9,999", "10k", "999k", "1M", "1.23M"]
 
 
 def test_tables_are_of_what_was_measured(tmp_path):

@@ -161,7 +161,25 @@ def test_a_run_of_a_command_takes_the_place_of_another(tmp_path):
     assert Store(results).runs[key].started == "200"
     with pytest.raises(runs.ResultsError, match=r"goes on, and one of the same command is finished"):
         record(write_run(tmp_path, start=300, evals=3, done=False), results, key=key)
+    with pytest.raises(runs.ResultsError, match=r"recorded as it finished; this is an older copy of it"):
+        record(write_run(tmp_path / "backup", start=200, evals=3, done=False), results, key=key)
     assert Store(results).runs[key].started == "200" and len(Store(results).load(key).steps) == 21
+
+
+def test_a_log_that_is_whole_may_end_without_a_newline(tmp_path):
+    """Logs of other code bases do; while a run goes on, such a line is half of one."""
+    run = write_run(tmp_path)
+    (run / "metrics.csv").write_text((run / "metrics.csv").read_text().rstrip("\n"))
+    assert len(runs.read_run(run).steps) == 21
+    (run / "done").unlink()
+    assert len(runs.read_run(run).steps) == 20
+
+
+def test_recording_has_no_dry_run(tmp_path, errors):
+    """It would do what --dry-run promises not to."""
+    (sentence,) = errors(write_run(tmp_path), "--dry-run", "--results", tmp_path / "results")
+    assert sentence == "run: --record has no --dry-run; leave one of them out."
+    assert not (tmp_path / "results").exists()
 
 
 def test_what_is_recorded_comes_back_as_it_was(tmp_path):

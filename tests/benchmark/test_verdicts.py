@@ -69,9 +69,9 @@ def test_statements_on_most_and_on_some(on, signs, complete, short, word):
         assert verdict(order, complete, short, on) == word
 
 
-def judged(test, cells, roles=None, complete=True, short=False, seeds=0, on="all"):
+def judged(test, cells, roles=None, complete=True, short=False, seeds=0, on="all", tasks=0):
     seeds = seeds or max((len(group.runs) for one in cells for group in one.groups), default=0)
-    found = judge(Claim("text", "4", "", test, on), cells, roles or {}, seeds, complete, short)
+    found = judge(Claim("text", "4", "", test, on), cells, roles or {}, seeds, complete, short, tasks)
     return found.verdict, found.evidence
 
 
@@ -139,6 +139,32 @@ def test_what_is_missing_leaves_a_claim_open_and_is_named():
     assert judged(test, [cell(three, task="x"), cell({"b": LOW}, task="y")])[0] == OPEN
     assert judged(test, [cell({"b": LOW})]) == judged(test, []) == ("not run", "")
     assert judged(test, [cell({"a": HIGH, "b": 5 * HIGH})])[0] == NOT
+
+
+def test_what_a_single_seed_cannot_tell_is_not_called_missing():
+    """All runs are there: who reads 'missing' looks for runs that nobody can make."""
+    one = cell({name: HIGH[:1] for name in "abc"})
+    assert judged(Together(("a", "b", "c"), 0.05), [one], complete=False) == (
+        OPEN,
+        "b: –; c: –; c to b: –; 1 seed, 300 k",
+    )
+
+
+def test_a_worse_result_refutes_no_less():
+    """Being below at p 0.03 excludes an advantage of 5 % all the more than being below at p 0.08."""
+    spread = (99, 99.5, 100, 100.5, 101)
+    others = {name: rising(*spread) for name in "bcdefg"}
+    for lower in (1.0, 1.3, 3.0):
+        mine = rising(*(end - lower for end in spread))
+        assert judged(Above("a", tuple(others)), [cell({"a": mine, **others})])[0] == NOT, lower
+
+
+def test_tasks_that_nobody_has_run_yet_are_comparisons_as_well():
+    """Else the first of five tasks could refute a claim on all of them at a level that is its alone."""
+    curves = {"a": rising(*range(5)), "b": rising(*(end + 2.9 for end in range(5)))}
+    assert words(A_ABOVE, curves) == {"b": "above (p 0.02)"}
+    verdicts = [judged(A_ABOVE, [cell(curves)], complete=False, tasks=n)[0] for n in (0, 1, 5)]
+    assert verdicts == [NOT, NOT, OPEN]
 
 
 def test_single_seeds_leave_no_verdict_but_that_more_are_needed():

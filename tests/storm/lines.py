@@ -50,6 +50,7 @@ PROGRAMS: dict[str, list[Words]] = {
         ["fig1", "--results=TMP/file/results"],
         ["--record", "TMP/none", "--label=x"],
         ["--record", "TMP", "--label=x"],
+        ["--record", "TMP", "--dry-run"],
         ["fig1", "--record", "TMP", "--label=x"],
         ["--label=x"],
         ["fig1", "--label=x"],
