@@ -5,7 +5,7 @@ Details, and every difference from the paper and its released code: docs/dpo.md
 Reproduce: python dpo_mamujoco.py --task Hopper-3x1 --beta-min 0.2
            (see benchmark/results/studies/mujoco/README.md)
 
-Each agent i maximises, from its own samples alone, eq. (20) plus an entropy bonus. Eq. (20) is
+Each agent i maximises, from its own samples alone, eq. (20) plus an entropy bonus, c_H H / N. Eq. (20) is
 
     E[ratio A_i] / N - beta1_i E_s[sqrt KL_s] - beta2_i E_s[KL_s]
 
@@ -37,6 +37,7 @@ import io
 import itertools
 import json
 import math
+import operator
 import shutil
 import sys
 import time
@@ -61,7 +62,7 @@ from envs.video import save_video
 
 HALF_LOG_2_PI_E = 0.5 * math.log(2 * math.pi * math.e)  # entropy of a standard Gaussian
 SCRIPT = Path(__file__).stem
-EXIT_REQUEUE = 75  # EX_TEMPFAIL: a signal stopped the run, its checkpoint is on disk, --resume goes on
+EXIT_REQUEUE = 75  # EX_TEMPFAIL: a signal stopped it, and the last line printed says how to go on
 LONGEST_EPISODE = 100_000  # steps after which an evaluation gives up on an episode
 EVAL_EPISODES = 32  # greedy episodes per evaluation; 10 times as many at the end, unless they are slow
 CHUNK = 512  # rows per backward pass, 8 // n times as many for groups of n < 8 agents: fits the cache
@@ -79,7 +80,7 @@ dpo/kl dpo/sqrt_kl dpo/beta1 dpo/beta2 dpo/below_band dpo/above_band
 @dataclass
 class Args:
     task: str = "HalfCheetah-3x2"  # Hopper-3x1, Walker2d-3x2, Ant-4x2, Humanoid-17x1, ...; pettingzoo:MODULE
-    env_options: tuple[str, ...] = ()  # e.g. agent_obsk=1, joints that many hops away are seen (2); obs=full
+    env_options: tuple[str, ...] = ()  # e.g. agent_obsk=1: joints up to 1 hop away are seen, not 2; obs=full
     seed: int = 1  # seed of environments, parameters and sampled actions
     total_timesteps: int = 2_000_000  # environment steps: one moves all agents of one environment
     num_envs: int = 16  # environments stepped together
@@ -89,7 +90,7 @@ class Args:
     gamma: float = 0.99  # discount factor
     gae_lambda: float = 0.95  # lambda of generalised advantage estimation
     update_epochs: int = 15  # gradient steps per update, each on the whole batch
-    ent_coef: float = 0.01  # coefficient c_H of the entropy bonus
+    ent_coef: float = 0.01  # coefficient c_H of the entropy bonus, which beside eq. (20) is c_H H / N
     max_grad_norm: float = 10.0  # gradient clip, per agent and per network
     log_std_init: float = 0.0  # logarithm of the policies' standard deviation at the start
     layer_norm: bool = False  # LayerNorm before each ReLU
@@ -309,7 +310,17 @@ def standardize(x: torch.Tensor) -> torch.Tensor:
 
 
 def dpo_loss(
-    agents, obs, actions, old_mean, old_log_std, logprobs, advantages, returns, weight, ent_coef, slope=None
+    agents,
+    obs,
+    actions,
+    old_mean,
+    old_log_std,
+    logprobs,
+    advantages,
+    returns,
+    weight,
+    ent_coef,
+    sqrt_slope=None,
 ):
     """Loss of a chunk of rows, summed over agents (whose parameters are disjoint); its parts, (n,) each.
 
@@ -318,8 +329,8 @@ def dpo_loss(
     batch), so that sums over its chunks are means.
 
     Per agent: eq. (20), with the entropy bonus beside its ratio term, and eq. (8), E[(V - return)^2].
-    slope (n,), for --sqrt-kl-term average alone: d sqrt(KL_avg) / d KL_avg = 1 / (2 sqrt KL_avg) over the
-    whole batch; beta1 then multiplies sqrt(KL_avg).
+    sqrt_slope (n,), for --sqrt-kl-term average alone: d sqrt(KL_avg) / d KL_avg = 1 / (2 sqrt KL_avg), KL_avg
+    being the whole batch's; beta1 then multiplies sqrt(KL_avg).
     """
     mean = agents.actor(obs)
     log_std = agents.actor.log_std
@@ -328,10 +339,10 @@ def dpo_loss(
     entropy = ((log_std + HALF_LOG_2_PI_E) * agents.act_mask).sum((1, 2)) * weight.sum(1)
     kl_s = gaussian_kl(old_mean, old_log_std, mean, log_std, agents.act_mask)
     kl = (weight * kl_s).sum(1)
-    if slope is None:
+    if sqrt_slope is None:
         sqrt_kl = (weight * (kl_s + 1e-12).sqrt()).sum(1)  # sqrt alone: gradient NaN at 0, where it starts
     else:
-        sqrt_kl = slope * kl  # has the gradient of sqrt(KL_avg), and half its value
+        sqrt_kl = sqrt_slope * kl  # has the gradient of sqrt(KL_avg), and half its value
     # N times eq. (20): the same maximiser, with gradients as large as IPPO's, which clip and Adam's eps suit.
     objective = surrogate - agents.team_size * (agents.beta1 * sqrt_kl + agents.beta2 * kl)
     v_loss = (weight * (agents.critic(obs).squeeze(-1) - returns).square()).sum(1)  # eq. (8)
@@ -391,12 +402,12 @@ def update(agents, optimizer, batch, args, loss_fn=dpo_loss) -> dict[str, torch.
     for _ in range(args.update_epochs):
         optimizer.zero_grad()
         losses = []
-        slope = None
+        sqrt_slope = None
         if args.sqrt_kl_term == "average":  # of the whole batch, so it is needed before the first chunk
             kl, _ = mean_kl(agents, chunks)
-            slope = 0.5 * (kl + 1e-12).rsqrt()
+            sqrt_slope = 0.5 * (kl + 1e-12).rsqrt()
         for chunk in chunks:
-            loss, parts = loss_fn(agents, **chunk, ent_coef=args.ent_coef, slope=slope)
+            loss, parts = loss_fn(agents, **chunk, ent_coef=args.ent_coef, sqrt_slope=sqrt_slope)
             loss.backward()
             losses.append(parts)
         grad_norm = clip_grad_norm_per_agent(agents.actor, args.max_grad_norm)
@@ -426,7 +437,7 @@ class Learner:
 
     def __init__(self, agents: Agents, args: Args, loss_fn, rows: int):
         cuda = args.device == "cuda"
-        if getattr(args, "compile", False):  # dpo_matrix.py has no such flag
+        if args.compile:
             # On a CPU C++ is generated, which releases the GIL, so that groups run in parallel.
             loss_fn = torch.compile(loss_fn, options={} if cuda else {"cpp_wrapper": True})
         size = max(GROUP_AGENTS, math.ceil(GROUP_ROWS / rows))
@@ -447,12 +458,9 @@ class Learner:
 
     def learn(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Updates every group with its part of a batch (N, rows, ...); returns what is logged, (N,) each."""
-
-        def learn(group, step):
-            return step({name: x[group] for name, x in batch.items()})
-
-        stats = list(self.pool.map(learn, self.groups, self.updates))
-        return {name: torch.cat([part[name] for part in stats]) for name in stats[0]}
+        parts = [{name: x[group] for name, x in batch.items()} for group in self.groups]
+        stats = list(self.pool.map(operator.call, self.updates, parts))
+        return {name: torch.cat([own[name] for own in stats]) for name in stats[0]}
 
 
 def greedy(agents: Agents, obs: torch.Tensor, action_mask: torch.Tensor) -> torch.Tensor:
@@ -463,7 +471,7 @@ def greedy(agents: Agents, obs: torch.Tensor, action_mask: torch.Tensor) -> torc
 # --- same in: dpo_mamujoco, dpo_mpe, dpo_smac, iddpg ---
 @torch.no_grad()
 def evaluate(agents, envs, num_episodes: int, seed: list[int], frames: list | None = None):
-    """Means over greedy episodes, equally many per environment: the first to end would mostly be short.
+    """Means over greedy episodes, as many of each environment: those that end first are shorter than most.
 
     seed: [args.seed, 0, global_step] during training, [args.seed, 1] at its end, [args.seed, 2] for a video.
     """
@@ -643,17 +651,20 @@ def check_ranges(args: Args) -> None:
                 raise ValueError(f"{flag} must be between {low:g} and {high:g}, got {value}.")
 
 
-RESUME_CHANGES = ("total_timesteps", "checkpoint_every", "memory_share", "capture_video")  # if asked to
+RESUME_CHANGES = ("total_timesteps", "checkpoint_every", "memory_share", "capture_video")  # may be given anew
 
 
 def parse_args(argv: list[str] | None = None) -> tuple[Args, dict]:
     """The arguments (flags override the preset or, with --resume, the run's own), and a checkpoint or {}."""
-    for word in sys.argv[1:] if argv is None else argv:
+    argv = sys.argv[1:] if argv is None else argv
+    for word in argv:
         if not word.strip() or word.endswith("=") or not word.isprintable():
             what = "is empty (a variable not set?), has several lines, or letters that this locale lacks"
             sys.exit(f"{SCRIPT}: the argument {word!a} {what} (set PYTHONUTF8=1).")
-    # First for --resume and the environment, whose arguments or preset are the defaults of the second.
-    args = tyro.cli(Args, args=argv, description=__doc__)
+    # First for --resume and the environment, whose arguments or preset are the defaults of the second, which
+    # answers --help.
+    asked = [word for word in argv if word not in ("-h", "--help")]
+    args = tyro.cli(Args, args=asked, description=__doc__)
     if args.resume and not args.eval_only:
         lock(checkpoint_path(args).with_name("metrics.csv"))
     state = load(checkpoint_path(args)) if args.resume else {}
@@ -678,7 +689,7 @@ def parse_args(argv: list[str] | None = None) -> tuple[Args, dict]:
         sys.exit(f"{SCRIPT}: {args.resume} was stopped before it was evaluated; go on without --eval-only.")
     if args.device == "cuda" and not torch.cuda.is_available():
         sys.exit(f"{SCRIPT}: --device is cuda, but PyTorch sees no GPU here; use --device cpu.")
-    if getattr(args, "compile", False) and not args.eval_only:
+    if args.compile and not args.eval_only:
         variable, usual = {"cpu": ("CXX", ["g++"]), "cuda": ("CC", ["gcc", "clang"])}[args.device]
         compilers = [os.environ[variable]] if variable in os.environ else usual
         if not any(map(shutil.which, compilers)):
@@ -729,7 +740,7 @@ def read_json(path: Path) -> dict:
 
 
 def form(part) -> object:
-    """Types and shapes of a nested state: they tell a part that is missing, or of another kind, from it."""
+    """Types and shapes of a nested state: kept with it, they show a missing part, or one of another kind."""
     if isinstance(part, dict):
         return {name: form(x) for name, x in part.items()}
     if isinstance(part, list | tuple):
@@ -758,7 +769,7 @@ def load(path: Path) -> dict:
                 raise zipfile.BadZipFile
         with warnings.catch_warnings(action="ignore"):
             state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        script = str.strip(state["script"])  # TypeError unless it is text
+        script = state["script"]
         if script != SCRIPT:
             sys.exit(f"{SCRIPT}: {path} was made by {script}.py; resume it with that script.")
         of_before = "envs" in state and "form" not in state
@@ -766,7 +777,8 @@ def load(path: Path) -> dict:
             what = f"is of another version of {SCRIPT}.py; args.json names its git_commit"
             sys.exit(f"{SCRIPT}: {path} {what}.")
         Args(**state["args"])  # ValueError if one is out of range
-        if "form" in state and state.pop("form") != form(state):  # older policies have none
+        saved_form = state.pop("form", None)  # older policies have none
+        if saved_form is not None and saved_form != form(state):
             raise ValueError
         return state
     except FileNotFoundError:
@@ -787,7 +799,7 @@ def restoring(args: Args, state: dict):
     except Exception as error:
         if not state or "allocate memory" in str(error):
             raise
-        what = f"{checkpoint_path(args)} is damaged ({type(error).__name__}: {error})"
+        what = f"{checkpoint_path(args)} does not fit this environment ({type(error).__name__}: {error})"
         sys.exit(f"{SCRIPT}: {' '.join(what.split()):.300}; use another or start a new run.")
     state.clear()
 
@@ -826,7 +838,7 @@ def on_signal(handler) -> None:
 
 def leave(*_) -> None:
     """Signal handler until a run begins."""
-    raise Stopped("stopped before it trained; the same command starts it again.")
+    raise Stopped("stopped before anything was saved; the same command starts it again.")
 
 
 class Run:
@@ -1067,7 +1079,7 @@ if __name__ == "__main__":
         sys.exit(f"{SCRIPT}: {str(error).rstrip('.') or 'the memory does not suffice'}.")
     except OSError as error:
         room = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
-        advice = "; make room or allow writing, then --resume the last checkpoint" if room else ""
+        advice = "; make room or allow writing, then --resume the last checkpoint, if any" if room else ""
         sys.exit(f"{SCRIPT}: {error}{advice}.")
     except RuntimeError as error:
         if "out of memory" not in str(error) and "allocate memory" not in str(error):

@@ -6,7 +6,7 @@ Reproduce: python dpo_matrix.py --d-target 0.01 --beta-min 0.05  # learns; the r
            python dpo_matrix.py --game 3 --m-hat 0.3  # iterates (17), (18) exactly, without samples
            python dpo_matrix.py --game 3              # with the theorem's M-hat nothing moves: docs/theory.md
 
-Each agent i maximises, from its own samples alone, eq. (20) plus an entropy bonus. Eq. (20) is
+Each agent i maximises, from its own samples alone, eq. (20) plus an entropy bonus, c_H H / N. Eq. (20) is
 
     E[ratio A_i] / N - beta1_i E_s[sqrt KL_s] - beta2_i E_s[KL_s]
 
@@ -40,6 +40,7 @@ import io
 import itertools
 import json
 import math
+import operator
 import shutil
 import sys
 import time
@@ -65,7 +66,7 @@ from envs.matrix import PAYOFFS
 from envs.matrix.exact import evaluate_exactly
 
 SCRIPT = Path(__file__).stem
-EXIT_REQUEUE = 75  # EX_TEMPFAIL: a signal stopped the run, its checkpoint is on disk, --resume goes on
+EXIT_REQUEUE = 75  # EX_TEMPFAIL: a signal stopped it, and the last line printed says how to go on
 ITERATIONS = 10_000  # of the exact iteration at most: it need not converge, nor quickly
 STEADY = 1e-12  # it ends where no probability changes by more
 CHUNK = 512  # rows per backward pass, 8 // n times as many for groups of n < 8 agents: fits the cache
@@ -96,7 +97,7 @@ class Args:
     gamma: float = 0.99  # discount factor
     gae_lambda: float = 0.95  # lambda of generalised advantage estimation
     update_epochs: int = 15  # gradient steps per update, each on the whole batch
-    ent_coef: float = 0.01  # coefficient c_H of the entropy bonus
+    ent_coef: float = 0.01  # coefficient c_H of the entropy bonus, which beside eq. (20) is c_H H / N
     d_target: float = 0.1  # KL per update that eq. (21) steers each agent to
     delta: float = 1.5  # eq. (21): the betas change where KL leaves [d_target / delta, d_target * delta]
     omega: float = 2.0  # eq. (21): the factor by which they change
@@ -109,7 +110,9 @@ class Args:
 
     # R(1,1) R(1,2) R(2,1) R(2,2) of a 2x2 game of your own, iterated exactly
     payoff: tuple[float, float, float, float] | None = None
-    m_hat: Literal["theory"] | float = "theory"  # exact iteration: factor of sqrt(KL); Theorem 3.3's
+    m_hat: Literal["theory"] | float = (
+        "theory"  # exact iteration: factor of sqrt(KL) in (18); theory: M-hat of Theorem 3.3
+    )
     c: float = 10.0  # exact iteration: factor C of KL in (18)
     start: tuple[float, float] = (0.5, 0.5)  # exact iteration: p and q, probabilities of action 1, at first
 
@@ -122,6 +125,7 @@ class Args:
     torch_threads: int = 0  # as in the other scripts; tables are too small for more than one
 
     max_grad_norm = 10.0  # gradient clip, per agent and per network; no flag
+    compile = False  # no flag
 
     @property
     def env_id(self) -> str:
@@ -132,7 +136,7 @@ class Args:
         if self.beta_min > self.beta_max:
             raise ValueError(f"--beta-min must be at most --beta-max {self.beta_max}, got {self.beta_min}.")
         if not all(0 < probability < 1 for probability in self.start):
-            raise ValueError(f"--start takes probabilities between 0 and 1, without these, got {self.start}.")
+            raise ValueError(f"--start takes two probabilities above 0 and below 1, got {self.start}.")
         if self.m_hat != "theory" and not 0 <= self.m_hat < math.inf:
             raise ValueError(f"--m-hat must be theory or a number from 0, got {self.m_hat}.")
         if self.m_hat == 0 and self.c == 0:
@@ -282,24 +286,24 @@ def tabulate(obs, actions, advantages, returns, num_actions: int) -> dict[str, t
     return dict(weight=weight, advantages=visits @ own, returns=mean_returns)
 
 
-def dpo_loss(agents, obs, old_logp, advantages, returns, weight, ent_coef, slope=None):
+def dpo_loss(agents, obs, old_logp, advantages, returns, weight, ent_coef, sqrt_slope=None):
     """Loss of a table of `tabulate`, summed over agents (with disjoint parameters); its parts, (n,) each.
 
     obs (n, S, S), one-hot: every state once; old_logp, advantages (n, S, A); returns, weight (n, S).
 
     Per agent: eq. (20), with the entropy bonus beside its ratio term, and eq. (8), E[(V - return)^2].
-    slope (n,), for --sqrt-kl-term average alone: d sqrt(KL_avg) / d KL_avg = 1 / (2 sqrt KL_avg) over the
-    whole batch; beta1 then multiplies sqrt(KL_avg).
+    sqrt_slope (n,), for --sqrt-kl-term average alone: d sqrt(KL_avg) / d KL_avg = 1 / (2 sqrt KL_avg), KL_avg
+    being the whole batch's; beta1 then multiplies sqrt(KL_avg).
     """
     logp = F.log_softmax(agents.actor(obs), dim=-1)
     surrogate = (advantages * (logp - old_logp).exp()).sum((1, 2))
     entropy = -(weight * (logp.exp() * logp).sum(-1)).sum(1)
     kl_s = categorical_kl(old_logp, logp)
     kl = (weight * kl_s).sum(1)
-    if slope is None:
+    if sqrt_slope is None:
         sqrt_kl = (weight * (kl_s + 1e-12).sqrt()).sum(1)  # sqrt alone: gradient NaN at 0, where it starts
     else:
-        sqrt_kl = slope * kl  # has the gradient of sqrt(KL_avg), and half its value
+        sqrt_kl = sqrt_slope * kl  # has the gradient of sqrt(KL_avg), and half its value
     # N times eq. (20): the same maximiser, with gradients as large as IPPO's, which clip and Adam's eps suit.
     objective = surrogate - agents.team_size * (agents.beta1 * sqrt_kl + agents.beta2 * kl)
     # eq. (8) less the variance of returns within states, which no critic can reduce
@@ -360,12 +364,12 @@ def update(agents, optimizer, batch, args, loss_fn=dpo_loss) -> dict[str, torch.
     for _ in range(args.update_epochs):
         optimizer.zero_grad()
         losses = []
-        slope = None
+        sqrt_slope = None
         if args.sqrt_kl_term == "average":  # of the whole batch, so it is needed before the first chunk
             kl, _ = mean_kl(agents, chunks)
-            slope = 0.5 * (kl + 1e-12).rsqrt()
+            sqrt_slope = 0.5 * (kl + 1e-12).rsqrt()
         for chunk in chunks:
-            loss, parts = loss_fn(agents, **chunk, ent_coef=args.ent_coef, slope=slope)
+            loss, parts = loss_fn(agents, **chunk, ent_coef=args.ent_coef, sqrt_slope=sqrt_slope)
             loss.backward()
             losses.append(parts)
         grad_norm = clip_grad_norm_per_agent(agents.actor, args.max_grad_norm)
@@ -395,7 +399,7 @@ class Learner:
 
     def __init__(self, agents: Agents, args: Args, loss_fn, rows: int):
         cuda = args.device == "cuda"
-        if getattr(args, "compile", False):  # dpo_matrix.py has no such flag
+        if args.compile:
             # On a CPU C++ is generated, which releases the GIL, so that groups run in parallel.
             loss_fn = torch.compile(loss_fn, options={} if cuda else {"cpp_wrapper": True})
         size = max(GROUP_AGENTS, math.ceil(GROUP_ROWS / rows))
@@ -416,12 +420,9 @@ class Learner:
 
     def learn(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Updates every group with its part of a batch (N, rows, ...); returns what is logged, (N,) each."""
-
-        def learn(group, step):
-            return step({name: x[group] for name, x in batch.items()})
-
-        stats = list(self.pool.map(learn, self.groups, self.updates))
-        return {name: torch.cat([part[name] for part in stats]) for name in stats[0]}
+        parts = [{name: x[group] for name, x in batch.items()} for group in self.groups]
+        stats = list(self.pool.map(operator.call, self.updates, parts))
+        return {name: torch.cat([own[name] for own in stats]) for name in stats[0]}
 
 
 @torch.no_grad()
@@ -640,13 +641,14 @@ def is_steady(path) -> bool:
 
 def iterate_matrix_game(args: Args) -> None:
     """The exact iteration on a 2x2 game: J, p and q as metrics.csv and curves.png in a run directory."""
-    used = {"game", "payoff", "m_hat", "c", "start", "seed", "runs_dir", "device", "torch_threads"}
+    game = "payoff" if args.payoff else "game"
+    allowed = {game, "m_hat", "c", "start", "seed", "runs_dir", "device", "torch_threads"}
     for field in fields(Args):
-        if field.name not in used and getattr(args, field.name) != field.default:
+        if field.name not in allowed and getattr(args, field.name) != field.default:
             flag = "--" + field.name.replace("_", "-")
-            sys.exit(f"{SCRIPT}: the exact iteration of 2x2 games does not use {flag}; drop it.")
-    game = "matrix/1" if args.payoff else args.env_id  # any: the payoff stands for it
-    env = environments.make(game, 1, device="cpu", payoff=args.payoff)
+            sys.exit(f"{SCRIPT}: the exact iteration of this game does not use {flag}; drop it.")
+    env_id = "matrix/1" if args.payoff else args.env_id  # any: the payoff stands for it
+    env = environments.make(env_id, 1, device="cpu", payoff=args.payoff)
     payoff = np.reshape(args.payoff or PAYOFFS[args.game], (1, 2, 2)).astype(float)  # env's is float32
     m_hat = m_hat_theory(2, float(np.abs(payoff).max()), 0.0) if args.m_hat == "theory" else args.m_hat
     if m_hat + args.c == 0:
@@ -729,17 +731,20 @@ def check_ranges(args: Args) -> None:
                 raise ValueError(f"{flag} must be between {low:g} and {high:g}, got {value}.")
 
 
-RESUME_CHANGES = ("total_timesteps", "checkpoint_every", "memory_share", "capture_video")  # if asked to
+RESUME_CHANGES = ("total_timesteps", "checkpoint_every", "memory_share", "capture_video")  # may be given anew
 
 
 def parse_args(argv: list[str] | None = None) -> tuple[Args, dict]:
     """The arguments (flags override the preset or, with --resume, the run's own), and a checkpoint or {}."""
-    for word in sys.argv[1:] if argv is None else argv:
+    argv = sys.argv[1:] if argv is None else argv
+    for word in argv:
         if not word.strip() or word.endswith("=") or not word.isprintable():
             what = "is empty (a variable not set?), has several lines, or letters that this locale lacks"
             sys.exit(f"{SCRIPT}: the argument {word!a} {what} (set PYTHONUTF8=1).")
-    # First for --resume and the environment, whose arguments or preset are the defaults of the second.
-    args = tyro.cli(Args, args=argv, description=__doc__)
+    # First for --resume and the environment, whose arguments or preset are the defaults of the second, which
+    # answers --help.
+    asked = [word for word in argv if word not in ("-h", "--help")]
+    args = tyro.cli(Args, args=asked, description=__doc__)
     if args.resume and not args.eval_only:
         lock(checkpoint_path(args).with_name("metrics.csv"))
     state = load(checkpoint_path(args)) if args.resume else {}
@@ -764,7 +769,7 @@ def parse_args(argv: list[str] | None = None) -> tuple[Args, dict]:
         sys.exit(f"{SCRIPT}: {args.resume} was stopped before it was evaluated; go on without --eval-only.")
     if args.device == "cuda" and not torch.cuda.is_available():
         sys.exit(f"{SCRIPT}: --device is cuda, but PyTorch sees no GPU here; use --device cpu.")
-    if getattr(args, "compile", False) and not args.eval_only:
+    if args.compile and not args.eval_only:
         variable, usual = {"cpu": ("CXX", ["g++"]), "cuda": ("CC", ["gcc", "clang"])}[args.device]
         compilers = [os.environ[variable]] if variable in os.environ else usual
         if not any(map(shutil.which, compilers)):
@@ -815,7 +820,7 @@ def read_json(path: Path) -> dict:
 
 
 def form(part) -> object:
-    """Types and shapes of a nested state: they tell a part that is missing, or of another kind, from it."""
+    """Types and shapes of a nested state: kept with it, they show a missing part, or one of another kind."""
     if isinstance(part, dict):
         return {name: form(x) for name, x in part.items()}
     if isinstance(part, list | tuple):
@@ -844,7 +849,7 @@ def load(path: Path) -> dict:
                 raise zipfile.BadZipFile
         with warnings.catch_warnings(action="ignore"):
             state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        script = str.strip(state["script"])  # TypeError unless it is text
+        script = state["script"]
         if script != SCRIPT:
             sys.exit(f"{SCRIPT}: {path} was made by {script}.py; resume it with that script.")
         of_before = "envs" in state and "form" not in state
@@ -852,7 +857,8 @@ def load(path: Path) -> dict:
             what = f"is of another version of {SCRIPT}.py; args.json names its git_commit"
             sys.exit(f"{SCRIPT}: {path} {what}.")
         Args(**state["args"])  # ValueError if one is out of range
-        if "form" in state and state.pop("form") != form(state):  # older policies have none
+        saved_form = state.pop("form", None)  # older policies have none
+        if saved_form is not None and saved_form != form(state):
             raise ValueError
         return state
     except FileNotFoundError:
@@ -873,7 +879,7 @@ def restoring(args: Args, state: dict):
     except Exception as error:
         if not state or "allocate memory" in str(error):
             raise
-        what = f"{checkpoint_path(args)} is damaged ({type(error).__name__}: {error})"
+        what = f"{checkpoint_path(args)} does not fit this environment ({type(error).__name__}: {error})"
         sys.exit(f"{SCRIPT}: {' '.join(what.split()):.300}; use another or start a new run.")
     state.clear()
 
@@ -912,7 +918,7 @@ def on_signal(handler) -> None:
 
 def leave(*_) -> None:
     """Signal handler until a run begins."""
-    raise Stopped("stopped before it trained; the same command starts it again.")
+    raise Stopped("stopped before anything was saved; the same command starts it again.")
 
 
 class Run:
@@ -1153,7 +1159,7 @@ if __name__ == "__main__":
         sys.exit(f"{SCRIPT}: {str(error).rstrip('.') or 'the memory does not suffice'}.")
     except OSError as error:
         room = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
-        advice = "; make room or allow writing, then --resume the last checkpoint" if room else ""
+        advice = "; make room or allow writing, then --resume the last checkpoint, if any" if room else ""
         sys.exit(f"{SCRIPT}: {error}{advice}.")
     except RuntimeError as error:
         if "out of memory" not in str(error) and "allocate memory" not in str(error):

@@ -28,6 +28,7 @@ import io
 import itertools
 import json
 import math
+import operator
 import shutil
 import sys
 import time
@@ -52,7 +53,7 @@ from envs.video import save_video
 
 HALF_LOG_2_PI_E = 0.5 * math.log(2 * math.pi * math.e)  # entropy of a standard Gaussian
 SCRIPT = Path(__file__).stem
-EXIT_REQUEUE = 75  # EX_TEMPFAIL: a signal stopped the run, its checkpoint is on disk, --resume goes on
+EXIT_REQUEUE = 75  # EX_TEMPFAIL: a signal stopped it, and the last line printed says how to go on
 LONGEST_EPISODE = 100_000  # steps after which an evaluation gives up on an episode
 EVAL_EPISODES = 32  # greedy episodes per evaluation; 10 times as many at the end, unless they are slow
 CHUNK = 512  # rows per backward pass, 4 // n times as many for groups of n < 4 agents: fits the cache
@@ -335,7 +336,7 @@ class Agents(nn.Module):
         """What the actor's outputs (N, batch, num_actions) stand for."""
         if self.discrete:
             return Categorical(outputs, action_mask)
-        log_std = self.actor.log_std.clone()  # the parameter is changed in place
+        log_std = self.actor.log_std.clone()  # the optimizer changes the parameter in place
         return Gaussian(outputs, action_mask, log_std)
 
     def value(self, obs: torch.Tensor) -> torch.Tensor:
@@ -363,6 +364,8 @@ class Agents(nn.Module):
         Its running statistics are stale copies: `update`, for which it is made, uses none.
         """
         members = copy.deepcopy(self)
+        # .data gives every view a version of its own, else autograd would take another thread's step for a
+        # change to what it saved.
         for mine, whole in zip(members.parameters(), self.parameters(), strict=True):
             mine.data = whole.data[part]
         return members
@@ -416,7 +419,7 @@ def standardize(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 
 # --- same in: dpo_smac, ippo ---
 def samples_first(batch: dict[str, torch.Tensor], valid: torch.Tensor) -> dict[str, torch.Tensor]:
-    """(N, T, E, ...) to (N, T * E, ...), each agent's valid samples first: `update` skips the rest."""
+    """(N, T, E, ...) to (N, T * E, ...), each agent's valid samples first: `update` skips chunks without."""
     rows = valid.flatten(1).int().argsort(dim=1, descending=True, stable=True)
     agent = torch.arange(len(rows), device=rows.device)[:, None]
     return {name: x.flatten(1, 2)[agent, rows] for name, x in batch.items()}
@@ -521,7 +524,7 @@ class Learner:
 
     def __init__(self, agents: Agents, args: Args, loss_fn, rows: int):
         cuda = args.device == "cuda"
-        if getattr(args, "compile", False):  # dpo_matrix.py has no such flag
+        if args.compile:
             # On a CPU C++ is generated, which releases the GIL, so that groups run in parallel.
             loss_fn = torch.compile(loss_fn, options={} if cuda else {"cpp_wrapper": True})
         size = max(GROUP_AGENTS, math.ceil(GROUP_ROWS / rows))
@@ -542,12 +545,9 @@ class Learner:
 
     def learn(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Updates every group with its part of a batch (N, rows, ...); returns what is logged, (N,) each."""
-
-        def learn(group, step):
-            return step({name: x[group] for name, x in batch.items()})
-
-        stats = list(self.pool.map(learn, self.groups, self.updates))
-        return {name: torch.cat([part[name] for part in stats]) for name in stats[0]}
+        parts = [{name: x[group] for name, x in batch.items()} for group in self.groups]
+        stats = list(self.pool.map(operator.call, self.updates, parts))
+        return {name: torch.cat([own[name] for own in stats]) for name in stats[0]}
 
 
 def greedy(agents: Agents, obs: torch.Tensor, action_mask: torch.Tensor) -> torch.Tensor:
@@ -557,7 +557,7 @@ def greedy(agents: Agents, obs: torch.Tensor, action_mask: torch.Tensor) -> torc
 
 @torch.no_grad()
 def evaluate(agents, envs, num_episodes: int, seed: list[int], frames: list | None = None):
-    """Means over greedy episodes, equally many per environment: the first to end would mostly be short.
+    """Means over greedy episodes, as many of each environment: those that end first are shorter than most.
 
     seed: [args.seed, 0, global_step] during training, [args.seed, 1] at its end, [args.seed, 2] for a video.
     Tabular games are not played: their result is the exact return of the policies, as in dpo_matrix.py.
@@ -587,7 +587,10 @@ def train(args: Args, envs, eval_envs, agents: Agents, state: dict) -> tuple[Pat
     """Repeats rollout, advantages, update. Returns the run directory and the state_dict that scored best."""
     N, T, E = envs.num_agents, args.num_steps, args.num_envs
     if args.device == "cpu":
-        need = 2 * 4 * N * T * E * (envs.obs_dim + envs.num_actions)  # bytes; twice, as the batch is sorted
+        row = 2 * (envs.obs_dim + envs.num_actions)  # numbers; twice, as the batch is sorted
+        if not envs.discrete:
+            row += envs.obs_dim + 2 * envs.num_actions  # raw observations, and actions are as long as outputs
+        need = 4 * N * T * E * row  # bytes
         advice = "take fewer --num-envs, or shorter rollouts"
         environments.check_memory(need, "A rollout and its batch take", advice)
     zeros = functools.partial(torch.zeros, device=args.device)
@@ -716,7 +719,7 @@ def main() -> None:
         video_envs.render()  # where nothing can be drawn, this fails now and not after the training
 
     sizes = (envs.num_agents, envs.obs_dim, envs.num_actions)
-    # LayerNorm would mix padding into what unequal agents see; of one number it leaves 0, of two a sign.
+    # LayerNorm would average in the padding of unequal agents; one number it maps to 0, two to +1 and -1.
     norm_obs = len(set(envs.agent_obs_dims)) == 1 and envs.obs_dim > 2
     agents = Agents(*sizes, envs.discrete, args.layer_norm, norm_obs, args.log_std_init)
     agents.to(args.device)
@@ -750,17 +753,20 @@ def check_ranges(args: Args) -> None:
                 raise ValueError(f"{flag} must be between {low:g} and {high:g}, got {value}.")
 
 
-RESUME_CHANGES = ("total_timesteps", "checkpoint_every", "memory_share", "capture_video")  # if asked to
+RESUME_CHANGES = ("total_timesteps", "checkpoint_every", "memory_share", "capture_video")  # may be given anew
 
 
 def parse_args(argv: list[str] | None = None) -> tuple[Args, dict]:
     """The arguments (flags override the preset or, with --resume, the run's own), and a checkpoint or {}."""
-    for word in sys.argv[1:] if argv is None else argv:
+    argv = sys.argv[1:] if argv is None else argv
+    for word in argv:
         if not word.strip() or word.endswith("=") or not word.isprintable():
             what = "is empty (a variable not set?), has several lines, or letters that this locale lacks"
             sys.exit(f"{SCRIPT}: the argument {word!a} {what} (set PYTHONUTF8=1).")
-    # First for --resume and the environment, whose arguments or preset are the defaults of the second.
-    args = tyro.cli(Args, args=argv, description=__doc__)
+    # First for --resume and the environment, whose arguments or preset are the defaults of the second, which
+    # answers --help.
+    asked = [word for word in argv if word not in ("-h", "--help")]
+    args = tyro.cli(Args, args=asked, description=__doc__)
     if args.resume and not args.eval_only:
         lock(checkpoint_path(args).with_name("metrics.csv"))
     state = load(checkpoint_path(args)) if args.resume else {}
@@ -785,7 +791,7 @@ def parse_args(argv: list[str] | None = None) -> tuple[Args, dict]:
         sys.exit(f"{SCRIPT}: {args.resume} was stopped before it was evaluated; go on without --eval-only.")
     if args.device == "cuda" and not torch.cuda.is_available():
         sys.exit(f"{SCRIPT}: --device is cuda, but PyTorch sees no GPU here; use --device cpu.")
-    if getattr(args, "compile", False) and not args.eval_only:
+    if args.compile and not args.eval_only:
         variable, usual = {"cpu": ("CXX", ["g++"]), "cuda": ("CC", ["gcc", "clang"])}[args.device]
         compilers = [os.environ[variable]] if variable in os.environ else usual
         if not any(map(shutil.which, compilers)):
@@ -836,7 +842,7 @@ def read_json(path: Path) -> dict:
 
 
 def form(part) -> object:
-    """Types and shapes of a nested state: they tell a part that is missing, or of another kind, from it."""
+    """Types and shapes of a nested state: kept with it, they show a missing part, or one of another kind."""
     if isinstance(part, dict):
         return {name: form(x) for name, x in part.items()}
     if isinstance(part, list | tuple):
@@ -865,7 +871,7 @@ def load(path: Path) -> dict:
                 raise zipfile.BadZipFile
         with warnings.catch_warnings(action="ignore"):
             state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        script = str.strip(state["script"])  # TypeError unless it is text
+        script = state["script"]
         if script != SCRIPT:
             sys.exit(f"{SCRIPT}: {path} was made by {script}.py; resume it with that script.")
         of_before = "envs" in state and "form" not in state
@@ -873,7 +879,8 @@ def load(path: Path) -> dict:
             what = f"is of another version of {SCRIPT}.py; args.json names its git_commit"
             sys.exit(f"{SCRIPT}: {path} {what}.")
         Args(**state["args"])  # ValueError if one is out of range
-        if "form" in state and state.pop("form") != form(state):  # older policies have none
+        saved_form = state.pop("form", None)  # older policies have none
+        if saved_form is not None and saved_form != form(state):
             raise ValueError
         return state
     except FileNotFoundError:
@@ -894,7 +901,7 @@ def restoring(args: Args, state: dict):
     except Exception as error:
         if not state or "allocate memory" in str(error):
             raise
-        what = f"{checkpoint_path(args)} is damaged ({type(error).__name__}: {error})"
+        what = f"{checkpoint_path(args)} does not fit this environment ({type(error).__name__}: {error})"
         sys.exit(f"{SCRIPT}: {' '.join(what.split()):.300}; use another or start a new run.")
     state.clear()
 
@@ -933,7 +940,7 @@ def on_signal(handler) -> None:
 
 def leave(*_) -> None:
     """Signal handler until a run begins."""
-    raise Stopped("stopped before it trained; the same command starts it again.")
+    raise Stopped("stopped before anything was saved; the same command starts it again.")
 
 
 class Run:
@@ -1174,7 +1181,7 @@ if __name__ == "__main__":
         sys.exit(f"{SCRIPT}: {str(error).rstrip('.') or 'the memory does not suffice'}.")
     except OSError as error:
         room = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
-        advice = "; make room or allow writing, then --resume the last checkpoint" if room else ""
+        advice = "; make room or allow writing, then --resume the last checkpoint, if any" if room else ""
         sys.exit(f"{SCRIPT}: {error}{advice}.")
     except RuntimeError as error:
         if "out of memory" not in str(error) and "allocate memory" not in str(error):

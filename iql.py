@@ -27,6 +27,7 @@ import io
 import itertools
 import json
 import math
+import operator
 import shutil
 import sys
 import time
@@ -50,7 +51,7 @@ import envs as environments
 from envs.video import save_video
 
 SCRIPT = Path(__file__).stem
-EXIT_REQUEUE = 75  # EX_TEMPFAIL: a signal stopped the run, its checkpoint is on disk, --resume goes on
+EXIT_REQUEUE = 75  # EX_TEMPFAIL: a signal stopped it, and the last line printed says how to go on
 LONGEST_EPISODE = 100_000  # steps after which an evaluation gives up on an episode
 EVAL_EPISODES = 32  # greedy episodes per evaluation; 10 times as many at the end, unless they are slow
 HIDDEN = 128  # units of every layer
@@ -396,11 +397,9 @@ class Learner:
     def learn(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Updates every group with its part of a batch and the team's; returns what is logged, (N,) each."""
         team = ("rewards", "terminations", "filled", "lengths", "following", "active")
-
-        def learn(group, step):
-            return step({name: x if name in team else x[group] for name, x in batch.items()})
-
-        stats = list(self.pool.map(learn, self.groups, self.updates))
+        own = {name: x for name, x in batch.items() if name not in team}
+        parts = [batch | {name: x[group] for name, x in own.items()} for group in self.groups]
+        stats = list(self.pool.map(operator.call, self.updates, parts))
         return {name: torch.cat([part[name] for part in stats]) for name in stats[0]}
 
 
@@ -430,7 +429,7 @@ def explore(actions, action_mask, epsilon: float, rng: np.random.Generator) -> t
 
 @torch.no_grad()
 def evaluate(agents, envs, num_episodes: int, seed: list[int], frames: list | None = None):
-    """Means over greedy episodes, equally many per environment: the first to end would mostly be short.
+    """Means over greedy episodes, as many of each environment: those that end first are shorter than most.
 
     seed: [args.seed, 0, global_step] during training, [args.seed, 1] at its end, [args.seed, 2] for a video.
     """
@@ -625,17 +624,20 @@ def check_ranges(args: Args) -> None:
                 raise ValueError(f"{flag} must be between {low:g} and {high:g}, got {value}.")
 
 
-RESUME_CHANGES = ("total_timesteps", "checkpoint_every", "memory_share", "capture_video")  # if asked to
+RESUME_CHANGES = ("total_timesteps", "checkpoint_every", "memory_share", "capture_video")  # may be given anew
 
 
 def parse_args(argv: list[str] | None = None) -> tuple[Args, dict]:
     """The arguments (flags override the preset or, with --resume, the run's own), and a checkpoint or {}."""
-    for word in sys.argv[1:] if argv is None else argv:
+    argv = sys.argv[1:] if argv is None else argv
+    for word in argv:
         if not word.strip() or word.endswith("=") or not word.isprintable():
             what = "is empty (a variable not set?), has several lines, or letters that this locale lacks"
             sys.exit(f"{SCRIPT}: the argument {word!a} {what} (set PYTHONUTF8=1).")
-    # First for --resume and the environment, whose arguments or preset are the defaults of the second.
-    args = tyro.cli(Args, args=argv, description=__doc__)
+    # First for --resume and the environment, whose arguments or preset are the defaults of the second, which
+    # answers --help.
+    asked = [word for word in argv if word not in ("-h", "--help")]
+    args = tyro.cli(Args, args=asked, description=__doc__)
     if args.resume and not args.eval_only:
         lock(checkpoint_path(args).with_name("metrics.csv"))
     state = load(checkpoint_path(args)) if args.resume else {}
@@ -660,7 +662,7 @@ def parse_args(argv: list[str] | None = None) -> tuple[Args, dict]:
         sys.exit(f"{SCRIPT}: {args.resume} was stopped before it was evaluated; go on without --eval-only.")
     if args.device == "cuda" and not torch.cuda.is_available():
         sys.exit(f"{SCRIPT}: --device is cuda, but PyTorch sees no GPU here; use --device cpu.")
-    if getattr(args, "compile", False) and not args.eval_only:
+    if args.compile and not args.eval_only:
         variable, usual = {"cpu": ("CXX", ["g++"]), "cuda": ("CC", ["gcc", "clang"])}[args.device]
         compilers = [os.environ[variable]] if variable in os.environ else usual
         if not any(map(shutil.which, compilers)):
@@ -711,7 +713,7 @@ def read_json(path: Path) -> dict:
 
 
 def form(part) -> object:
-    """Types and shapes of a nested state: they tell a part that is missing, or of another kind, from it."""
+    """Types and shapes of a nested state: kept with it, they show a missing part, or one of another kind."""
     if isinstance(part, dict):
         return {name: form(x) for name, x in part.items()}
     if isinstance(part, list | tuple):
@@ -740,7 +742,7 @@ def load(path: Path) -> dict:
                 raise zipfile.BadZipFile
         with warnings.catch_warnings(action="ignore"):
             state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        script = str.strip(state["script"])  # TypeError unless it is text
+        script = state["script"]
         if script != SCRIPT:
             sys.exit(f"{SCRIPT}: {path} was made by {script}.py; resume it with that script.")
         of_before = "envs" in state and "form" not in state
@@ -748,7 +750,8 @@ def load(path: Path) -> dict:
             what = f"is of another version of {SCRIPT}.py; args.json names its git_commit"
             sys.exit(f"{SCRIPT}: {path} {what}.")
         Args(**state["args"])  # ValueError if one is out of range
-        if "form" in state and state.pop("form") != form(state):  # older policies have none
+        saved_form = state.pop("form", None)  # older policies have none
+        if saved_form is not None and saved_form != form(state):
             raise ValueError
         return state
     except FileNotFoundError:
@@ -769,7 +772,7 @@ def restoring(args: Args, state: dict):
     except Exception as error:
         if not state or "allocate memory" in str(error):
             raise
-        what = f"{checkpoint_path(args)} is damaged ({type(error).__name__}: {error})"
+        what = f"{checkpoint_path(args)} does not fit this environment ({type(error).__name__}: {error})"
         sys.exit(f"{SCRIPT}: {' '.join(what.split()):.300}; use another or start a new run.")
     state.clear()
 
@@ -808,7 +811,7 @@ def on_signal(handler) -> None:
 
 def leave(*_) -> None:
     """Signal handler until a run begins."""
-    raise Stopped("stopped before it trained; the same command starts it again.")
+    raise Stopped("stopped before anything was saved; the same command starts it again.")
 
 
 class Run:
@@ -1049,7 +1052,7 @@ if __name__ == "__main__":
         sys.exit(f"{SCRIPT}: {str(error).rstrip('.') or 'the memory does not suffice'}.")
     except OSError as error:
         room = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
-        advice = "; make room or allow writing, then --resume the last checkpoint" if room else ""
+        advice = "; make room or allow writing, then --resume the last checkpoint, if any" if room else ""
         sys.exit(f"{SCRIPT}: {error}{advice}.")
     except RuntimeError as error:
         if "out of memory" not in str(error) and "allocate memory" not in str(error):

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.envs.test_contract import imports
+
 ROOT = Path(__file__).resolve().parents[1]
 TEXTS = {path.stem: path.read_text() for path in sorted(ROOT.glob("*.py"))}
 DPO = ("dpo_mamujoco", "dpo_matrix", "dpo_mpe", "dpo_smac")
@@ -18,6 +20,12 @@ BLOCK = re.compile(r"^# --- same in: (.+) ---$")
 PHASE = re.compile(r"^ {4}(?: {4})?# --- ([^;]+?)(?:; same in: (.+))? ---$")
 
 Regions = dict[str, tuple[str, list[str]]]  # by name: the text, and the scripts that its mark names
+
+
+@pytest.mark.parametrize("script", TEXTS)
+def test_scripts_import_nothing_of_ours_but_envs(script):
+    """Who copies a script takes envs/ along, and nothing else."""
+    assert {name.partition(".")[0] for name in imports(ROOT / f"{script}.py")} == {"envs"}
 
 
 def named(mark: re.Match | None, group: int) -> list[str]:

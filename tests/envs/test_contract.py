@@ -27,7 +27,7 @@ FAMILIES = {
     "pettingzoo": lambda: ParallelVectorEnv(functools.partial(Toy, leaves=LEAVES), E),
     "pettingzoo, real": lambda: ParallelVectorEnv(Reach, E),
 }
-# discrete, restorable, compiled, exact, wins
+# discrete, restorable, cheap_copies, exact, wins
 ANSWERS = {
     "smac": (True, True, True, False, True),
     "last action": (True, True, True, False, True),

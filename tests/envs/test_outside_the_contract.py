@@ -2,8 +2,10 @@
 one sentence that says what is wrong and where. They are played as scripts play them, with tensors."""
 
 import functools
+import re
 import sys
 import types
+from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
@@ -508,3 +510,35 @@ def test_padding_of_real_actions_may_hold_anything():
     odd[0, 1, 1] = np.nan
     with pytest.raises(ValueError, match="agent 1 in environment 0 is not finite"):
         env.step(odd)
+
+
+def test_the_documented_wrapper_of_tuple_spaces_plays(tmp_path, monkeypatch):
+    """docs/third-party.md: a module of one's own is enough."""
+    page = (Path(envs.__file__).parents[1] / "docs" / "third-party.md").read_text()
+    teams, _ = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    (tmp_path / "teams.py").write_text(teams)
+    monkeypatch.syspath_prepend(tmp_path)
+
+    class Pair(gym.Env):
+        """Ends after three steps."""
+
+        observation_space = gym.spaces.Tuple([gym.spaces.Box(0, 9, (1,), np.float32)] * 2)
+        action_space = gym.spaces.Tuple([gym.spaces.Discrete(2)] * 2)
+
+        def reset(self, seed=None, options=None):
+            self.steps = 0
+            return (np.zeros(1, np.float32),) * 2, {}
+
+        def step(self, actions):
+            self.steps += 1
+            seen = np.full(1, self.steps, np.float32)
+            return (seen, seen), [1.0, 1.0], self.steps == 3, False, {}
+
+    monkeypatch.setitem(gym.registry, "pair-v0", gym.envs.registration.EnvSpec("pair-v0", Pair))
+    env = envs.make("pettingzoo:teams", 2, env_kwargs={"name": "pair-v0"})
+    try:
+        env.reset()
+        ends = [env.step(np.zeros((2, 2), int))[2].tolist() for _ in range(6)]
+    finally:
+        sys.modules.pop("teams", None)
+    assert ends == [[False] * 2, [False] * 2, [True] * 2] * 2

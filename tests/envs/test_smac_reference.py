@@ -123,6 +123,11 @@ def test_units_are_listed_in_smacs_order(name):
     assert [kind.name for kind in ours.enemy_types] == battle(name, "enemy_types")[0].tolist()
 
 
+def test_every_map_of_smac_is_here():
+    """Else one that is dropped is not tested either."""
+    assert set(SIZES) == set(MAPS) and len(MAPS) == 23
+
+
 @pytest.mark.parametrize("name", list(MAPS))
 def test_sizes_are_smacs(name):
     """Networks trained on one could not be loaded for the other."""

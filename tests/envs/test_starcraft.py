@@ -91,7 +91,7 @@ def test_results_have_the_shapes_and_types_of_the_contract(make):
     assert env.state().shape == (2, 120)
 
 
-def test_maps_that_the_embedded_engine_lacks_can_be_played(make):
+def test_a_large_map_can_be_played(make):
     """If this fails, a user with the real game cannot use all of its maps."""
     env = make("corridor")
     obs, _ = env.reset()

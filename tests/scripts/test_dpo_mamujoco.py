@@ -1,7 +1,7 @@
 """dpo_mamujoco.py: Gaussian policies, padding, running statistics.
 
-What the scripts share letter for letter is tested in test_dpo_smac.py and test_dpo_mpe.py; what holds for all
-scripts, in test_runs.py.
+What the scripts share letter for letter is tested in test_learner.py, test_settings.py, test_dpo_mpe.py
+and, of GAE, test_dpo_matrix.py; what holds for all scripts, in test_runs.py.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch.distributions import Independent, Normal, kl_divergence
 import dpo_mamujoco as dpo
 from tests.scripts.running import finished, load, only, refused, rejected, rows
 
-OBS, ROWS, ACT_DIMS = 6, 600, (3, 1, 2)  # rows: more than a chunk; agents with unequal actions
+OBS, ROWS, ACT_DIMS = 6, 1100, (3, 1, 2)  # rows: more than a chunk, 1,024; agents with unequal actions
 N, D = len(ACT_DIMS), max(ACT_DIMS)
 CONTINUOUS = 'env_kwargs={"continuous_actions": true}'
 
@@ -97,7 +97,7 @@ def test_the_root_of_the_average_in_chunks_has_the_gradient_of_the_whole():
     parameters = list(agents.actor.parameters())
     chunks = [{name: x[:, i : i + 250] for name, x in batch.items()} for i in range(0, ROWS, 250)]
     slope = 0.5 * (dpo.mean_kl(agents, chunks)[0] + 1e-12).rsqrt()
-    ours = sum(dpo.dpo_loss(agents, **chunk, ent_coef=0.01, slope=slope)[0] for chunk in chunks)
+    ours = sum(dpo.dpo_loss(agents, **chunk, ent_coef=0.01, sqrt_slope=slope)[0] for chunk in chunks)
     gradients = torch.autograd.grad(ours, parameters)
 
     old = (batch["old_mean"], batch["old_log_std"])

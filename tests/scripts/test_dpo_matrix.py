@@ -55,10 +55,10 @@ def test_table_of_sums_has_the_gradient_of_the_samples(slope):
     agents, old_logp = moved_agents()
     batch = samples()
     table = dpo.tabulate(*batch.values(), A) | dict(obs=torch.eye(S).expand(N, -1, -1), old_logp=old_logp)
-    loss, parts = dpo.dpo_loss(agents, **table, ent_coef=0.01, slope=slope)
+    loss, parts = dpo.dpo_loss(agents, **table, ent_coef=0.01, sqrt_slope=slope)
     rows = dict(batch, action_mask=torch.ones(N, 40, A, dtype=torch.bool), old_logp=batch["obs"] @ old_logp)
     rows["weight"] = torch.full((N, 40), 1 / 40)
-    by_rows, row_parts = dpo_smac.dpo_loss(agents, **rows, ent_coef=0.01, slope=slope)
+    by_rows, row_parts = dpo_smac.dpo_loss(agents, **rows, ent_coef=0.01, sqrt_slope=slope)
     for ours, theirs in zip(gradients(agents, loss), gradients(agents, by_rows), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
     for name in ("losses/policy_loss", "losses/entropy"):

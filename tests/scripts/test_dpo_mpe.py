@@ -1,6 +1,7 @@
 """dpo_mpe.py: the learner of dpo_smac.py where nobody dies and every action is available.
 
-What the two scripts share letter for letter is tested there; what holds for all scripts, in test_runs.py.
+What scripts share letter for letter is tested in test_learner.py and test_kl.py; what holds for all of them,
+in test_runs.py.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import dpo_smac
 from benchmark.calibrate.calibrate_mpe import play
 from tests.scripts.running import evaluations, finished, only, rejected
 
-N, A, OBS, ROWS = 3, 5, 8, 600  # rows: more than a chunk
+N, A, OBS, ROWS = 3, 5, 8, 1100  # rows: more than a chunk of three agents, 1,024
 
 
 def make_agents(script) -> torch.nn.Module:
@@ -45,7 +46,7 @@ def learned(script, batch: dict[str, torch.Tensor], root: str = "state") -> dict
     """Parameters, betas and statistics, agents first, after an update by a script's own functions."""
     agents = make_agents(script)
     optimizer = torch.optim.Adam(agents.parameters(), 1e-3)
-    args = script.Args(d_target=0.02, beta_min=0.05, update_epochs=3, sqrt_kl_term=root)
+    args = script.Args(d_target=0.02, beta_min=0.05, update_epochs=3, ent_coef=0.07, sqrt_kl_term=root)
     return script.update(agents, optimizer, batch, args) | agents.state_dict()
 
 
@@ -58,6 +59,17 @@ def test_update_is_that_of_dpo_smac_with_all_actions_available(root):
     assert ours.keys() == theirs.keys() and len(ours) > 20
     for name, x in ours.items():
         torch.testing.assert_close(x, theirs[name])
+
+
+@pytest.mark.parametrize("root", ["state", "average"])
+def test_chunks_add_up_to_the_whole_batch(root, monkeypatch):
+    """The size of a chunk is for speed alone; sums add up in another order."""
+    results = []
+    for size in (10**9, 100):
+        monkeypatch.setattr(dpo_mpe, "CHUNK", size)
+        results.append(learned(dpo_mpe, make_batch(), root))
+    for name, whole in results[0].items():
+        torch.testing.assert_close(results[1][name], whole, rtol=1e-3, atol=1e-5)
 
 
 def test_agent_update_ignores_other_agents():

@@ -114,7 +114,7 @@ def test_advantages_and_batches_never_wait_for_the_device():
 def test_compiled_dpo_update_agrees_with_eager(script):
     """Statistics and parameters after three steps on two chunks, in float64, where rounding hides nothing.
 
-    dpo_smac.py has its own, with masks, in test_dpo_smac.py.
+    dpo_smac.py has its own, with masks, in test_learner.py.
     """
     results = []
     for compiled in (False, True):
@@ -215,7 +215,8 @@ TINY = {
     "dpo_smac": "--map=3m --backend=embedded --num-envs=8 --num-steps=25 --total-timesteps={steps}",
     "dpo_mamujoco": "--task=Hopper-3x1 --num-envs=8 --num-steps=25 --total-timesteps={steps}",
     "dpo_matrix": "--num-states=25 --num-agents=2 --num-actions=3 --num-envs=2 --total-timesteps={steps}",
-    "ippo": "--env-id=smac/3m --num-envs=8 --num-steps=25 --total-timesteps={steps}",
+    "ippo": "--env-id=smac/3m --env-options backend=embedded --num-envs=8 --num-steps=25"
+    " --total-timesteps={steps}",
     "iql": "--env-id=mpe/simple_spread --batch-episodes=4 --target-every=10 --total-timesteps={steps}",
     "iddpg": "--env-id=mamujoco/Hopper-3x1 --warmup-steps=64 --buffer-steps=2000 --total-timesteps={steps}",
 }

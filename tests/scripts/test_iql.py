@@ -374,6 +374,16 @@ def test_evaluation_takes_equally_many_episodes_of_each_environment():
     assert result["eval/episodic_return"] == pytest.approx(float(np.mean(first)), rel=1e-6)
 
 
+def test_networks_begin_as_pytorchs_do_each_with_its_own():
+    """Uniform within fan_in ** -0.5; agents that begin alike would explore alike."""
+    networks = make_networks()
+    fans = (OBS + A, *[iql.HIDDEN] * 3)
+    for weight, bias, fan_in in zip(networks.weights, networks.biases, fans, strict=True):
+        for x in (weight, bias):
+            assert x.abs().max() <= fan_in**-0.5 and not torch.equal(x[0], x[1])
+        assert weight.var().item() == pytest.approx(1 / (3 * fan_in), rel=0.1)
+
+
 def test_targets_follow_every_so_many_episodes(tmp_path):
     """A target that jumps at every update, or stays, makes the networks chase themselves."""
     for name, every, same in (("often", 1, True), ("never", 10**6, False)):

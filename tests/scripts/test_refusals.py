@@ -154,6 +154,7 @@ def test_flags_out_of_range_are_rejected_with_what_is_allowed(script, tmp_path):
 
 OF_ANOTHER_KIND = [
     ("dpo_matrix", ["--game=3", "--d-target=0.01"], "does not use --d-target; drop it"),
+    ("dpo_matrix", ["--game=3", "--payoff", "1", "2", "3", "4"], "does not use --game; drop it"),
     ("dpo_matrix", ["--payoff", "1", "2", "3", "4", "--no-kl-term"], "does not use --kl-term; drop it"),
     ("dpo_smac", ["--map=pettingzoo:tests.standin.identity", "--backend=embedded"], "is of SMAC's maps"),
 ]
