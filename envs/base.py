@@ -107,6 +107,20 @@ class TeamVectorEnv(VectorEnv):
         """Begin the environments' random streams anew."""
         raise NotImplementedError
 
+    def _no_ends(self, action_mask: np.ndarray, alive: np.ndarray) -> dict[str, Any]:
+        """The infos of a step on which no episode ended, with this mask (E, N, A) and alive (E, N)."""
+        E = self.num_envs
+        infos = {
+            "action_mask": action_mask,
+            "alive": alive,
+            "final_obs": np.zeros((*alive.shape, self.obs_dim), dtype=np.float32),
+            "final_action_mask": np.zeros_like(action_mask),
+            "final_alive": np.zeros_like(alive),
+            "episode": {"r": np.zeros(E, dtype=np.float32), "l": np.zeros(E, dtype=np.int64)},
+        }
+        ends = ("_final_obs", "_episode") + ("battle_won",) * self.wins
+        return infos | {name: np.zeros(E, dtype=np.bool_) for name in ends}
+
     def _take_seed(self, seed: Any) -> int:
         """The seed as an int, which gymnasium's np_random begins with, too.
 
@@ -213,6 +227,12 @@ def playable(actions: Any, mask: np.ndarray) -> np.ndarray:
     if len(bad):
         raise unavailable(actions, mask, *bad[0])
     return actions
+
+
+def streams(seed: int, num_envs: int) -> np.ndarray:
+    """(2, num_envs) uint64: the state of two streams of random numbers for each environment."""
+    children = np.random.SeedSequence(seed).spawn(num_envs)
+    return np.array([child.generate_state(2, np.uint64) for child in children]).T.copy()
 
 
 def unavailable(actions: np.ndarray, mask: np.ndarray, env: int, agent: int) -> ValueError:

@@ -13,12 +13,16 @@ from envs.base import BrokenEnvironment, Step
 
 
 class TeamWrapper(gym.vector.VectorWrapper):
-    """A wrapper through which all attributes of the contract are seen."""
+    """A wrapper through which all attributes of the contract are seen.
+
+    `step_scripted`, of battles alone, is not: its results would be neither decorated nor tensors.
+    """
 
     env: Any
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("_") or name == "env":  # what copy and pickle look for before there is an env
+        # What copy and pickle look for before there is an env.
+        if name.startswith("_") or name in ("env", "step_scripted"):
             raise AttributeError(name)
         return getattr(self.env, name)
 

@@ -386,17 +386,8 @@ class MaMujocoVectorEnv(TeamVectorEnv):
 
     def _infos(self) -> dict[str, Any]:
         """The infos of a step on which no episode ended."""
-        E, N = self.num_envs, self.num_agents
-        return {
-            "action_mask": self._mask.copy(),
-            "alive": np.ones((E, N), dtype=np.bool_),
-            "final_obs": np.zeros((E, N, self.obs_dim), dtype=np.float32),
-            "final_action_mask": np.zeros_like(self._mask),
-            "final_alive": np.zeros((E, N), dtype=np.bool_),
-            "_final_obs": np.zeros(E, dtype=np.bool_),
-            "episode": {"r": np.zeros(E, dtype=np.float32), "l": np.zeros(E, dtype=np.int64)},
-            "_episode": np.zeros(E, dtype=np.bool_),
-        }
+        alive = np.ones((self.num_envs, self.num_agents), dtype=np.bool_)
+        return self._no_ends(self._mask.copy(), alive)
 
     def state(self) -> np.ndarray:
         """Gymnasium's observation of every environment, (E, state_dim) float32."""

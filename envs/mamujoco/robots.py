@@ -310,11 +310,13 @@ def layout(robot: Robot, model: mujoco.MjModel) -> dict[str, slice]:
 
 
 def hops(robot: Robot, joints: Sequence[str], k: int) -> list[list[str]]:
-    """Joints first reached 0 to k edges away from any of `joints`, each hop in alphabetical order."""
+    """Joints first reached 0 to k edges away from any of `joints`, each hop sorted; none is empty."""
     reached = [sorted(joints)]
     known = set(joints)
     for _ in range(k):
         near = {joint for edge in robot.edges if known & set(edge) for joint in edge} - known
+        if not near:
+            break
         reached.append(sorted(near))
         known |= near
     return reached

@@ -14,7 +14,7 @@ import numpy as np
 from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 
-from envs.base import Step, TeamVectorEnv, free_bytes, identity, integers, short
+from envs.base import Step, TeamVectorEnv, free_bytes, identity, integers, short, unavailable
 from envs.compiled import njit
 
 PAYOFFS: dict[str, tuple[float, float, float, float]] = {
@@ -25,6 +25,11 @@ PAYOFFS: dict[str, tuple[float, float, float, float]] = {
 }
 """R(1,1), R(1,2), R(2,1), R(2,2) of games 1 to 4: a, b, c, d of Table 3 of arXiv 2211.03032. p and q are the
 probabilities of action 1; pure equilibria are named, `MatrixGame(payoff=...)` takes any other game."""
+
+
+def in_full(x: np.float32) -> str:
+    """A number with all of its digits, and no others: names of games with other payoffs differ."""
+    return np.format_float_positional(x, trim="-")
 
 
 def table_bytes(num_states: int, num_agents: int, num_actions: int) -> int:
@@ -189,7 +194,6 @@ class TabularGame(TeamVectorEnv):
         self._state, self._length = np.zeros((2, num_envs), dtype=np.int64)
         self._return = np.zeros(num_envs, dtype=np.float64)
         self._mask = np.ones((num_envs, N, A), dtype=np.bool_)
-        self._no_mask = ~self._mask
         # Games of one size differ in their rewards; transitions may be a hundred times as long to read.
         self._task = identity(horizon, terminates, self.rewards)
         self._seed_streams(self._take_seed(seed))
@@ -208,20 +212,13 @@ class TabularGame(TeamVectorEnv):
         return self._observe(), self._infos()
 
     def step(self, actions: np.ndarray) -> Step:
-        """Play actions int (E, N). ValueError, with nothing played, on a wrong shape, dtype or action.
-
-        On steps on which no episode ends, infos["final_action_mask"] holds the same zeros every time: copy
-        them before writing to them. No other array is used again.
-        """
+        """Play actions int (E, N). ValueError, with nothing played, on a wrong shape, dtype or action."""
         self._check_started()
         actions = integers(actions, self.num_envs, self.num_agents)
         actions = np.ascontiguousarray(actions, dtype=np.int64)
         if actions.min() < 0 or actions.max() >= self.num_actions:
-            e, i = np.argwhere((actions < 0) | (actions >= self.num_actions))[0]
-            raise ValueError(
-                f"Action {actions[e, i]} of agent {i} in environment {e} is not available; "
-                f"available are {list(range(self.num_actions))}."
-            )
+            wrong = (actions < 0) | (actions >= self.num_actions)
+            raise unavailable(actions, self._mask, *np.argwhere(wrong)[0])
         reward = np.empty(self.num_envs, dtype=np.float32)
         tables = self._rewards, self._transitions
         _step_kernel(*tables, actions, self._state, self._rng, self.num_actions, reward)
@@ -244,17 +241,8 @@ class TabularGame(TeamVectorEnv):
         return obs
 
     def _infos(self) -> dict[str, Any]:
-        E, N = self.num_envs, self.num_agents
-        return {
-            "action_mask": self._mask.copy(),
-            "alive": np.ones((E, N), dtype=np.bool_),
-            "final_obs": np.zeros((E, N, self.num_states), dtype=np.float32),
-            "final_action_mask": self._no_mask,
-            "final_alive": np.zeros((E, N), dtype=np.bool_),
-            "_final_obs": np.zeros(E, dtype=np.bool_),
-            "episode": {"r": np.zeros(E, dtype=np.float32), "l": np.zeros(E, dtype=np.int64)},
-            "_episode": np.zeros(E, dtype=np.bool_),
-        }
+        alive = np.ones((self.num_envs, self.num_agents), dtype=np.bool_)
+        return self._no_ends(self._mask.copy(), alive)
 
     def _get_state(self) -> dict[str, np.ndarray]:
         """All but the tables that decides what follows, as copies; `set_state` continues exactly from it."""
@@ -399,6 +387,6 @@ class MatrixGame(TabularGame):
         values = np.asarray(PAYOFFS[str(game)] if payoff is None else payoff, dtype=np.float32)
         if values.shape != (4,) or not np.isfinite(values).all():
             raise ValueError(f"payoff must be four numbers R(1,1) R(1,2) R(2,1) R(2,2), got {payoff!r}.")
-        self.env_id = f"matrix/{game}" if payoff is None else "matrix/" + "_".join(f"{x:g}" for x in values)
+        self.env_id = f"matrix/{game}" if payoff is None else "matrix/" + "_".join(map(in_full, values))
         self.payoff = values.reshape(2, 2)
         super().__init__(self.payoff[None], np.ones((1, 2, 2, 1)), 1, num_envs, seed, True, render_mode)

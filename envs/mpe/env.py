@@ -17,7 +17,7 @@ import numpy as np
 from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 
-from envs.base import Step, TeamVectorEnv, identity, integers
+from envs.base import Step, TeamVectorEnv, identity, integers, streams
 from envs.mpe import world
 
 TASKS = ("simple_spread", "line_control", "circle_control")
@@ -99,8 +99,8 @@ def _numbers(task: str, variant: str, vision: float | None, penalty: float) -> n
         raise ValueError(
             f"Agents see everything in {task} of the variant {variant!r}, however far away; leave vision out."
         )
-    if not 0 <= penalty < math.inf:
-        raise ValueError(f"collision_penalty must be a number, at least 0, got {penalty!r}.")
+    if not 0 <= penalty < FAR:
+        raise ValueError(f"collision_penalty must be a number from 0, below {FAR:g}, got {penalty!r}.")
     found = np.zeros(world.RULES)
     found[world.TASK] = TASKS.index(task)
     found[world.SIZE], found[world.START] = rules.size, rules.start
@@ -270,9 +270,7 @@ class MpeVectorEnv(TeamVectorEnv):
         self._seed_streams(self._take_seed(seed))
 
     def _seed_streams(self, seed: int) -> None:
-        children = np.random.SeedSequence(seed).spawn(self.num_envs)
-        streams = np.array([child.generate_state(2, np.uint64) for child in children])
-        self._rng, self._action_rng = streams.T.copy()
+        self._rng, self._action_rng = streams(seed, self.num_envs)
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -363,9 +361,9 @@ class MpeVectorEnv(TeamVectorEnv):
         length = np.asarray(state["length"])
         sound = {
             "length": ((length >= 0) & (length < self.episode_limit)).all(),
+            "return": np.isfinite(state["return"]).all(),
             **{
-                name: (np.abs(state[name]) < FAR).all()
-                for name in ("agent_pos", "agent_vel", "landmark_pos", "return")
+                name: (np.abs(state[name]) < FAR).all() for name in ("agent_pos", "agent_vel", "landmark_pos")
             },
         }
         for name, good in sound.items():

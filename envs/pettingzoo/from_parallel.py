@@ -506,14 +506,4 @@ class ParallelVectorEnv(TeamVectorEnv):
 
     def _infos(self) -> dict[str, Any]:
         """The infos where no episode has ended."""
-        E = self.num_envs
-        return {
-            "action_mask": self._mask.copy(),
-            "alive": self._alive.copy(),
-            "final_obs": np.zeros_like(self._obs),
-            "final_action_mask": np.zeros_like(self._mask),
-            "final_alive": np.zeros_like(self._alive),
-            "_final_obs": np.zeros(E, dtype=np.bool_),
-            "episode": {"r": np.zeros(E, dtype=np.float32), "l": np.zeros(E, dtype=np.int64)},
-            "_episode": np.zeros(E, dtype=np.bool_),
-        }
+        return self._no_ends(self._mask.copy(), self._alive.copy())

@@ -221,13 +221,18 @@ def _compile(digest: int) -> tuple[Callable[..., None], Callable[..., None], Cal
 observe_kernel, state_kernel, reward_kernel = _compile(_source_digest())
 
 
-def _columns_first(side: np.ndarray, count: int, what: str, map_name: str) -> np.ndarray:
+def _columns_first(
+    side: np.ndarray, lead: tuple[int, ...], count: int, what: str, map_name: str
+) -> np.ndarray:
+    """Units (*lead, count, 8) as (battles, 8, count); ValueError on another shape."""
     side = np.asarray(side, dtype=np.float64)
     if side.ndim < 2 or side.shape[-2:] != (count, 8):
         raise ValueError(
             f"{what} of map {map_name!r} must have shape (..., {count}, 8), a row per unit with "
             f"{', '.join(UNIT_COLUMNS)}; got {side.shape}."
         )
+    if side.shape[:-2] != lead:
+        raise ValueError(f"{what} is of battles {side.shape[:-2]}, and ally of {lead}: give as many of each.")
     return side.reshape(-1, count, 8).transpose(0, 2, 1)
 
 
@@ -258,10 +263,9 @@ def observe(
     battle = _known_teams(map_name)
     A, E = battle.num_agents, battle.num_enemies
     lead = np.shape(ally)[:-2]
-    allies = _columns_first(ally, A, "ally", map_name)
-    units = np.ascontiguousarray(
-        np.concatenate([allies, _columns_first(enemy, E, "enemy", map_name)], axis=2)
-    )
+    allies = _columns_first(ally, lead, A, "ally", map_name)
+    enemies = _columns_first(enemy, lead, E, "enemy", map_name)
+    units = np.ascontiguousarray(np.concatenate([allies, enemies], axis=2))
     grid = battle.pathing_grid if pathing_grid is None else np.ascontiguousarray(pathing_grid, dtype=np.bool_)
     if grid.shape != (SIZE, SIZE):
         raise ValueError(f"pathing_grid must have shape ({SIZE}, {SIZE}), indexed [x, y]; got {grid.shape}.")
@@ -305,11 +309,12 @@ def reward(
     battle = _known_teams(map_name)
     A, E = battle.num_agents, battle.num_enemies
     lead = np.shape(ally)[:-2]
-    for side in (prev_ally, ally):
-        _columns_first(side, A, "ally", map_name)
-    before = np.ascontiguousarray(_columns_first(prev_enemy, E, "enemy", map_name)[:, [_HP, _SH]])
-    after = _columns_first(enemy, E, "enemy", map_name)
-    units = np.ascontiguousarray(np.concatenate([_columns_first(ally, A, "ally", map_name), after], axis=2))
+    _columns_first(prev_ally, lead, A, "prev_ally", map_name)
+    before = _columns_first(prev_enemy, lead, E, "prev_enemy", map_name)
+    before = np.ascontiguousarray(before[:, [_HP, _SH]])
+    allies = _columns_first(ally, lead, A, "ally", map_name)
+    enemies = _columns_first(enemy, lead, E, "enemy", map_name)
+    units = np.ascontiguousarray(np.concatenate([allies, enemies], axis=2))
     out = np.empty(units.shape[0], dtype=np.float32)
     lost = np.zeros(units.shape[0], dtype=np.bool_)
     divisors = np.array([battle.max_reward / REWARD_SCALE])

@@ -12,7 +12,7 @@ import numpy as np
 from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 
-from envs.base import Slices, Step, TeamVectorEnv, identity, integers, unavailable, usable_cores
+from envs.base import Slices, Step, TeamVectorEnv, identity, integers, streams, unavailable, usable_cores
 from envs.smac import combat, engine, units
 from envs.smac.contract import NO_ACTION, observe_kernel, reward_kernel, state_kernel
 from envs.smac.generated import SPIRAL, VIEWS, GeneratedMap, cast_kernel, draft_kernel
@@ -107,9 +107,7 @@ class SmacVectorEnv(TeamVectorEnv):
         self._seed_streams(self._take_seed(seed))
 
     def _seed_streams(self, seed: int) -> None:
-        children = np.random.SeedSequence(seed).spawn(self.num_envs)
-        streams = np.array([child.generate_state(2, np.uint64) for child in children])
-        self._rng, self._action_rng = streams.T.copy()
+        self._rng, self._action_rng = streams(seed, self.num_envs)
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -227,17 +225,8 @@ class SmacVectorEnv(TeamVectorEnv):
         """Observation of every environment, and the infos of a step on which no episode ended."""
         E, N = self.num_envs, self.num_agents
         obs = np.empty((E, N, self.obs_dim), dtype=np.float32)
-        infos = {
-            "action_mask": np.empty((E, N, self.num_actions), dtype=np.bool_),
-            "alive": np.empty((E, N), dtype=np.bool_),
-            "final_obs": np.zeros((E, N, self.obs_dim), dtype=np.float32),
-            "final_action_mask": np.zeros((E, N, self.num_actions), dtype=np.bool_),
-            "final_alive": np.zeros((E, N), dtype=np.bool_),
-            "_final_obs": np.zeros(E, dtype=np.bool_),
-            "episode": {"r": np.zeros(E, dtype=np.float32), "l": np.zeros(E, dtype=np.int64)},
-            "_episode": np.zeros(E, dtype=np.bool_),
-            "battle_won": np.zeros(E, dtype=np.bool_),
-        }
+        alive = np.empty((E, N), dtype=np.bool_)
+        infos = self._no_ends(np.empty((E, N, self.num_actions), dtype=np.bool_), alive)
         self._look(self._everyone, obs, infos)
         return obs, infos
 
@@ -363,6 +352,7 @@ class SmacVectorEnv(TeamVectorEnv):
         living = self._units[i, combat.HP, links[combat.TARGET]] > 0
         targets = np.where(fights & living, links[combat.TARGET], -1)
         title = f"{self.map.name}  step {self._length[i]}"
+        looks = self._looks[i if self.map.drawn else 0]
         return draw(
             self._units[i, :8].T,
             kinds,
@@ -370,6 +360,7 @@ class SmacVectorEnv(TeamVectorEnv):
             targets,
             title=title,
             walkable=self.map.reachable,
+            ranges=None if self.map.views > 1 else looks[3:5, : self.num_agents],
             blasts=self._blasts(i),
             beams=self._beams(i),
         )

@@ -17,7 +17,16 @@ import numpy as np
 
 from envs.compiled import njit
 from envs.smac.combat import PLANE, SEPARATION, uniform
-from envs.smac.maps import HAND_TO_HAND, REWARD_DEATH, REWARD_SCALE, REWARD_WIN, SIZE, SmacMap, looks_of
+from envs.smac.maps import (
+    HAND_TO_HAND,
+    REWARD_DEATH,
+    REWARD_SCALE,
+    REWARD_WIN,
+    SIZE,
+    SmacMap,
+    looks_of,
+    spiral,
+)
 from envs.smac.units import (
     BANELING,
     COLOSSUS_UNIT,
@@ -104,15 +113,7 @@ GENERATED: dict[str, GeneratedMap] = {
 }
 
 
-def _spiral() -> np.ndarray:
-    """(2, n) float64: offsets to a place's neighbourhood, the nearest first."""
-    grid = np.arange(-8, 8.01, 0.25)
-    dx, dy = (a.ravel() for a in np.meshgrid(grid, grid, indexing="ij"))
-    order = np.lexsort((np.arctan2(dy, dx), np.round(np.hypot(dx, dy), 6)))
-    return np.stack([dx[order], dy[order]])
-
-
-SPIRAL = _spiral()
+SPIRAL = spiral(0.25)
 
 
 def _source_digest() -> int:

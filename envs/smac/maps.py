@@ -255,7 +255,7 @@ class SmacMap:
     @cached_property
     def looks(self) -> np.ndarray:
         """(1, 5, U) float64 for the observation, see `looks_of`; SMAC's ranges are the same for all types."""
-        kinds = self.ally_types + self.enemy_types
+        kinds = self.kinds
         looks = np.empty((1, 5, len(kinds)))
         for u, kind in enumerate(kinds):
             bits = self.ally_bits if u < self.num_agents else self.enemy_bits
@@ -287,21 +287,27 @@ def _each(
     return [point for (_, count), point in zip(groups, own, strict=True) for _ in range(count)]
 
 
+def spiral(spacing: float) -> np.ndarray:
+    """(2, n) float64: offsets to the places within 8 cells, the nearest first."""
+    grid = np.arange(-8, 8.01, spacing)
+    dx, dy = (a.ravel() for a in np.meshgrid(grid, grid, indexing="ij"))
+    # The angle breaks ties of distance, so that the result does not hang on how a sort treats equals.
+    order = np.lexsort((np.arctan2(dy, dx), np.round(np.hypot(dx, dy), 6)))
+    return np.stack([dx[order], dy[order]])
+
+
 def _pack(kinds: tuple[UnitType, ...], points: Sequence[Point], grid: np.ndarray) -> np.ndarray:
     """Greedy packing: each unit in turn takes the free place nearest to its point. (2, n) float64.
 
     ValueError where there is none within 8 cells.
     """
-    offsets = np.arange(-8, 8.01, 0.125)
-    dx, dy = (a.ravel() for a in np.meshgrid(offsets, offsets, indexing="ij"))
-    # The angle breaks ties of distance, so that the result does not hang on how a sort treats equals.
-    order = np.lexsort((np.arctan2(dy, dx), np.round(np.hypot(dx, dy), 6)))
+    dx, dy = spiral(0.125)
     out = np.zeros((2, len(kinds)))
     at: Point | None = None
     for u, kind in enumerate(kinds):
         if points[u] != at:
             at = points[u]
-            places = np.stack([at[0] + dx[order], at[1] + dy[order]])
+            places = np.stack([at[0] + dx, at[1] + dy])
             room = terrain.room(grid, *places)
         free = room >= kind.separation
         for other in range(u):

@@ -33,7 +33,6 @@ GROUND, CLIFF, EDGE, INK, PANEL = (
     (28, 30, 34),
     (255, 255, 255),
 )
-SHOOT_RANGE, SIGHT_RANGE = 6.0, 9.0  # SMAC's constants, the same for every unit
 SAMPLES = 2  # drawn this many times larger and averaged down, which smooths edges and slow motion
 CAPTION = 26  # height of the caption in pixels
 ABOVE = (BODIES["colossus"], BODIES["medivac"])
@@ -83,12 +82,12 @@ def _ground(size: tuple[int, int], view: Box, cells: bytes, columns: int, scale:
     return picture
 
 
-def _union_of_discs(size: tuple[int, int], centres: np.ndarray, radius: float, level: int) -> Image.Image:
+def _union_of_discs(size: tuple[int, int], centres: np.ndarray, radii: np.ndarray, level: int) -> Image.Image:
     """Mask at a quarter of the size: overlapping ranges are tinted once, so that 27 of them stay readable."""
     mask = Image.new("L", (size[0] // 4, size[1] // 4), 0)
     pen = ImageDraw.Draw(mask)
-    for x, y in centres / 4:
-        pen.ellipse((x - radius / 4, y - radius / 4, x + radius / 4, y + radius / 4), fill=level)
+    for (x, y), radius in zip(centres / 4, radii / 4, strict=True):
+        pen.ellipse((x - radius, y - radius, x + radius, y + radius), fill=level)
     return mask
 
 
@@ -138,6 +137,7 @@ def draw(
     title: str = "",
     walkable: np.ndarray | None = None,
     width: int = 640,
+    ranges: np.ndarray | None = None,
     blasts: np.ndarray | None = None,
     beams: np.ndarray | None = None,
 ) -> np.ndarray:
@@ -155,6 +155,7 @@ def draw(
         walkable: (columns, rows) bool, indexed [x, y], the cells units can reach (None: all of 32 by 32);
             the picture is cropped to them.
         width: pixels.
+        ranges: (2, num_allies), how far each of the first rows sees and shoots, map units; None: not drawn.
         blasts: (n, 3), x, y and radius of what has just exploded.
         beams: (n, 4), x and y of both ends of what a beam has just swept.
 
@@ -188,12 +189,14 @@ def draw(
     bodies = [BODIES.get(name, (name[:1].upper(), 0.5)) for name in type_names]
 
     picture = _ground(size, view, cells.tobytes(), cells.shape[0], scale).copy()
-    friends = centres[:num_allies][alive[:num_allies]]
-    tint = ImageChops.add(
-        _union_of_discs(size, friends, SIGHT_RANGE * scale, 18),
-        _union_of_discs(size, friends, SHOOT_RANGE * scale, 22),
-    )
-    picture.paste(ALLY, (0, 0), tint.resize(size, Image.Resampling.BILINEAR))
+    if ranges is not None:
+        living = alive[:num_allies]
+        sight, shoot = (
+            _union_of_discs(size, centres[:num_allies][living], own[living] * scale, level)
+            for own, level in zip(ranges, (18, 22), strict=True)
+        )
+        tint = ImageChops.add(sight, shoot)
+        picture.paste(ALLY, (0, 0), tint.resize(size, Image.Resampling.BILINEAR))
 
     pen = ImageDraw.Draw(picture)
     for x, y in centres[drawable & ~alive]:

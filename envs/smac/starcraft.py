@@ -36,6 +36,7 @@ from envs.smac.starcraft_process import (
     stop,
     version_of,
 )
+from envs.smac.units import STEP_LOOPS
 
 __all__ = ["StarCraftError", "StarCraftVectorEnv", "available", "require"]
 
@@ -44,7 +45,6 @@ LONGEST_SECONDS = 1e6
 """The largest time-out: the system waits for 2^31 ms at most."""
 DIFFICULTIES = tuple("123456789A")
 """From very easy to a computer that cheats; published results are of 7, very hard."""
-STEP_LOOPS = 8
 """Game loops in a step, at 16 a second: half a second."""
 MAX_LOOPS = 524_000
 """Game loops that a game is played for, as in PySC2: it fails above 2^19 = 524,288; resets need some, too."""
@@ -318,8 +318,8 @@ class StarCraftVectorEnv(TeamVectorEnv):
             self.close()
             raise
         except BaseException:
-            # An interrupt leaves replies unread, so these games are out of step with us.
-            for e in waiting.values():
+            # An interrupt loses the replies, read or not, so these games are out of step with us.
+            for e in commands:
                 self._end(e)
             raise
         for e in waiting.values():
@@ -352,6 +352,7 @@ class StarCraftVectorEnv(TeamVectorEnv):
         """End environment e's process and game; the next command launches another."""
         stop([self._workers[e]], CLOSE_SECONDS)
         self._workers[e] = None
+        self._fresh[e] = False
 
     def _drop(self, e: int, why: Lost) -> None:
         """Count a lost game and end what is left of it; StarCraftError after too many in a row."""
@@ -401,16 +402,5 @@ class StarCraftVectorEnv(TeamVectorEnv):
 
     def _infos(self) -> dict[str, Any]:
         """The infos where no episode has ended."""
-        E = self.num_envs
-        return {
-            "action_mask": self._mask.copy(),
-            "alive": self._living(),
-            "final_obs": np.zeros_like(self._obs),
-            "final_action_mask": np.zeros_like(self._mask),
-            "final_alive": np.zeros_like(self._mask[:, :, 0]),
-            "episode": {"r": np.zeros(E, dtype=np.float32), "l": np.zeros(E, dtype=np.int64)},
-            **{
-                key: np.zeros(E, dtype=np.bool_)
-                for key in ("_final_obs", "_episode", "battle_won", "dropped")
-            },
-        }
+        infos = self._no_ends(self._mask.copy(), self._living())
+        return infos | {"dropped": np.zeros(self.num_envs, dtype=np.bool_)}

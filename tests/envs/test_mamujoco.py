@@ -387,3 +387,9 @@ def test_signal_is_heard_while_thousands_of_robots_are_made(monkeypatch):
     monkeypatch.setattr(env, "Batch", no_room)
     with pytest.raises(MemoryError, match="no room"):
         env.make_batch(None, 1, 1, False)
+
+
+def test_a_view_beyond_the_robot_is_the_whole_robot():
+    """Who types a large number to see everything waited for ever."""
+    everything, far = (envs.make("mamujoco/HalfCheetah-3x2", 1, seed=0, agent_obsk=k) for k in (9, 10**9))
+    assert np.array_equal(everything.reset()[0], far.reset()[0])

@@ -318,3 +318,10 @@ def test_tables_that_are_no_probabilities_are_refused():
             ValueError, match=r"must be probabilities: .* those of state 1 and actions \[2, 0\]"
         ):
             TabularGame(np.zeros((2, 3, 3)), wrong, 1)
+
+
+def test_names_of_games_tell_payoffs_apart():
+    """Runs of two games under one name would be drawn as seeds of one."""
+    payoffs = [(5, 0.1, -2, 0), (1234567, 0, 0, 0), (1234568, 0, 0, 0), (1e-9, 0, 0, 0)]
+    names = [envs.make("matrix/1", 1, payoff=payoff).env_id for payoff in payoffs]
+    assert names[0] == "matrix/5_0.1_-2_0" and len(set(names)) == 4

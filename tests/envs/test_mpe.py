@@ -438,7 +438,8 @@ def test_bad_input_ends_in_a_sentence():
         (lambda: envs.make("mpe/simple_spread", 1, vision=0.5), "leave vision out"),
         (lambda: envs.make("mpe/line_control", 1, vision=0.5, variant="mpe2"), "leave vision out"),
         (lambda: envs.make("mpe/line_control", 1, variant="mpe3"), "paper, mpe2"),
-        (lambda: envs.make("mpe/line_control", 1, collision_penalty=-1), "at least 0"),
+        (lambda: envs.make("mpe/line_control", 1, collision_penalty=-1), "from 0, below 1e"),
+        (lambda: envs.make("mpe/line_control", 1, collision_penalty=1e39), "from 0, below 1e"),
         (lambda: envs.make("mpe/line_control", 1, render_mode="human"), "rgb_array"),
         (lambda: MpeVectorEnv("line"), "simple_spread, line_control, circle_control"),
         (lambda: mpe.step("line", pos, vel, land, actions), "simple_spread, line_control, circle_control"),
@@ -497,3 +498,14 @@ def test_scripts_earn_what_they_earn_in_the_authors_scenarios(task, variant, flo
         returns = play(task, variant, 5, policy, 2048, seed=5)
         error = np.hypot(returns.std() / len(returns) ** 0.5, 0.25)
         assert abs(returns.mean() - expected) < 3 * error
+
+
+def test_a_state_of_its_own_is_never_refused():
+    """Returns are as large as the penalty that a user asks for."""
+    env = MpeVectorEnv("simple_spread", 2, seed=0, num_agents=3, variant="mpe2", collision_penalty=9e8)
+    env.reset()
+    for _ in range(20):
+        env.step(env.sample_actions())
+    state = env.get_state()
+    assert np.abs(state["return"]).max() > 1e9
+    env.set_state(state)

@@ -227,3 +227,8 @@ def test_wrong_shapes_are_named():
         observe("2s3z", ally, enemy, last[:, :4])
     with pytest.raises(ValueError, match="pathing_grid must have shape"):
         observe("2s3z", ally, enemy, last, np.ones((16, 16), bool))
+    two = np.stack([enemy, enemy])
+    with pytest.raises(ValueError, match=r"enemy is of battles \(2, 6\), and ally of \(6,\)"):
+        observe("2s3z", ally, two, last)
+    with pytest.raises(ValueError, match=r"prev_enemy is of battles \(6,\), and ally of \(2, 6\)"):
+        reward("2s3z", np.stack([ally] * 2), np.stack([ally] * 2), enemy, two)

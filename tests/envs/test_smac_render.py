@@ -1,5 +1,7 @@
 """Pictures of battles, without a display."""
 
+from unittest import mock
+
 import numpy as np
 import pytest
 
@@ -98,3 +100,27 @@ def test_what_blew_up_or_swept_is_shown_in_its_step_alone():
             assert np.isfinite(found).all()
             shown.append(len(found))
         assert max(shown) > 0 and min(shown) == 0
+
+
+def test_ranges_are_each_agents_own():
+    """SMACv2's agents see as far as their type does; where they look one way only, no disc is true."""
+    units = np.zeros((2, 8))
+    units[:, 0], units[:, 1], units[:, 2:4] = (8, 24), 16, 45
+    still = np.array([-1, -1])
+    plain, near, far = (
+        draw(units, ["zealot", "marine"], 2, still, ranges=ranges)
+        for ranges in (None, np.array([[4.0, 4.0], [2.0, 2.0]]), np.array([[4.0, 8.0], [2.0, 6.0]]))
+    )
+    tinted = [(picture != plain).any(-1).sum(0) for picture in (near, far)]  # by column
+    half = plain.shape[1] // 2
+    assert tinted[0][:half].sum() == pytest.approx(tinted[1][:half].sum(), rel=0.02)
+    assert tinted[1][half:].sum() > 2.5 * tinted[0][half:].sum() > 0
+    for cone, discs in ((False, True), (True, False)):
+        env = envs.make("smac/10gen_zerg_5_vs_5", 1, render_mode="rgb_array", conic_view=cone)
+        env.reset(seed=1)
+        with mock.patch("envs.smac.render.draw") as drawn:
+            env.render()
+        ranges = drawn.call_args.kwargs["ranges"]
+        assert (ranges is not None) == discs
+        if discs:
+            assert ranges.shape == (2, 5) and len(set(ranges[1])) > 1

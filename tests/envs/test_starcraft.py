@@ -254,6 +254,29 @@ def test_interrupted_step_leaves_no_stale_reply(machine, make, monkeypatch):
     assert infos["dropped"][0] and infos["alive"].all()
 
 
+def test_an_interrupt_ends_games_that_had_answered_as_well(machine, make, monkeypatch):
+    """Their step is played, and its observation lost: the next action would be chosen by an old mask."""
+    env = make(num_envs=2)
+    _, infos = env.reset()
+    true, calls = starcraft.wait, []
+
+    def interrupt(connections, timeout):
+        calls.append(len(connections))
+        if len(calls) > 1:
+            raise KeyboardInterrupt
+        return true(connections, timeout)[:1]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(starcraft, "wait", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            env.step(attack(infos))
+    assert calls == [2, 1]
+    assert_all_end(machine.processes())
+    with pytest.warns(RuntimeWarning, match="lost its game"):
+        *_, infos = env.step(attack(infos))
+    assert infos["dropped"].all()
+
+
 # ---------------------------------------------------------------- resets
 
 

@@ -392,3 +392,9 @@ def test_wrapped_environments_can_be_copied(duplicate):
     _, infos = env.reset()
     twin = duplicate(env)
     assert all(map(equal, played(env, infos, 5, 0)[0], played(twin, infos, 5, 0)[0]))
+
+
+def test_scripted_steps_do_not_pass_a_wrapper():
+    """Their results would be undecorated, and a state afterwards older than the battle."""
+    env = envs.make("smac/3m", 1, backend="embedded", last_action=True)
+    assert not hasattr(env, "step_scripted") and hasattr(env.env, "step_scripted")
