@@ -942,7 +942,7 @@ class Run:
         self.writer.close()
         diagnostic = self.directory / "diagnostic.pt"
         save(diagnostic, {"args": asdict(self.args), "agents": agents.state_dict(), "batch": batch})
-        what = f"losses or parameters are not finite at step {global_step}; {diagnostic} holds the batch"
+        what = f"losses or parameters are not finite at step {global_step}; {diagnostic} holds the last batch"
         sys.exit(f"{SCRIPT}: {what}, checkpoint.pt is intact. Start again with a smaller --learning-rate.")
 
     def checkpoint(self, global_step: int, snapshot: Callable[[], dict]) -> None:

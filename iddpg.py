@@ -196,7 +196,8 @@ def copy_rows(array: np.ndarray, saved: torch.Tensor) -> None:
 class Replay:
     """The last environment steps, as arrays (steps, ...)."""
 
-    def __init__(self, args: Args, envs):
+    def __init__(self, args: Args, envs, steps: int):
+        """steps: how many will come; fewer than --buffer-steps need less memory."""
         obs = (envs.num_agents, envs.obs_dim)
         kinds = {
             "obs": (obs, np.float32),
@@ -206,11 +207,11 @@ class Replay:
             "terminations": ((), np.bool_),
         }
         step = sum(int(np.prod(size)) * np.dtype(kind).itemsize for size, kind in kinds.values())
-        need = args.buffer_steps * step
+        self.capacity = min(args.buffer_steps, steps)
+        need = self.capacity * step
         advice = "lower --buffer-steps or raise --memory-share"
         environments.check_memory(need, "The replay buffer needs", advice, args.memory_share)
         print(f"Replay buffer: {need / 1e9:.2f} GB.", flush=True)
-        self.capacity = args.buffer_steps
         self.added = 0
         self.data = {name: np.zeros((self.capacity, *size), kind) for name, (size, kind) in kinds.items()}
 
@@ -393,7 +394,8 @@ def add_update(window: dict, stats: dict[str, torch.Tensor]) -> None:
 def train(args: Args, envs, eval_envs, agents: Agents, state: dict) -> tuple[Path, dict]:
     """Repeats a step and its updates. Returns the run directory and the state_dict that scored best."""
     learner = Learner(agents, args)
-    replay = Replay(args, envs)
+    longest = max(args.total_timesteps, state.get("global_step", 0))
+    replay = Replay(args, envs, longest + args.num_envs)
     rng = np.random.default_rng([args.seed, 2])  # exploration and replay
 
     # --- begin or resume ---
@@ -819,7 +821,7 @@ class Run:
         self.writer.close()
         diagnostic = self.directory / "diagnostic.pt"
         save(diagnostic, {"args": asdict(self.args), "agents": agents.state_dict(), "batch": batch})
-        what = f"losses or parameters are not finite at step {global_step}; {diagnostic} holds the batch"
+        what = f"losses or parameters are not finite at step {global_step}; {diagnostic} holds the last batch"
         sys.exit(f"{SCRIPT}: {what}, checkpoint.pt is intact. Start again with a smaller --learning-rate.")
 
     def checkpoint(self, global_step: int, snapshot: Callable[[], dict]) -> None:

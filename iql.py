@@ -123,12 +123,16 @@ PRESETS = {
 }
 
 
-def gru_cell(input_gates: torch.Tensor, hidden_gates: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
-    """The next hidden state (N, B, HIDDEN), from products with input and hidden state, (N, B, 3 HIDDEN)."""
-    gates_x, new_x = input_gates.split((2 * HIDDEN, HIDDEN), dim=-1)
-    gates_h, new_h = hidden_gates.split((2 * HIDDEN, HIDDEN), dim=-1)
-    reset, keep = torch.sigmoid(gates_x + gates_h).chunk(2, dim=-1)
-    return torch.lerp(torch.tanh(torch.addcmul(new_x, reset, new_h)), hidden, keep)
+def gru_cell(
+    gates: torch.Tensor, new_x: torch.Tensor, new_h: torch.Tensor, hidden: torch.Tensor
+) -> torch.Tensor:
+    """The next hidden state (N, B, HIDDEN).
+
+    gates (N, B, 2 HIDDEN): of reset and keep, the sum of what input and hidden state say. new_x, new_h (N, B,
+    HIDDEN): what they say of the new state, apart, as reset multiplies the hidden state's.
+    """
+    reset, keep = gates.sigmoid().chunk(2, dim=-1)
+    return torch.lerp(torch.addcmul(new_x, reset, new_h).tanh_(), hidden, keep)
 
 
 class QNetworks(nn.Module):
@@ -174,11 +178,20 @@ class QNetworks(nn.Module):
         each step, by default all of one. The sequences that end first come last, so that a step takes the
         first rows of hidden, (N, B, HIDDEN).
         """
-        gates = self.layer(self.INPUT_GATES, self.layer(self.INPUT, x).relu_())
+        x = self.layer(self.INPUT, x).relu_()
+        parts = (2 * HIDDEN, HIDDEN)  # reset and keep; the new state
+        w_x, w_x_new = self.weights[self.INPUT_GATES].split(parts, dim=-1)
+        b_x, b_x_new = self.biases[self.INPUT_GATES].split(parts, dim=-1)
+        w_h, w_h_new = self.weights[self.HIDDEN_GATES].split(parts, dim=-1)
+        b_h, b_h_new = self.biases[self.HIDDEN_GATES].split(parts, dim=-1)
+        gates = torch.baddbmm(b_x + b_h, x, w_x)
+        new = torch.baddbmm(b_x_new, x, w_x_new)
+        active = active or [x.shape[1]]
         states = []
-        for gate in gates.split(active or [x.shape[1]], dim=1):
-            hidden = hidden[:, : gate.shape[1]]
-            hidden = cell(gate, self.layer(self.HIDDEN_GATES, hidden), hidden)
+        for gates_x, new_x in zip(gates.split(active, dim=1), new.split(active, dim=1), strict=True):
+            hidden = hidden[:, : gates_x.shape[1]]
+            new_h = torch.baddbmm(b_h_new, hidden, w_h_new)
+            hidden = cell(torch.baddbmm(gates_x, hidden, w_h), new_x, new_h, hidden)
             states.append(hidden)
         return self.layer(self.OUTPUT, torch.cat(states, dim=1)), hidden
 
@@ -552,10 +565,9 @@ def train(args: Args, envs, eval_envs, agents: QNetworks, state: dict) -> tuple[
                 for _ in range(args.updates_per_episode):
                     batch = replay.sample(args.batch_episodes, rng, whole=args.device == "cuda")
                     add_update(window, learner.learn(batch))
+                    run.check_finite(global_step, {}, agents, batch)
             if replay.added % args.target_every == 0:
                 learner.target.load_state_dict(agents.state_dict())
-        if over.any():
-            run.check_finite(global_step, {}, agents, batch)
         clock.lap("update")
 
         # --- log ---
@@ -915,7 +927,7 @@ class Run:
         self.writer.close()
         diagnostic = self.directory / "diagnostic.pt"
         save(diagnostic, {"args": asdict(self.args), "agents": agents.state_dict(), "batch": batch})
-        what = f"losses or parameters are not finite at step {global_step}; {diagnostic} holds the batch"
+        what = f"losses or parameters are not finite at step {global_step}; {diagnostic} holds the last batch"
         sys.exit(f"{SCRIPT}: {what}, checkpoint.pt is intact. Start again with a smaller --learning-rate.")
 
     def checkpoint(self, global_step: int, snapshot: Callable[[], dict]) -> None:

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import iddpg
-from tests.scripts.running import evaluations, finished, only, refused, rejected
+from tests.scripts.running import evaluations, finished, load, only, refused, rejected
 
 OBS, ROWS, ACT_DIMS = 6, 50, (3, 1, 2)
 N, D = len(ACT_DIMS), max(ACT_DIMS)
@@ -166,7 +166,7 @@ def test_exploration_is_uniform_at_first_and_noise_on_the_policy_after():
 def test_replay_keeps_the_newest_steps():
     """The oldest go first, also where several environments write across the end."""
     sizes = SimpleNamespace(num_agents=N, obs_dim=OBS, num_actions=D)
-    replay = iddpg.Replay(iddpg.Args(buffer_steps=10), sizes)
+    replay = iddpg.Replay(iddpg.Args(buffer_steps=10), sizes, 100)
     for k in range(6):
         rewards = torch.arange(3 * k, 3 * k + 3).float()
         obs, actions = rewards.expand(N, 3)[..., None].expand(N, 3, OBS), torch.zeros(N, 3, D)
@@ -177,10 +177,28 @@ def test_replay_keeps_the_newest_steps():
     assert set(batch["rewards"].tolist()) == set(range(8, 18)) and batch["obs"].shape == (N, 400, OBS)
     expected = batch["rewards"].expand(N, 400)[..., None].expand(N, 400, OBS)
     assert torch.equal(batch["obs"], expected) and torch.equal(batch["next_obs"], expected + 0.5)
-    restored = iddpg.Replay(iddpg.Args(buffer_steps=10), sizes)
+    restored = iddpg.Replay(iddpg.Args(buffer_steps=10), sizes, 100)
     restored.load_state_dict(replay.state_dict())
     again = restored.sample(400, np.random.default_rng(0))
     assert all(torch.equal(again[name], x) for name, x in batch.items()) and restored.added == 18
+
+
+def test_a_short_run_takes_the_memory_of_a_short_run(tmp_path):
+    """Humanoid's million steps are 13 GB: a try of 10,000 would be refused on a small machine."""
+    sizes = SimpleNamespace(num_agents=2, obs_dim=3, num_actions=1)
+    assert iddpg.Replay(iddpg.Args(buffer_steps=10**9), sizes, 500).capacity == 500
+    # Lengthened, it goes on as a run that was as long from the first: nothing was overwritten yet.
+    flags = ["--env-id=mamujoco/Hopper-3x1", "--num-envs=4", "--warmup-steps=40", "--batch-size=8"]
+    flags += ["--buffer-steps=120", "--eval-every=1000"]
+    for name, first in (("whole", 200), ("parts", 80)):
+        finished(
+            "iddpg", *flags, f"--runs-dir={tmp_path / name}", f"--total-timesteps={first}", EVAL_EPISODES=4
+        )
+    parts = only(tmp_path / "parts")
+    finished("iddpg", "--resume", parts, "--total-timesteps=200", EVAL_EPISODES=4)
+    ours, theirs = load(parts), load(only(tmp_path / "whole"))
+    assert all(torch.equal(x, theirs["agents"][name]) for name, x in ours["agents"].items())
+    assert len(ours["replay"]["data"]["rewards"]) == 120
 
 
 # Whole runs; what holds for all scripts is in test_runs.py.
@@ -191,7 +209,10 @@ def test_replay_keeps_the_newest_steps():
     [
         (["--env-id=smac/3m", "--env-options=backend=embedded"], "discrete actions"),
         (["--env-id=mamujoco/Hoper-3x1"], "Hopper-3x1"),
-        (["--env-id=mamujoco/Hopper-3x1", "--buffer-steps=1000000000"], "lower --buffer-steps"),
+        (
+            ["--env-id=mamujoco/Hopper-3x1", "--buffer-steps=1000000000", "--total-timesteps=1000000000"],
+            "lower --buffer-steps",
+        ),
     ],
 )
 def test_what_cannot_be_done_is_refused_with_a_sentence(tmp_path, flags, sentence):

@@ -150,9 +150,9 @@ def test_episodes_that_have_ended_are_left_out_and_the_loss_is_the_same():
         active = [B] * (T + 1) if whole else batch["active"]
         online, rows = make_networks(0), []
 
-        def cell(gates, product, hidden, rows=rows):
+        def cell(gates, new_x, new_h, hidden, rows=rows):
             rows.append(len(hidden[0]))
-            return iql.gru_cell(gates, product, hidden)
+            return iql.gru_cell(gates, new_x, new_h, hidden)
 
         loss, parts = iql.td_loss(online, make_networks(1), batch, 0.9, cell)
         loss.backward()
