@@ -489,10 +489,14 @@ class Trapped(Exact):
     """Some iteration that moves ends below the optimum."""
 
     def look(self, cell: Cell, groups: dict[str, Group]) -> list[tuple[str, Finding]]:
-        runs = [group.runs[0] for group in groups.values()]
-        moving = [run for run in runs if any(np.ptp(run.columns[name]) > 1e-6 for name in ("p", "q"))]
-        ends = [float(run.columns["J"][-1]) for run in moving]
-        optimum = runs[0].optimum
-        trapped = any(end < optimum - 0.01 for end in ends)
-        words = ", ".join(f"{end:.3f}" for end in sorted(set(ends))) or "nothing moves"
-        return [("", Finding(1 if trapped else -1, f"ends at {words} of {optimum:g}"))]
+        runs = {name: group.runs[0] for name, group in groups.items()}
+        moving = {
+            name: float(run.columns["J"][-1])
+            for name, run in runs.items()
+            if any(np.ptp(run.columns[column]) > 1e-6 for column in ("p", "q"))
+        }
+        optimum = next(iter(runs.values())).optimum
+        trapped = any(end < optimum - 0.01 for end in moving.values())
+        ends = ", ".join(f"{end:.3f} ({name})" for name, end in moving.items())
+        words = f"ends at {ends} of {optimum:g}" if moving else "nothing moves"
+        return [("", Finding(1 if trapped else -1, words))]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 
 import numpy as np
@@ -16,8 +17,8 @@ from benchmark.lib.runs import STEP, Run
 from benchmark.lib.tables import markdown
 
 
-def draw_exact(cells: Sequence[Cell], title: str) -> bytes:
-    """J above, p and q below, a column per game; no seeds, no samples."""
+def draw_exact(cells: Sequence[Cell], title: str, note: str) -> bytes:
+    """J above, p and q below, a column per game; no seeds, no samples. Below them a note."""
     with rc_context(RC):
         figure = Figure(figsize=(max(3.4 * len(cells), 7.5), 6.4), layout="constrained")
         axes = figure.subplots(2, len(cells), squeeze=False, sharex=True)
@@ -30,7 +31,8 @@ def draw_exact(cells: Sequence[Cell], title: str) -> bytes:
         figure.legend(lines, names, loc="upper left", bbox_to_anchor=(0, 0.96), ncols=len(names))
         # Below the title a line for the legend.
         figure.suptitle(f"{title}\n\n", x=0.01, ha="left", fontsize=12, fontweight="bold")
-        figure.supxlabel(origin(cells), x=0.01, ha="left", fontsize=10)
+        lines = textwrap.wrap(f"{note}{origin(cells)}", int(12 * figure.get_figwidth()))
+        figure.supxlabel("\n".join(lines), x=0.01, ha="left", fontsize=10)
         return png(figure)
 
 

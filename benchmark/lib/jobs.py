@@ -145,7 +145,7 @@ def ignore_usr2() -> None:
 
 
 def last_words(place: Path) -> str:
-    """The last line of a run's log that says something; a progress line, which may follow it, does not."""
+    """The last line of a run's log that says something; a progress line, as after a traceback, does not."""
     log = place / "log.txt"
     lines = log.read_text(errors="replace").split("\n") if log.exists() else []
     said = (line for line in reversed(lines) if line.strip() and not line.lstrip().startswith("step "))

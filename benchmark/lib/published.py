@@ -50,9 +50,9 @@ def figure_pictures(
     cells, _ = figure_cells(name, scale, seeds, store)
     figure = FIGURES[name]
     title = f"{heading(name, figure, scale)}; scale {scale}"
-    if figure.exact:
-        return {f"{name}.png": draw_exact(cells, title)}
     note = claims_in_words(name, scale, seeds, store)
+    if figure.exact:
+        return {f"{name}.png": draw_exact(cells, title, note)}
     files = {f"{name}.png": draw_cells(shown(cells), title, note=note)}
     if hours:
         files[f"{name}-time.png"] = draw_cells(shown(cells), title, timed=True)
@@ -61,8 +61,12 @@ def figure_pictures(
 
 def claims_in_words(name: str, scale: str, seeds: Sequence[int], store: Store) -> str:
     """What the paper says of a figure, and what became of it in its settings, for below the picture."""
-    told = [f"{claim}: {verdict}" for claim, verdict, *_ in claim_rows(name, scale, seeds, store)]
-    return f"The paper says, and in its settings here: {'; '.join(told)}. "
+    told = []
+    for claim, verdict, evidence, best, _ in claim_rows(name, scale, seeds, store):
+        words = f"{claim}: {verdict}" + f" [{evidence}]" * bool(evidence)
+        told.append(words + f"; with the best known settings: {best}" * (best not in ("", verdict)))
+    note = f"{FIGURES[name].note} " * bool(FIGURES[name].note)
+    return f"{note}The paper says, and in its settings here: {'; '.join(told)}. "
 
 
 def heading(name: str, figure: Figure, scale: str) -> str:
@@ -79,6 +83,7 @@ def figure_text(name: str, scale: str, seeds: Sequence[int], store: Store) -> st
     text = f"# {heading(name, figure, scale)}\n\n"
     text += f"{markdown(CLAIMS_HEAD, claim_rows(name, scale, seeds, store))}\n"
     text += "[What the words and numbers mean](../../../../docs/verdicts.md)\n\n"
+    text += f"{figure.note}\n\n" * bool(figure.note)
     if gaps.missing or gaps.unfinished:
         seeds_too = "" if figure.exact else f" with {len(seeds)} seed{'s' * (len(seeds) != 1)}"
         text += f"Not complete: of the runs at scale {scale}{seeds_too} {len(gaps.missing)} are missing, and "

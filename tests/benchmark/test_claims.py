@@ -342,11 +342,11 @@ def test_steady_is_small_on_average_and_alike_in_every_tenth_of_the_run(values, 
             1,
             "last tenth moves 7e-07",
         ),
-        (Trapped(), [RISES, iteration((5, 7))], 1, "ends at 7.000, 10.000 of 10"),
-        (Trapped(), [RISES, STANDS], -1, "ends at 10.000 of 10"),
-        (Trapped(), [STANDS], -1, "ends at nothing moves of 10"),
-        (Trapped(), [iteration((5, 9.995))], -1, "ends at 9.995 of 10"),
-        (Trapped(), [iteration((5, 7), p=(0.5,))], 1, "ends at 7.000 of 10"),  # q alone moves
+        (Trapped(), [RISES, iteration((5, 7))], 1, "ends at 10.000 (M̂ 0), 7.000 (M̂ 1) of 10"),
+        (Trapped(), [RISES, STANDS], -1, "ends at 10.000 (M̂ 0) of 10"),
+        (Trapped(), [STANDS], -1, "nothing moves"),
+        (Trapped(), [iteration((5, 9.995))], -1, "ends at 9.995 (M̂ 0) of 10"),
+        (Trapped(), [iteration((5, 7), p=(0.5,))], 1, "ends at 7.000 (M̂ 0) of 10"),  # q alone moves
     ],
 )
 def test_exact_iterations_are_judged_by_all_or_by_some(test, iterations, sign, told):

@@ -200,8 +200,11 @@ def test_exact_claims_have_neither_seeds_nor_steps():
     """Their evidence is the number alone; claims of games name the games."""
     trapped, free = games(iteration((5, 7))), games(RISES)
     trapped.task, free.task = "one", "three"
-    assert judged(Trapped(("one",)), [trapped, free]) == (HOLDS, "ends at 7.000 of 10")
-    assert judged(Trapped(), [trapped, free]) == (NOT, "ends at 7.000 of 10, ends at 10.000 of 10")
+    assert judged(Trapped(("one",)), [trapped, free]) == (HOLDS, "ends at 7.000 (M̂ 0) of 10")
+    assert judged(Trapped(), [trapped, free]) == (
+        NOT,
+        "ends at 7.000 (M̂ 0) of 10, ends at 10.000 (M̂ 0) of 10",
+    )
     assert judged(NeverFalls(), [trapped, free])[0] == HOLDS
     assert judged(NeverFalls(), [trapped, free], complete=False)[0] == OPEN
     assert judged(NeverFalls(), []) == ("not run", "")
