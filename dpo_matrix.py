@@ -25,7 +25,7 @@ batches the arithmetic.
 import os
 import signal
 
-# A signal during the imports, which take seconds: leave as EXIT_REQUEUE does, without a traceback.
+# The imports take seconds; a signal during them exits with EXIT_REQUEUE's code, without a traceback.
 if __name__ == "__main__":
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: os._exit(75))
@@ -67,10 +67,10 @@ from envs.matrix.exact import evaluate_exactly
 
 SCRIPT = Path(__file__).stem
 EXIT_REQUEUE = 75  # EX_TEMPFAIL: a signal stopped it, and the last line printed says how to go on
-ITERATIONS = 10_000  # of the exact iteration at most: it need not converge, nor quickly
-STEADY = 1e-12  # it ends where no probability changes by more
-CHUNK = 512  # rows per backward pass, 8 // n times as many for groups of n < 8 agents: fits the cache
-GROUP_AGENTS = 2  # agents per group, about, in at most 8 groups; a thread trains one group at a time
+ITERATIONS = 10_000  # at most, of the exact iteration, which may converge slowly or never
+STEADY = 1e-12  # it ends once no probability changes by more than this
+CHUNK = 512  # rows per backward pass, to fit the cache; 8 // n times as many for groups of n < 8 agents
+GROUP_AGENTS = 2  # rough number of agents per group, in at most 8 groups; a thread trains one group at a time
 GROUP_ROWS = 10**9  # all agents are one group: their tables are too small to pay for threads
 # Columns of metrics.csv; a row leaves empty what it does not report.
 COLUMNS = """
@@ -97,12 +97,12 @@ class Args:
     gamma: float = 0.99  # discount factor
     gae_lambda: float = 0.95  # lambda of generalised advantage estimation
     update_epochs: int = 15  # gradient steps per update, each on the whole batch
-    ent_coef: float = 0.01  # coefficient c_H of the entropy bonus, which beside eq. (20) is c_H H / N
+    ent_coef: float = 0.01  # coefficient c_H of the entropy bonus, c_H H / N, which is added to eq. (20)
     d_target: float = 0.1  # KL per update that eq. (21) steers each agent to
     delta: float = 1.5  # eq. (21): the betas change where KL leaves [d_target / delta, d_target * delta]
     omega: float = 2.0  # eq. (21): the factor by which they change
     beta_init: float = 0.01  # initial beta1 and beta2 (themselves, not N times)
-    beta_min: float = 0.001  # floor of N * beta after an update; with 0, 143 halvings make a beta 0 for ever
+    beta_min: float = 0.001  # floor of N * beta after an update; if 0, beta is 0 for good after 143 halvings
     beta_max: float = 1000.0  # ceiling of N * beta (N times: the surrogate of eq. (20) has weight 1/N)
     # beta1's term. state: E_s[sqrt KL_s], eq. (20); average: sqrt E_s[KL_s], section 4.5; off: DPO_w/o_sqrt
     sqrt_kl_term: Literal["state", "average", "off"] = "state"
@@ -114,9 +114,9 @@ class Args:
         "theory"  # exact iteration: factor of sqrt(KL) in (18); theory: M-hat of Theorem 3.3
     )
     c: float = 10.0  # exact iteration: factor C of KL in (18)
-    start: tuple[float, float] = (0.5, 0.5)  # exact iteration: p and q, probabilities of action 1, at first
+    start: tuple[float, float] = (0.5, 0.5)  # exact iteration: initial p and q, the probabilities of action 1
 
-    eval_every: int = 20_480  # environment steps between evaluations, which are exact: they solve for returns
+    eval_every: int = 20_480  # environment steps between evaluations, which compute returns exactly
     checkpoint_every: int = 102_400  # environment steps between checkpoints
     runs_dir: str = "runs"  # where run directories are made
     resume: str = ""  # run directory (or .pt file) to continue, with the arguments it began with
@@ -207,10 +207,10 @@ class Agents(nn.Module):
         return self.critic(obs).squeeze(-1)
 
     def group(self, part: slice) -> "Agents":
-        """Some of the agents as a module of views: who trains it trains these agents."""
+        """Some of the agents, as a module of views: training it trains these agents."""
         members = copy.deepcopy(self)
-        # .data gives every view a version of its own, else autograd would take another thread's step for a
-        # change to what it saved.
+        # .data gives each view its own version counter; else autograd would mistake another thread's step for
+        # a change to a tensor that it saved.
         for mine, whole in zip(members.parameters(), self.parameters(), strict=True):
             mine.data = whole.data[part]
         members.beta1 = self.beta1.data[part]
@@ -292,8 +292,8 @@ def dpo_loss(agents, obs, old_logp, advantages, returns, weight, ent_coef, sqrt_
     obs (n, S, S), one-hot: every state once; old_logp, advantages (n, S, A); returns, weight (n, S).
 
     Per agent: eq. (20), with the entropy bonus beside its ratio term, and eq. (8), E[(V - return)^2].
-    sqrt_slope (n,), for --sqrt-kl-term average alone: d sqrt(KL_avg) / d KL_avg = 1 / (2 sqrt KL_avg), KL_avg
-    being the whole batch's; beta1 then multiplies sqrt(KL_avg).
+    sqrt_slope (n,), only for --sqrt-kl-term average, where beta1 multiplies sqrt(KL_avg), KL_avg being that
+    of the whole batch: d sqrt(KL_avg) / d KL_avg = 1 / (2 sqrt KL_avg).
     """
     logp = F.log_softmax(agents.actor(obs), dim=-1)
     surrogate = (advantages * (logp - old_logp).exp()).sum((1, 2))
@@ -301,7 +301,7 @@ def dpo_loss(agents, obs, old_logp, advantages, returns, weight, ent_coef, sqrt_
     kl_s = categorical_kl(old_logp, logp)
     kl = (weight * kl_s).sum(1)
     if sqrt_slope is None:
-        sqrt_kl = (weight * (kl_s + 1e-12).sqrt()).sum(1)  # sqrt alone: gradient NaN at 0, where it starts
+        sqrt_kl = (weight * (kl_s + 1e-12).sqrt()).sum(1)  # without 1e-12, NaN gradients at KL 0, the start
     else:
         sqrt_kl = sqrt_slope * kl  # has the gradient of sqrt(KL_avg), and half its value
     # N times eq. (20): the same maximiser, with gradients as large as IPPO's, which clip and Adam's eps suit.
@@ -473,7 +473,7 @@ def train(args: Args, envs, optimum: float, agents: Agents, state: dict) -> Path
     def snapshot() -> dict:
         """What a resumed run needs to go on as if it had never stopped."""
         return {
-            "best": agents.state_dict(),  # exact evaluation has no luck to correct for: the last ones count
+            "best": agents.state_dict(),  # exact evaluations are never lucky: the last parameters count
             "agents": agents.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in learner.optimizers],
             "generator": generator.get_state(),
@@ -647,7 +647,7 @@ def iterate_matrix_game(args: Args) -> None:
         if field.name not in allowed and getattr(args, field.name) != field.default:
             flag = "--" + field.name.replace("_", "-")
             sys.exit(f"{SCRIPT}: the exact iteration of this game does not use {flag}; drop it.")
-    env_id = "matrix/1" if args.payoff else args.env_id  # any: the payoff stands for it
+    env_id = "matrix/1" if args.payoff else args.env_id  # any will do: the payoff replaces its own
     env = environments.make(env_id, 1, device="cpu", payoff=args.payoff)
     payoff = np.reshape(args.payoff or PAYOFFS[args.game], (1, 2, 2)).astype(float)  # env's is float32
     m_hat = m_hat_theory(2, float(np.abs(payoff).max()), 0.0) if args.m_hat == "theory" else args.m_hat
@@ -676,7 +676,7 @@ def iterate_matrix_game(args: Args) -> None:
     right.plot(q, color="#d55e00", linestyle="--", label="q")
     right.set_ylim(-0.03, 1.03)
     for axes in (left, right):
-        axes.set_xscale("symlog", linthresh=1)  # most happens early, and the start belongs to it
+        axes.set_xscale("symlog", linthresh=1)  # most happens early; unlike log, symlog shows iteration 0
         axes.set_xlabel("iteration")
         axes.legend()
     figure.suptitle(f"Payoff {payoff.ravel().tolist()}, M-hat = {m_hat:g}, C = {args.c:g}")
@@ -696,7 +696,7 @@ def main() -> None:
     if not state and (args.m_hat, args.c, args.start) != ("theory", 10.0, (0.5, 0.5)):
         sys.exit(f"{SCRIPT}: --m-hat, --c and --start are of the exact iteration: add --game 1 or --payoff.")
     torch.set_num_threads(1)  # per operator: --torch-threads are for groups of agents in parallel
-    torch.set_float32_matmul_precision("highest")  # else TORCH_ALLOW_TF32_CUBLAS_OVERRIDE rounds
+    torch.set_float32_matmul_precision("highest")  # no TF32, even if TORCH_ALLOW_TF32_CUBLAS_OVERRIDE is set
     torch.manual_seed(args.seed)
     names = ("num_states", "num_agents", "num_actions", "game_seed")
     options = {name: getattr(args, name) for name in names}
@@ -741,8 +741,8 @@ def parse_args(argv: list[str] | None = None) -> tuple[Args, dict]:
         if not word.strip() or word.endswith("=") or not word.isprintable():
             what = "is empty (a variable not set?), has several lines, or letters that this locale lacks"
             sys.exit(f"{SCRIPT}: the argument {word!a} {what} (set PYTHONUTF8=1).")
-    # First for --resume and the environment, whose arguments or preset are the defaults of the second, which
-    # answers --help.
+    # The first parse only finds --resume and the environment: the run's arguments, or the preset, become the
+    # defaults of the second, which answers --help.
     asked = [word for word in argv if word not in ("-h", "--help")]
     args = tyro.cli(Args, args=asked, description=__doc__)
     if args.resume and not args.eval_only:
@@ -750,7 +750,7 @@ def parse_args(argv: list[str] | None = None) -> tuple[Args, dict]:
     state = load(checkpoint_path(args)) if args.resume else {}
     preset = PRESETS.get(args.env_id.partition("/")[0], {}) | PRESETS.get(args.env_id, {})
     base = Args(**(state["args"] if state else preset))
-    if state and ":" in base.env_id and base.env_id != args.env_id:  # a stranger's, and it would be imported
+    if state and ":" in base.env_id and base.env_id != args.env_id:  # foreign code, which would be imported
         sys.exit(f"{SCRIPT}: {args.resume} was made in {base.env_id}; name that here, too, if you trust it.")
     args = tyro.cli(Args, args=argv, default=base, description=__doc__)
     may_change = {*RESUME_CHANGES, "runs_dir", "resume", "eval_only", "torch_threads"}
@@ -806,13 +806,13 @@ def replacing(path: Path):
 
 
 def write_json(path: Path, values: dict) -> None:
-    """A line for each of the values."""
+    """Writes the values as JSON, one to a line."""
     with replacing(path) as file:
         file.write((json.dumps(values, indent=1) + "\n").encode())
 
 
 def read_json(path: Path) -> dict:
-    """What `write_json` wrote, or the end in one sentence."""
+    """Reads what `write_json` wrote; exits with one sentence if it cannot be read."""
     try:
         return {**json.loads(path.read_text())}  # TypeError unless it is an object
     except (OSError, ValueError, TypeError) as error:
@@ -820,7 +820,7 @@ def read_json(path: Path) -> dict:
 
 
 def form(part) -> object:
-    """Types and shapes of a nested state: kept with it, they show a missing part, or one of another kind."""
+    """Types and shapes of a nested state, saved with it to reveal missing parts, or parts of another kind."""
     if isinstance(part, dict):
         return {name: form(x) for name, x in part.items()}
     if isinstance(part, list | tuple):
@@ -834,18 +834,18 @@ def save(path: Path, state: dict) -> None:
     with replacing(path) as file:
         try:
             torch.save(state | {"form": form(state)}, file)
-        except RuntimeError as error:  # where the disk is full, PyTorch complains about its own position
+        except RuntimeError as error:  # on a full disk, PyTorch complains about its file position
             raise error.__context__ if isinstance(error.__context__, OSError) else error from None
 
 
 def load(path: Path) -> dict:
-    """Reads what `save` wrote, executing nothing from it; one sentence if it is not ours or not whole.
+    """Reads what `save` wrote, executing none of it; exits with one sentence if it is foreign or damaged.
 
     Its tensors stay on disk until they are used, so that a replay buffer is never in memory twice.
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            if archive.testzip():  # PyTorch does not look at the sums
+            if archive.testzip():  # PyTorch does not verify the checksums
                 raise zipfile.BadZipFile
         with warnings.catch_warnings(action="ignore"):
             state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
@@ -857,9 +857,10 @@ def load(path: Path) -> dict:
             what = f"is of another version of {SCRIPT}.py; args.json names its git_commit"
             sys.exit(f"{SCRIPT}: {path} {what}.")
         Args(**state["args"])  # ValueError if one is out of range
-        saved_form = state.pop("form", None)  # older policies have none
-        if saved_form is not None and saved_form != form(state):
-            raise ValueError
+        if "form" in state:  # older policies have none
+            saved_form = state.pop("form")
+            if saved_form != form(state):
+                raise ValueError
         return state
     except FileNotFoundError:
         sys.exit(f"{SCRIPT}: no checkpoint at {path}; give a run directory or a .pt file of {SCRIPT}.py.")
@@ -871,7 +872,7 @@ def load(path: Path) -> dict:
 
 @contextlib.contextmanager
 def restoring(args: Args, state: dict):
-    """Within, a checkpoint that does not fit ends the process in one sentence; then its memory is freed."""
+    """Exits with one sentence if the checkpoint does not fit; frees its memory at the end of the block."""
     try:
         yield
     except (environments.BrokenEnvironment, OSError, MemoryError, torch.OutOfMemoryError):
@@ -894,7 +895,7 @@ LOCKS: list[int] = []  # descriptors of files that no other process may lock bef
 
 
 def lock(path: Path) -> None:
-    """Keeps other processes out of a run by its metrics.csv, which two writers would ruin."""
+    """Keeps other processes out of a run by locking its metrics.csv, which two writers would ruin."""
     try:
         import fcntl  # not on Windows
 
@@ -935,7 +936,7 @@ class Run:
             self.metrics = self.directory / "metrics.csv"
             rows = self.metrics.read_bytes() if self.metrics.exists() else b""
             if hashlib.sha256(rows[: state["metrics_bytes"]]).hexdigest() != state["metrics_sha256"]:
-                what = "is not as the checkpoint knows it; restore it or start a new run"
+                what = "does not match the checkpoint; restore it or start a new run"
                 sys.exit(f"{SCRIPT}: {self.metrics} {what}.")
             about = read_json(self.directory / "args.json")
             now = environments.describe(envs)
@@ -958,13 +959,13 @@ class Run:
         print(f"{self.directory}: {sizes}", flush=True)
         self.next_checkpoint = start_step
         self.writer = SummaryWriter(str(self.directory), purge_step=start_step + 1)
-        # Where output is no terminal, a line every ten seconds in the place of the bar.
+        # If the output is not a terminal, print a line every ten seconds instead of the bar.
         line = "step {n_fmt} of {total_fmt}, {rate_fmt}, ETA {remaining}{postfix}\n"
         look = {} if sys.stderr.isatty() else dict(mininterval=10, bar_format=line)
         self.bar = tqdm(
             total=args.total_timesteps, initial=start_step, unit=" steps", unit_scale=True, **look
         )
-        self.stopping = False  # as soon as the current update, or evaluation, is over
+        self.stopping = False  # True: the run ends as soon as the current updates are over
         self.evaluating = False
         on_signal(self.stop)
 
@@ -983,13 +984,13 @@ class Run:
 
     @contextlib.contextmanager
     def evaluation(self):
-        """Within, a signal aborts the evaluation; the resumed run does it again from its beginning."""
+        """A signal in this block aborts the evaluation; the resumed run repeats it from the start."""
         with contextlib.suppress(Stopped):
             self.evaluating = not self.stopping
             yield
 
     def add_evaluation(self, global_step: int, result: dict[str, float], agents: nn.Module) -> None:
-        """Logs it, and keeps the parameters if none have been better; a tie goes to the later ones."""
+        """Logs it, and keeps the parameters unless earlier ones were better; a tie goes to the later ones."""
         self.evaluating = False
         self.evaluated = global_step
         self.log(global_step, result)
@@ -998,7 +999,7 @@ class Run:
             self.best = copy.deepcopy(agents.state_dict())
 
     def log(self, global_step: int, row: dict[str, float]) -> None:
-        """A row of metrics.csv, on disk before this returns; the same for TensorBoard and the bar."""
+        """Writes a row to metrics.csv, on disk before this returns, and to TensorBoard and the bar."""
         self.append({"global_step": global_step} | {name: f"{value:.6g}" for name, value in row.items()})
         for name, value in row.items():
             self.writer.add_scalar(name, value, global_step)
@@ -1014,7 +1015,7 @@ class Run:
             os.fsync(file.fileno())
 
     def check_finite(self, global_step: int, row: dict[str, float], agents: nn.Module, batch: dict) -> None:
-        """After an update: ends a run that diverged, with what led there on disk, before it acts or saves."""
+        """After an update: ends a diverged run before it acts or saves; its last batch goes to disk."""
         finite = all(x.isfinite().all() for x in agents.state_dict().values())
         if finite and np.isfinite([*row.values()]).all():
             return
@@ -1051,14 +1052,14 @@ class Run:
         """The run directory, and the parameters that evaluated best. A signal after this loses nothing."""
         self.bar.close()
         self.writer.close()
-        self.evaluating = True  # by what follows: a signal ends that at once
+        self.evaluating = True  # what follows counts as an evaluation: a signal ends it at once
         if self.stopping:
             self.stop()
         return self.directory, self.best
 
 
 def finish(args: Args, agents: nn.Module, directory: Path, result: dict[str, float], how: str) -> None:
-    """Tells a result; of a run that is done, keeps it and policy.pt, which is what --eval-only needs."""
+    """Prints a result; at the end of a run, saves it and policy.pt, which is all that --eval-only needs."""
     print(f"{directory}, {how}: {json.dumps(result)}")
     if not args.eval_only:
         settings = asdict(args) | {"runs_dir": "", "resume": ""}  # no paths in a file to hand on
@@ -1067,9 +1068,9 @@ def finish(args: Args, agents: nn.Module, directory: Path, result: dict[str, flo
 
 
 class Clock:
-    """Seconds by phase; a lap is what went by since the last one. Evaluation counts nowhere.
+    """Seconds per phase; a lap is the time since the last one. Evaluation is not counted.
 
-    A GPU works on while the host goes ahead, so that its time may be put down to the next phase.
+    A GPU is still working when the host moves on, so some of its time may be booked under the next phase.
     """
 
     def __init__(self):
@@ -1094,11 +1095,11 @@ def mean_over_episodes(episodes: list[dict[str, float]], prefix: str) -> dict[st
 
 
 class CudaGraph:
-    """`update(batch)` as one launch of a CUDA graph; small networks would wait for thousands of launches.
+    """`update(batch)` as one launch of a CUDA graph, instead of thousands that small networks would wait for.
 
-    PyTorch wants real calls before it records one: the first two run as they are. What is recorded reads and
-    writes the same memory at each replay, so every batch is copied to where the first was; a replay buffer's
-    batches are in host memory before.
+    PyTorch needs real calls before it can record one, so the first two run as they are. A recorded graph
+    reads and writes the same memory at each replay, so every batch is copied to where the first one was; a
+    replay buffer's batches come from host memory.
     """
 
     def __init__(self, update):
@@ -1127,7 +1128,7 @@ class CudaGraph:
 
 
 class Unbroken(io.FileIO):
-    """An output that nobody may be reading any more, as after `| head -1`: that costs lines, not steps."""
+    """An output whose reader may be gone, as after `| head -1`: lines are lost, but the run goes on."""
 
     def write(self, data) -> int:
         with contextlib.suppress(BrokenPipeError):
@@ -1156,7 +1157,7 @@ if __name__ == "__main__":
         print(f"{SCRIPT}: {stopped}")
         sys.exit(EXIT_REQUEUE)
     except (environments.BrokenEnvironment, MemoryError) as error:
-        sys.exit(f"{SCRIPT}: {str(error).rstrip('.') or 'the memory does not suffice'}.")
+        sys.exit(f"{SCRIPT}: {str(error).rstrip('.') or 'not enough memory'}.")
     except OSError as error:
         room = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
         advice = "; make room or allow writing, then --resume the last checkpoint, if any" if room else ""
@@ -1164,7 +1165,7 @@ if __name__ == "__main__":
     except RuntimeError as error:
         if "out of memory" not in str(error) and "allocate memory" not in str(error):
             raise
-        what = "the memory does not suffice; take fewer --num-envs, or a shorter rollout or replay buffer"
+        what = "not enough memory; take fewer --num-envs, or a shorter rollout or replay buffer"
         sys.exit(f"{SCRIPT}: {what}.")
     finally:
         on_signal(signal.SIG_IGN)  # nothing is left to stop

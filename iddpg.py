@@ -1,7 +1,7 @@
 """IDDPG, independent deep deterministic policy gradient, on continuous actions: a baseline of DPO.
 
-Paper: Continuous control with deep reinforcement learning (Lillicrap et al., 2016, arXiv 1509.02971), by
-every agent on its own: the critic sees its agent's observation and action only.
+Paper: Continuous control with deep reinforcement learning (Lillicrap et al., 2016, arXiv 1509.02971), for
+every agent on its own: each critic sees only its agent's observation and action.
 Details: docs/iddpg.md
 Reproduce: python iddpg.py --total-timesteps 100000  (see benchmark/results/studies/baselines/README.md)
 
@@ -12,7 +12,7 @@ buffer. They share nothing; stacking their networks only batches the arithmetic.
 import os
 import signal
 
-# A signal during the imports, which take seconds: leave as EXIT_REQUEUE does, without a traceback.
+# The imports take seconds; a signal during them exits with EXIT_REQUEUE's code, without a traceback.
 if __name__ == "__main__":
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: os._exit(75))
@@ -54,8 +54,8 @@ SCRIPT = Path(__file__).stem
 EXIT_REQUEUE = 75  # EX_TEMPFAIL: a signal stopped it, and the last line printed says how to go on
 LONGEST_EPISODE = 100_000  # steps after which an evaluation gives up on an episode
 EVAL_EPISODES = 32  # greedy episodes per evaluation; 10 times as many at the end, unless they are slow
-GROUP_AGENTS = 4  # agents per group, about, in at most 8 groups; a thread trains one group at a time
-LOG_EVERY = 2048  # environment steps that a row of metrics.csv averages over, at least; none before an update
+GROUP_AGENTS = 4  # rough number of agents per group, in at most 8 groups; a thread trains one group at a time
+LOG_EVERY = 2048  # least environment steps of a row of metrics.csv; none before an update
 # Columns of metrics.csv; a row leaves empty what it does not report.
 COLUMNS = """
 global_step eval/episodic_return eval/episodic_length
@@ -162,7 +162,7 @@ class Agents(nn.Module):
         self.register_buffer("high", torch.tensor(bounds.high)[:, None], persistent=False)
 
     def group(self, part: slice) -> "Agents":
-        """Some of the agents as a module of views: who trains it trains these agents.
+        """Some of the agents, as a module of views: training it trains these agents.
 
         Its bounds are the whole team's: `update`, for which it is made, uses none.
         """
@@ -187,7 +187,7 @@ class Agents(nn.Module):
 
 # --- same in: iddpg, iql ---
 def copy_rows(array: np.ndarray, saved: torch.Tensor) -> None:
-    """Takes over a part of a saved replay buffer; ValueError if it has another shape or type."""
+    """Copies a part of a saved replay buffer into array; ValueError if its shape or type differs."""
     if (saved.shape, saved.numpy().dtype) != (array.shape, array.dtype):
         raise ValueError(f"{saved.dtype} {tuple(saved.shape)} where {array.dtype} {array.shape} was")
     array[:] = saved.numpy()
@@ -197,7 +197,7 @@ class Replay:
     """The last environment steps, as arrays (steps, ...)."""
 
     def __init__(self, args: Args, envs, steps: int):
-        """steps: how many will come; fewer than --buffer-steps need less memory."""
+        """steps: the most that the run will add; if fewer than --buffer-steps, less memory is needed."""
         obs = (envs.num_agents, envs.obs_dim)
         kinds = {
             "obs": (obs, np.float32),
@@ -216,7 +216,7 @@ class Replay:
         self.data = {name: np.zeros((self.capacity, *size), kind) for name, (size, kind) in kinds.items()}
 
     def add(self, **step: torch.Tensor) -> None:
-        """Takes a step of every environment: tensors (N, E, ...), the team's (E,). The oldest make room."""
+        """Adds a step of every environment: tensors (N, E, ...), the team's (E,). Overwrites the oldest."""
         where = (self.added + np.arange(len(step["rewards"]))) % self.capacity
         for name, x in step.items():
             x = x.transpose(0, 1) if x.dim() > 1 else x
@@ -244,8 +244,8 @@ class Replay:
 def critic_loss(agents, target, batch, gamma: float):
     """Squared error to y = r + gamma (1 - terminated) Q_target(o', pi_target(o')), and its parts, (n,) each.
 
-    batch: obs, next_obs (n, rows, obs_dim), actions (n, rows, D), the team's rewards, terminations (rows,),
-    of the n agents of a group. Summed over agents (whose parameters are disjoint).
+    batch, of the n agents of a group: obs, next_obs (n, rows, obs_dim), actions (n, rows, D), and the team's
+    rewards, terminations (rows,). The loss is summed over agents (whose parameters are disjoint).
     """
     with torch.no_grad():
         following = target.value(batch["next_obs"], target.act(batch["next_obs"]))
@@ -333,12 +333,12 @@ class Learner:
 
 
 def greedy(agents: Agents, obs: torch.Tensor, action_mask: torch.Tensor) -> torch.Tensor:
-    """Actions without noise, (N, E, D); the mask says what act_mask does."""
+    """Actions without noise, (N, E, D); action_mask says the same as act_mask."""
     return agents.to_bounds(agents.act(obs))
 
 
 def explore(actions, act_mask, args: Args, global_step: int, rng: np.random.Generator) -> torch.Tensor:
-    """Actions (N, E, D) with noise, at first uniformly random ones; in [-1, 1], 0 where padded.
+    """Actions (N, E, D) with noise, or uniformly random during warm-up; in [-1, 1], 0 where padded.
 
     Both are drawn at every step, so that no draw depends on another.
     """
@@ -355,7 +355,7 @@ def explore(actions, act_mask, args: Args, global_step: int, rng: np.random.Gene
 # --- same in: dpo_mamujoco, dpo_mpe, dpo_smac, iddpg ---
 @torch.no_grad()
 def evaluate(agents, envs, num_episodes: int, seed: list[int], frames: list | None = None):
-    """Means over greedy episodes, as many of each environment: those that end first are shorter than most.
+    """Means over greedy episodes, equally many per environment: those that end first are shorter than most.
 
     seed: [args.seed, 0, global_step] during training, [args.seed, 1] at its end, [args.seed, 2] for a video.
     """
@@ -392,7 +392,7 @@ def add_update(window: dict, stats: dict[str, torch.Tensor]) -> None:
 
 
 def train(args: Args, envs, eval_envs, agents: Agents, state: dict) -> tuple[Path, dict]:
-    """Repeats a step and its updates. Returns the run directory and the state_dict that scored best."""
+    """Alternates steps with their updates. Returns the run directory and the state_dict that scored best."""
     learner = Learner(agents, args)
     longest = max(args.total_timesteps, state.get("global_step", 0))
     replay = Replay(args, envs, longest + args.num_envs)
@@ -485,7 +485,7 @@ def train(args: Args, envs, eval_envs, agents: Agents, state: dict) -> tuple[Pat
 def main() -> None:
     args, state = parse_args()
     torch.set_num_threads(1)  # per operator: --torch-threads are for groups of agents in parallel
-    torch.set_float32_matmul_precision("highest")  # else TORCH_ALLOW_TF32_CUBLAS_OVERRIDE rounds
+    torch.set_float32_matmul_precision("highest")  # no TF32, even if TORCH_ALLOW_TF32_CUBLAS_OVERRIDE is set
     torch.manual_seed(args.seed)
     options = {"threads": thread_count(args)} if args.env_id.startswith("mamujoco/") else {}
     options |= environments.parse_options(args.env_options)
@@ -540,8 +540,8 @@ def parse_args(argv: list[str] | None = None) -> tuple[Args, dict]:
         if not word.strip() or word.endswith("=") or not word.isprintable():
             what = "is empty (a variable not set?), has several lines, or letters that this locale lacks"
             sys.exit(f"{SCRIPT}: the argument {word!a} {what} (set PYTHONUTF8=1).")
-    # First for --resume and the environment, whose arguments or preset are the defaults of the second, which
-    # answers --help.
+    # The first parse only finds --resume and the environment: the run's arguments, or the preset, become the
+    # defaults of the second, which answers --help.
     asked = [word for word in argv if word not in ("-h", "--help")]
     args = tyro.cli(Args, args=asked, description=__doc__)
     if args.resume and not args.eval_only:
@@ -549,7 +549,7 @@ def parse_args(argv: list[str] | None = None) -> tuple[Args, dict]:
     state = load(checkpoint_path(args)) if args.resume else {}
     preset = PRESETS.get(args.env_id.partition("/")[0], {}) | PRESETS.get(args.env_id, {})
     base = Args(**(state["args"] if state else preset))
-    if state and ":" in base.env_id and base.env_id != args.env_id:  # a stranger's, and it would be imported
+    if state and ":" in base.env_id and base.env_id != args.env_id:  # foreign code, which would be imported
         sys.exit(f"{SCRIPT}: {args.resume} was made in {base.env_id}; name that here, too, if you trust it.")
     args = tyro.cli(Args, args=argv, default=base, description=__doc__)
     may_change = {*RESUME_CHANGES, "runs_dir", "resume", "eval_only", "torch_threads"}
@@ -605,13 +605,13 @@ def replacing(path: Path):
 
 
 def write_json(path: Path, values: dict) -> None:
-    """A line for each of the values."""
+    """Writes the values as JSON, one to a line."""
     with replacing(path) as file:
         file.write((json.dumps(values, indent=1) + "\n").encode())
 
 
 def read_json(path: Path) -> dict:
-    """What `write_json` wrote, or the end in one sentence."""
+    """Reads what `write_json` wrote; exits with one sentence if it cannot be read."""
     try:
         return {**json.loads(path.read_text())}  # TypeError unless it is an object
     except (OSError, ValueError, TypeError) as error:
@@ -619,7 +619,7 @@ def read_json(path: Path) -> dict:
 
 
 def form(part) -> object:
-    """Types and shapes of a nested state: kept with it, they show a missing part, or one of another kind."""
+    """Types and shapes of a nested state, saved with it to reveal missing parts, or parts of another kind."""
     if isinstance(part, dict):
         return {name: form(x) for name, x in part.items()}
     if isinstance(part, list | tuple):
@@ -633,18 +633,18 @@ def save(path: Path, state: dict) -> None:
     with replacing(path) as file:
         try:
             torch.save(state | {"form": form(state)}, file)
-        except RuntimeError as error:  # where the disk is full, PyTorch complains about its own position
+        except RuntimeError as error:  # on a full disk, PyTorch complains about its file position
             raise error.__context__ if isinstance(error.__context__, OSError) else error from None
 
 
 def load(path: Path) -> dict:
-    """Reads what `save` wrote, executing nothing from it; one sentence if it is not ours or not whole.
+    """Reads what `save` wrote, executing none of it; exits with one sentence if it is foreign or damaged.
 
     Its tensors stay on disk until they are used, so that a replay buffer is never in memory twice.
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            if archive.testzip():  # PyTorch does not look at the sums
+            if archive.testzip():  # PyTorch does not verify the checksums
                 raise zipfile.BadZipFile
         with warnings.catch_warnings(action="ignore"):
             state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
@@ -656,9 +656,10 @@ def load(path: Path) -> dict:
             what = f"is of another version of {SCRIPT}.py; args.json names its git_commit"
             sys.exit(f"{SCRIPT}: {path} {what}.")
         Args(**state["args"])  # ValueError if one is out of range
-        saved_form = state.pop("form", None)  # older policies have none
-        if saved_form is not None and saved_form != form(state):
-            raise ValueError
+        if "form" in state:  # older policies have none
+            saved_form = state.pop("form")
+            if saved_form != form(state):
+                raise ValueError
         return state
     except FileNotFoundError:
         sys.exit(f"{SCRIPT}: no checkpoint at {path}; give a run directory or a .pt file of {SCRIPT}.py.")
@@ -670,7 +671,7 @@ def load(path: Path) -> dict:
 
 @contextlib.contextmanager
 def restoring(args: Args, state: dict):
-    """Within, a checkpoint that does not fit ends the process in one sentence; then its memory is freed."""
+    """Exits with one sentence if the checkpoint does not fit; frees its memory at the end of the block."""
     try:
         yield
     except (environments.BrokenEnvironment, OSError, MemoryError, torch.OutOfMemoryError):
@@ -693,7 +694,7 @@ LOCKS: list[int] = []  # descriptors of files that no other process may lock bef
 
 
 def lock(path: Path) -> None:
-    """Keeps other processes out of a run by its metrics.csv, which two writers would ruin."""
+    """Keeps other processes out of a run by locking its metrics.csv, which two writers would ruin."""
     try:
         import fcntl  # not on Windows
 
@@ -734,7 +735,7 @@ class Run:
             self.metrics = self.directory / "metrics.csv"
             rows = self.metrics.read_bytes() if self.metrics.exists() else b""
             if hashlib.sha256(rows[: state["metrics_bytes"]]).hexdigest() != state["metrics_sha256"]:
-                what = "is not as the checkpoint knows it; restore it or start a new run"
+                what = "does not match the checkpoint; restore it or start a new run"
                 sys.exit(f"{SCRIPT}: {self.metrics} {what}.")
             about = read_json(self.directory / "args.json")
             now = environments.describe(envs)
@@ -757,13 +758,13 @@ class Run:
         print(f"{self.directory}: {sizes}", flush=True)
         self.next_checkpoint = start_step
         self.writer = SummaryWriter(str(self.directory), purge_step=start_step + 1)
-        # Where output is no terminal, a line every ten seconds in the place of the bar.
+        # If the output is not a terminal, print a line every ten seconds instead of the bar.
         line = "step {n_fmt} of {total_fmt}, {rate_fmt}, ETA {remaining}{postfix}\n"
         look = {} if sys.stderr.isatty() else dict(mininterval=10, bar_format=line)
         self.bar = tqdm(
             total=args.total_timesteps, initial=start_step, unit=" steps", unit_scale=True, **look
         )
-        self.stopping = False  # as soon as the current update, or evaluation, is over
+        self.stopping = False  # True: the run ends as soon as the current updates are over
         self.evaluating = False
         on_signal(self.stop)
 
@@ -782,13 +783,13 @@ class Run:
 
     @contextlib.contextmanager
     def evaluation(self):
-        """Within, a signal aborts the evaluation; the resumed run does it again from its beginning."""
+        """A signal in this block aborts the evaluation; the resumed run repeats it from the start."""
         with contextlib.suppress(Stopped):
             self.evaluating = not self.stopping
             yield
 
     def add_evaluation(self, global_step: int, result: dict[str, float], agents: nn.Module) -> None:
-        """Logs it, and keeps the parameters if none have been better; a tie goes to the later ones."""
+        """Logs it, and keeps the parameters unless earlier ones were better; a tie goes to the later ones."""
         self.evaluating = False
         self.evaluated = global_step
         self.log(global_step, result)
@@ -797,7 +798,7 @@ class Run:
             self.best = copy.deepcopy(agents.state_dict())
 
     def log(self, global_step: int, row: dict[str, float]) -> None:
-        """A row of metrics.csv, on disk before this returns; the same for TensorBoard and the bar."""
+        """Writes a row to metrics.csv, on disk before this returns, and to TensorBoard and the bar."""
         self.append({"global_step": global_step} | {name: f"{value:.6g}" for name, value in row.items()})
         for name, value in row.items():
             self.writer.add_scalar(name, value, global_step)
@@ -813,7 +814,7 @@ class Run:
             os.fsync(file.fileno())
 
     def check_finite(self, global_step: int, row: dict[str, float], agents: nn.Module, batch: dict) -> None:
-        """After an update: ends a run that diverged, with what led there on disk, before it acts or saves."""
+        """After an update: ends a diverged run before it acts or saves; its last batch goes to disk."""
         finite = all(x.isfinite().all() for x in agents.state_dict().values())
         if finite and np.isfinite([*row.values()]).all():
             return
@@ -850,14 +851,14 @@ class Run:
         """The run directory, and the parameters that evaluated best. A signal after this loses nothing."""
         self.bar.close()
         self.writer.close()
-        self.evaluating = True  # by what follows: a signal ends that at once
+        self.evaluating = True  # what follows counts as an evaluation: a signal ends it at once
         if self.stopping:
             self.stop()
         return self.directory, self.best
 
 
 def finish(args: Args, agents: nn.Module, directory: Path, result: dict[str, float], how: str) -> None:
-    """Tells a result; of a run that is done, keeps it and policy.pt, which is what --eval-only needs."""
+    """Prints a result; at the end of a run, saves it and policy.pt, which is all that --eval-only needs."""
     print(f"{directory}, {how}: {json.dumps(result)}")
     if not args.eval_only:
         settings = asdict(args) | {"runs_dir": "", "resume": ""}  # no paths in a file to hand on
@@ -866,9 +867,9 @@ def finish(args: Args, agents: nn.Module, directory: Path, result: dict[str, flo
 
 
 class Clock:
-    """Seconds by phase; a lap is what went by since the last one. Evaluation counts nowhere.
+    """Seconds per phase; a lap is the time since the last one. Evaluation is not counted.
 
-    A GPU works on while the host goes ahead, so that its time may be put down to the next phase.
+    A GPU is still working when the host moves on, so some of its time may be booked under the next phase.
     """
 
     def __init__(self):
@@ -893,11 +894,11 @@ def mean_over_episodes(episodes: list[dict[str, float]], prefix: str) -> dict[st
 
 
 class CudaGraph:
-    """`update(batch)` as one launch of a CUDA graph; small networks would wait for thousands of launches.
+    """`update(batch)` as one launch of a CUDA graph, instead of thousands that small networks would wait for.
 
-    PyTorch wants real calls before it records one: the first two run as they are. What is recorded reads and
-    writes the same memory at each replay, so every batch is copied to where the first was; a replay buffer's
-    batches are in host memory before.
+    PyTorch needs real calls before it can record one, so the first two run as they are. A recorded graph
+    reads and writes the same memory at each replay, so every batch is copied to where the first one was; a
+    replay buffer's batches come from host memory.
     """
 
     def __init__(self, update):
@@ -926,7 +927,7 @@ class CudaGraph:
 
 
 class Unbroken(io.FileIO):
-    """An output that nobody may be reading any more, as after `| head -1`: that costs lines, not steps."""
+    """An output whose reader may be gone, as after `| head -1`: lines are lost, but the run goes on."""
 
     def write(self, data) -> int:
         with contextlib.suppress(BrokenPipeError):
@@ -955,7 +956,7 @@ if __name__ == "__main__":
         print(f"{SCRIPT}: {stopped}")
         sys.exit(EXIT_REQUEUE)
     except (environments.BrokenEnvironment, MemoryError) as error:
-        sys.exit(f"{SCRIPT}: {str(error).rstrip('.') or 'the memory does not suffice'}.")
+        sys.exit(f"{SCRIPT}: {str(error).rstrip('.') or 'not enough memory'}.")
     except OSError as error:
         room = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
         advice = "; make room or allow writing, then --resume the last checkpoint, if any" if room else ""
@@ -963,7 +964,7 @@ if __name__ == "__main__":
     except RuntimeError as error:
         if "out of memory" not in str(error) and "allocate memory" not in str(error):
             raise
-        what = "the memory does not suffice; take fewer --num-envs, or a shorter rollout or replay buffer"
+        what = "not enough memory; take fewer --num-envs, or a shorter rollout or replay buffer"
         sys.exit(f"{SCRIPT}: {what}.")
     finally:
         on_signal(signal.SIG_IGN)  # nothing is left to stop

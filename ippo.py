@@ -13,7 +13,7 @@ together (see Learner). Agents share nothing; stacking their networks only batch
 import os
 import signal
 
-# A signal during the imports, which take seconds: leave as EXIT_REQUEUE does, without a traceback.
+# The imports take seconds; a signal during them exits with EXIT_REQUEUE's code, without a traceback.
 if __name__ == "__main__":
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: os._exit(75))
@@ -56,9 +56,9 @@ SCRIPT = Path(__file__).stem
 EXIT_REQUEUE = 75  # EX_TEMPFAIL: a signal stopped it, and the last line printed says how to go on
 LONGEST_EPISODE = 100_000  # steps after which an evaluation gives up on an episode
 EVAL_EPISODES = 32  # greedy episodes per evaluation; 10 times as many at the end, unless they are slow
-CHUNK = 512  # rows per backward pass, 4 // n times as many for groups of n < 4 agents: fits the cache
-GROUP_AGENTS = 4  # agents per group, about, in at most 8 groups; a thread trains one group at a time
-GROUP_ROWS = 4096  # rows of all agents of a group, about: fewer are not worth a thread
+CHUNK = 512  # rows per backward pass, to fit the cache; 4 // n times as many for groups of n < 4 agents
+GROUP_AGENTS = 4  # rough number of agents per group, in at most 8 groups; a thread trains one group at a time
+GROUP_ROWS = 4096  # rough minimum of a group's rows, over all its agents: fewer are not worth a thread
 # Columns of metrics.csv; a row leaves empty what it does not report.
 COLUMNS = """
 global_step eval/episodic_return eval/episodic_length eval/win_rate
@@ -85,7 +85,7 @@ class Args:
     max_grad_norm: float = 10.0  # gradient clip, per agent and per network
     clip_coef: float = 0.2  # the ratio counts only within 1 - clip_coef and 1 + clip_coef
     log_std_init: float = 0.0  # logarithm of the standard deviation of real actions at the start
-    layer_norm: bool = True  # LayerNorm before each ReLU and, of discrete actions, on the observation
+    layer_norm: bool = True  # LayerNorm before each ReLU and, with discrete actions, on the observation
     value_norm: bool = False  # PopArt: critics learn returns normalised by running mean and std, per agent
 
     eval_every: int = 20_480  # environment steps between evaluations, 32 greedy episodes each
@@ -176,8 +176,8 @@ class StackedMLP(nn.Module):
 def masked_log_softmax(logits: torch.Tensor, action_mask: torch.Tensor) -> torch.Tensor:
     """log pi (..., A) of the available actions, and 0 at the others.
 
-    That 0 is no log-probability: it makes terms like pi log pi and log pi - log pi_old vanish there. Whoever
-    sums pi = exp(log pi) alone must mask it.
+    That 0 is not a log-probability: it makes terms like pi log pi and log pi - log pi_old vanish there. Code
+    that sums pi = exp(log pi) alone must mask it.
     """
     logits = logits.masked_fill(~action_mask, -torch.inf)
     return F.log_softmax(logits, dim=-1).masked_fill(~action_mask, 0.0)
@@ -211,7 +211,7 @@ def categorical_kl(old_logp: torch.Tensor, logp: torch.Tensor) -> torch.Tensor:
 
 
 class Categorical:
-    """Policies over A actions, of logits (N, batch, A); what action_mask (N, batch, A) forbids has none."""
+    """Policies over A actions, from logits (N, batch, A); action_mask (N, batch, A): those not forbidden."""
 
     def __init__(self, logits: torch.Tensor, action_mask: torch.Tensor):
         self.logp = masked_log_softmax(logits, action_mask)
@@ -238,12 +238,12 @@ class Categorical:
 
 
 class Gaussian:
-    """Policies over D real actions, of means (N, batch, D) and log_std (N, 1, D); not over padding."""
+    """Policies over D continuous actions from means (N, batch, D) and log_std (N, 1, D); padding left out."""
 
     def __init__(self, mean: torch.Tensor, action_mask: torch.Tensor, log_std: torch.Tensor):
         self.mean = mean
         self.log_std = log_std
-        self.action_mask = action_mask  # (N, batch, D), False at padding; of real actions none is forbidden
+        self.action_mask = action_mask  # (N, batch, D), False at padding; no continuous action is forbidden
 
     def sample(self, generator: torch.Generator) -> torch.Tensor:
         """Actions (N, batch, D), as drawn: they are clipped for the environment only."""
@@ -262,7 +262,7 @@ class Gaussian:
         return ((self.log_std + HALF_LOG_2_PI_E) * self.action_mask).sum(-1)
 
     def kl_from(self, old: "Gaussian") -> torch.Tensor:
-        """KL(old || self), (N, batch): of each action (exp(y) - 1 - y + ((mean - mean_old) / std)^2) / 2.
+        """KL(old || self), (N, batch): per action, (exp(y) - 1 - y + ((mean - mean_old) / std)^2) / 2.
 
         y = 2 (log std_old - log std).
         """
@@ -304,8 +304,8 @@ class RunningNorm(nn.Module):
 class Agents(nn.Module):
     """Actor pi_i, critic V_i and running statistics of N agents.
 
-    Networks take observations that went through obs_norm: of real actions running statistics, else a
-    LayerNorm without parameters, which needs computing once for every observation.
+    Networks take observations that went through obs_norm: running statistics with continuous actions, else a
+    LayerNorm that has no parameters, so that it is computed only once for each observation.
     """
 
     def __init__(
@@ -329,7 +329,7 @@ class Agents(nn.Module):
             self.obs_norm = nn.LayerNorm(obs_dim, elementwise_affine=False) if norm else nn.Identity()
         else:
             self.obs_norm = RunningNorm(num_agents, obs_dim)
-            # Part of the actor, whose gradient it is clipped with.
+            # Part of the actor, so that their gradients are clipped together.
             self.actor.log_std = nn.Parameter(torch.full((num_agents, 1, num_actions), log_std_init))
 
     def policy(self, outputs: torch.Tensor, action_mask: torch.Tensor) -> Categorical | Gaussian:
@@ -359,13 +359,13 @@ class Agents(nn.Module):
         return norm(rows).view_as(returns)
 
     def group(self, part: slice) -> "Agents":
-        """Some of the agents as a module of views: who trains it trains these agents.
+        """Some of the agents, as a module of views: training it trains these agents.
 
         Its running statistics are stale copies: `update`, for which it is made, uses none.
         """
         members = copy.deepcopy(self)
-        # .data gives every view a version of its own, else autograd would take another thread's step for a
-        # change to what it saved.
+        # .data gives each view its own version counter; else autograd would mistake another thread's step for
+        # a change to a tensor that it saved.
         for mine, whole in zip(members.parameters(), self.parameters(), strict=True):
             mine.data = whole.data[part]
         return members
@@ -379,9 +379,9 @@ def gae(rewards, values, final_values, terminations, truncations, alive, gamma, 
     before each step and after the last. final_values: (N, T, E), V of the observation before autoreset, 0 for
     the dead; read only where an episode was truncated.
 
-    V is not trained on the dead. At the step at which an agent dies, the discounted reward that its team
-    still earns until the episode ends therefore replaces V. Where the rollout ends first, that is unknown and
-    the step is invalid, as are all at which the agent is dead.
+    V is not trained on the dead, so at the step at which an agent dies, V is replaced by the discounted
+    reward that its team still earns until the episode ends. If the rollout ends before the episode does, that
+    reward is unknown and the step is invalid, as are all steps at which the agent is dead.
     """
     advantages = torch.zeros_like(values[:, 1:])
     valid = torch.zeros_like(alive[:, 1:])
@@ -419,7 +419,7 @@ def standardize(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 
 # --- same in: dpo_smac, ippo ---
 def samples_first(batch: dict[str, torch.Tensor], valid: torch.Tensor) -> dict[str, torch.Tensor]:
-    """(N, T, E, ...) to (N, T * E, ...), each agent's valid samples first: `update` skips chunks without."""
+    """(N, T, E, ...) to (N, T * E, ...), each agent's valid samples first: `update` skips empty chunks."""
     rows = valid.flatten(1).int().argsort(dim=1, descending=True, stable=True)
     agent = torch.arange(len(rows), device=rows.device)[:, None]
     return {name: x.flatten(1, 2)[agent, rows] for name, x in batch.items()}
@@ -475,12 +475,12 @@ def update(agents, optimizer, batch, args, loss_fn=ippo_loss) -> dict[str, torch
     cuda = batch["obs"].is_cuda
     size = rows if cuda else CHUNK * max(1, 4 // n)
     chunks = [{name: x[:, i : i + size] for name, x in batch.items()} for i in range(0, rows, size)]
-    # Chunks without a valid sample are skipped, but one is kept for the shapes; not on a GPU, where asking
-    # means waiting. Bounds of chunks are fixed, so nobody's death changes how others' sums are rounded.
+    # Chunks without a valid sample are skipped, but one is kept for the shapes; not on a GPU, where checking
+    # means waiting. Chunk bounds are fixed, so an agent's death does not change how others' sums are rounded.
     chunks = [chunk for chunk in chunks if cuda or chunk["weight"].any()] or chunks[:1]
     with torch.no_grad():
         old_policies = [agents.policy(chunk.pop("outputs"), chunk["action_mask"]) for chunk in chunks]
-    # An agent without a valid sample, dead since before the batch began, must not change, but Adam's momentum
+    # An agent without a valid sample, as one that is dead throughout, must not change, but Adam's momentum
     # would move it: it is restored after the epochs. In the first update there is no momentum yet.
     sampled = batch["weight"].any(dim=1)
     restore = bool(optimizer.state) and (cuda or not sampled.all())
@@ -557,7 +557,7 @@ def greedy(agents: Agents, obs: torch.Tensor, action_mask: torch.Tensor) -> torc
 
 @torch.no_grad()
 def evaluate(agents, envs, num_episodes: int, seed: list[int], frames: list | None = None):
-    """Means over greedy episodes, as many of each environment: those that end first are shorter than most.
+    """Means over greedy episodes, equally many per environment: those that end first are shorter than most.
 
     seed: [args.seed, 0, global_step] during training, [args.seed, 1] at its end, [args.seed, 2] for a video.
     Tabular games are not played: their result is the exact return of the policies, as in dpo_matrix.py.
@@ -629,7 +629,7 @@ def train(args: Args, envs, eval_envs, agents: Agents, state: dict) -> tuple[Pat
     def snapshot() -> dict:
         """What a resumed run needs to go on as if it had never stopped."""
         return {
-            # Exact evaluation has no luck to correct for: there the last parameters count.
+            # Exact evaluations are never lucky: there the last parameters count.
             "best": agents.state_dict() if envs.exact else run.best,
             "agents": agents.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in learner.optimizers],
@@ -702,7 +702,7 @@ def train(args: Args, envs, eval_envs, agents: Agents, state: dict) -> tuple[Pat
 def main() -> None:
     args, state = parse_args()
     torch.set_num_threads(1)  # per operator: --torch-threads are for groups of agents in parallel
-    torch.set_float32_matmul_precision("highest")  # else TORCH_ALLOW_TF32_CUBLAS_OVERRIDE rounds
+    torch.set_float32_matmul_precision("highest")  # no TF32, even if TORCH_ALLOW_TF32_CUBLAS_OVERRIDE is set
     torch.manual_seed(args.seed)
     threaded = args.env_id.startswith(("mamujoco/", "smac/"))
     options = {"threads": thread_count(args)} if threaded else {}
@@ -719,7 +719,7 @@ def main() -> None:
         video_envs.render()  # where nothing can be drawn, this fails now and not after the training
 
     sizes = (envs.num_agents, envs.obs_dim, envs.num_actions)
-    # LayerNorm would average in the padding of unequal agents; one number it maps to 0, two to +1 and -1.
+    # LayerNorm would average in the padding of unequal agents; it maps one input to 0, two to +1 and -1.
     norm_obs = len(set(envs.agent_obs_dims)) == 1 and envs.obs_dim > 2
     agents = Agents(*sizes, envs.discrete, args.layer_norm, norm_obs, args.log_std_init)
     agents.to(args.device)
@@ -763,8 +763,8 @@ def parse_args(argv: list[str] | None = None) -> tuple[Args, dict]:
         if not word.strip() or word.endswith("=") or not word.isprintable():
             what = "is empty (a variable not set?), has several lines, or letters that this locale lacks"
             sys.exit(f"{SCRIPT}: the argument {word!a} {what} (set PYTHONUTF8=1).")
-    # First for --resume and the environment, whose arguments or preset are the defaults of the second, which
-    # answers --help.
+    # The first parse only finds --resume and the environment: the run's arguments, or the preset, become the
+    # defaults of the second, which answers --help.
     asked = [word for word in argv if word not in ("-h", "--help")]
     args = tyro.cli(Args, args=asked, description=__doc__)
     if args.resume and not args.eval_only:
@@ -772,7 +772,7 @@ def parse_args(argv: list[str] | None = None) -> tuple[Args, dict]:
     state = load(checkpoint_path(args)) if args.resume else {}
     preset = PRESETS.get(args.env_id.partition("/")[0], {}) | PRESETS.get(args.env_id, {})
     base = Args(**(state["args"] if state else preset))
-    if state and ":" in base.env_id and base.env_id != args.env_id:  # a stranger's, and it would be imported
+    if state and ":" in base.env_id and base.env_id != args.env_id:  # foreign code, which would be imported
         sys.exit(f"{SCRIPT}: {args.resume} was made in {base.env_id}; name that here, too, if you trust it.")
     args = tyro.cli(Args, args=argv, default=base, description=__doc__)
     may_change = {*RESUME_CHANGES, "runs_dir", "resume", "eval_only", "torch_threads"}
@@ -828,13 +828,13 @@ def replacing(path: Path):
 
 
 def write_json(path: Path, values: dict) -> None:
-    """A line for each of the values."""
+    """Writes the values as JSON, one to a line."""
     with replacing(path) as file:
         file.write((json.dumps(values, indent=1) + "\n").encode())
 
 
 def read_json(path: Path) -> dict:
-    """What `write_json` wrote, or the end in one sentence."""
+    """Reads what `write_json` wrote; exits with one sentence if it cannot be read."""
     try:
         return {**json.loads(path.read_text())}  # TypeError unless it is an object
     except (OSError, ValueError, TypeError) as error:
@@ -842,7 +842,7 @@ def read_json(path: Path) -> dict:
 
 
 def form(part) -> object:
-    """Types and shapes of a nested state: kept with it, they show a missing part, or one of another kind."""
+    """Types and shapes of a nested state, saved with it to reveal missing parts, or parts of another kind."""
     if isinstance(part, dict):
         return {name: form(x) for name, x in part.items()}
     if isinstance(part, list | tuple):
@@ -856,18 +856,18 @@ def save(path: Path, state: dict) -> None:
     with replacing(path) as file:
         try:
             torch.save(state | {"form": form(state)}, file)
-        except RuntimeError as error:  # where the disk is full, PyTorch complains about its own position
+        except RuntimeError as error:  # on a full disk, PyTorch complains about its file position
             raise error.__context__ if isinstance(error.__context__, OSError) else error from None
 
 
 def load(path: Path) -> dict:
-    """Reads what `save` wrote, executing nothing from it; one sentence if it is not ours or not whole.
+    """Reads what `save` wrote, executing none of it; exits with one sentence if it is foreign or damaged.
 
     Its tensors stay on disk until they are used, so that a replay buffer is never in memory twice.
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            if archive.testzip():  # PyTorch does not look at the sums
+            if archive.testzip():  # PyTorch does not verify the checksums
                 raise zipfile.BadZipFile
         with warnings.catch_warnings(action="ignore"):
             state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
@@ -879,9 +879,10 @@ def load(path: Path) -> dict:
             what = f"is of another version of {SCRIPT}.py; args.json names its git_commit"
             sys.exit(f"{SCRIPT}: {path} {what}.")
         Args(**state["args"])  # ValueError if one is out of range
-        saved_form = state.pop("form", None)  # older policies have none
-        if saved_form is not None and saved_form != form(state):
-            raise ValueError
+        if "form" in state:  # older policies have none
+            saved_form = state.pop("form")
+            if saved_form != form(state):
+                raise ValueError
         return state
     except FileNotFoundError:
         sys.exit(f"{SCRIPT}: no checkpoint at {path}; give a run directory or a .pt file of {SCRIPT}.py.")
@@ -893,7 +894,7 @@ def load(path: Path) -> dict:
 
 @contextlib.contextmanager
 def restoring(args: Args, state: dict):
-    """Within, a checkpoint that does not fit ends the process in one sentence; then its memory is freed."""
+    """Exits with one sentence if the checkpoint does not fit; frees its memory at the end of the block."""
     try:
         yield
     except (environments.BrokenEnvironment, OSError, MemoryError, torch.OutOfMemoryError):
@@ -916,7 +917,7 @@ LOCKS: list[int] = []  # descriptors of files that no other process may lock bef
 
 
 def lock(path: Path) -> None:
-    """Keeps other processes out of a run by its metrics.csv, which two writers would ruin."""
+    """Keeps other processes out of a run by locking its metrics.csv, which two writers would ruin."""
     try:
         import fcntl  # not on Windows
 
@@ -957,7 +958,7 @@ class Run:
             self.metrics = self.directory / "metrics.csv"
             rows = self.metrics.read_bytes() if self.metrics.exists() else b""
             if hashlib.sha256(rows[: state["metrics_bytes"]]).hexdigest() != state["metrics_sha256"]:
-                what = "is not as the checkpoint knows it; restore it or start a new run"
+                what = "does not match the checkpoint; restore it or start a new run"
                 sys.exit(f"{SCRIPT}: {self.metrics} {what}.")
             about = read_json(self.directory / "args.json")
             now = environments.describe(envs)
@@ -980,13 +981,13 @@ class Run:
         print(f"{self.directory}: {sizes}", flush=True)
         self.next_checkpoint = start_step
         self.writer = SummaryWriter(str(self.directory), purge_step=start_step + 1)
-        # Where output is no terminal, a line every ten seconds in the place of the bar.
+        # If the output is not a terminal, print a line every ten seconds instead of the bar.
         line = "step {n_fmt} of {total_fmt}, {rate_fmt}, ETA {remaining}{postfix}\n"
         look = {} if sys.stderr.isatty() else dict(mininterval=10, bar_format=line)
         self.bar = tqdm(
             total=args.total_timesteps, initial=start_step, unit=" steps", unit_scale=True, **look
         )
-        self.stopping = False  # as soon as the current update, or evaluation, is over
+        self.stopping = False  # True: the run ends as soon as the current updates are over
         self.evaluating = False
         on_signal(self.stop)
 
@@ -1005,13 +1006,13 @@ class Run:
 
     @contextlib.contextmanager
     def evaluation(self):
-        """Within, a signal aborts the evaluation; the resumed run does it again from its beginning."""
+        """A signal in this block aborts the evaluation; the resumed run repeats it from the start."""
         with contextlib.suppress(Stopped):
             self.evaluating = not self.stopping
             yield
 
     def add_evaluation(self, global_step: int, result: dict[str, float], agents: nn.Module) -> None:
-        """Logs it, and keeps the parameters if none have been better; a tie goes to the later ones."""
+        """Logs it, and keeps the parameters unless earlier ones were better; a tie goes to the later ones."""
         self.evaluating = False
         self.evaluated = global_step
         self.log(global_step, result)
@@ -1020,7 +1021,7 @@ class Run:
             self.best = copy.deepcopy(agents.state_dict())
 
     def log(self, global_step: int, row: dict[str, float]) -> None:
-        """A row of metrics.csv, on disk before this returns; the same for TensorBoard and the bar."""
+        """Writes a row to metrics.csv, on disk before this returns, and to TensorBoard and the bar."""
         self.append({"global_step": global_step} | {name: f"{value:.6g}" for name, value in row.items()})
         for name, value in row.items():
             self.writer.add_scalar(name, value, global_step)
@@ -1036,7 +1037,7 @@ class Run:
             os.fsync(file.fileno())
 
     def check_finite(self, global_step: int, row: dict[str, float], agents: nn.Module, batch: dict) -> None:
-        """After an update: ends a run that diverged, with what led there on disk, before it acts or saves."""
+        """After an update: ends a diverged run before it acts or saves; its last batch goes to disk."""
         finite = all(x.isfinite().all() for x in agents.state_dict().values())
         if finite and np.isfinite([*row.values()]).all():
             return
@@ -1073,14 +1074,14 @@ class Run:
         """The run directory, and the parameters that evaluated best. A signal after this loses nothing."""
         self.bar.close()
         self.writer.close()
-        self.evaluating = True  # by what follows: a signal ends that at once
+        self.evaluating = True  # what follows counts as an evaluation: a signal ends it at once
         if self.stopping:
             self.stop()
         return self.directory, self.best
 
 
 def finish(args: Args, agents: nn.Module, directory: Path, result: dict[str, float], how: str) -> None:
-    """Tells a result; of a run that is done, keeps it and policy.pt, which is what --eval-only needs."""
+    """Prints a result; at the end of a run, saves it and policy.pt, which is all that --eval-only needs."""
     print(f"{directory}, {how}: {json.dumps(result)}")
     if not args.eval_only:
         settings = asdict(args) | {"runs_dir": "", "resume": ""}  # no paths in a file to hand on
@@ -1089,9 +1090,9 @@ def finish(args: Args, agents: nn.Module, directory: Path, result: dict[str, flo
 
 
 class Clock:
-    """Seconds by phase; a lap is what went by since the last one. Evaluation counts nowhere.
+    """Seconds per phase; a lap is the time since the last one. Evaluation is not counted.
 
-    A GPU works on while the host goes ahead, so that its time may be put down to the next phase.
+    A GPU is still working when the host moves on, so some of its time may be booked under the next phase.
     """
 
     def __init__(self):
@@ -1116,11 +1117,11 @@ def mean_over_episodes(episodes: list[dict[str, float]], prefix: str) -> dict[st
 
 
 class CudaGraph:
-    """`update(batch)` as one launch of a CUDA graph; small networks would wait for thousands of launches.
+    """`update(batch)` as one launch of a CUDA graph, instead of thousands that small networks would wait for.
 
-    PyTorch wants real calls before it records one: the first two run as they are. What is recorded reads and
-    writes the same memory at each replay, so every batch is copied to where the first was; a replay buffer's
-    batches are in host memory before.
+    PyTorch needs real calls before it can record one, so the first two run as they are. A recorded graph
+    reads and writes the same memory at each replay, so every batch is copied to where the first one was; a
+    replay buffer's batches come from host memory.
     """
 
     def __init__(self, update):
@@ -1149,7 +1150,7 @@ class CudaGraph:
 
 
 class Unbroken(io.FileIO):
-    """An output that nobody may be reading any more, as after `| head -1`: that costs lines, not steps."""
+    """An output whose reader may be gone, as after `| head -1`: lines are lost, but the run goes on."""
 
     def write(self, data) -> int:
         with contextlib.suppress(BrokenPipeError):
@@ -1178,7 +1179,7 @@ if __name__ == "__main__":
         print(f"{SCRIPT}: {stopped}")
         sys.exit(EXIT_REQUEUE)
     except (environments.BrokenEnvironment, MemoryError) as error:
-        sys.exit(f"{SCRIPT}: {str(error).rstrip('.') or 'the memory does not suffice'}.")
+        sys.exit(f"{SCRIPT}: {str(error).rstrip('.') or 'not enough memory'}.")
     except OSError as error:
         room = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
         advice = "; make room or allow writing, then --resume the last checkpoint, if any" if room else ""
@@ -1186,7 +1187,7 @@ if __name__ == "__main__":
     except RuntimeError as error:
         if "out of memory" not in str(error) and "allocate memory" not in str(error):
             raise
-        what = "the memory does not suffice; take fewer --num-envs, or a shorter rollout or replay buffer"
+        what = "not enough memory; take fewer --num-envs, or a shorter rollout or replay buffer"
         sys.exit(f"{SCRIPT}: {what}.")
     finally:
         on_signal(signal.SIG_IGN)  # nothing is left to stop

@@ -12,7 +12,7 @@ first, except in the replay buffer. They share nothing; stacking their networks 
 import os
 import signal
 
-# A signal during the imports, which take seconds: leave as EXIT_REQUEUE does, without a traceback.
+# The imports take seconds; a signal during them exits with EXIT_REQUEUE's code, without a traceback.
 if __name__ == "__main__":
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: os._exit(75))
@@ -55,8 +55,8 @@ EXIT_REQUEUE = 75  # EX_TEMPFAIL: a signal stopped it, and the last line printed
 LONGEST_EPISODE = 100_000  # steps after which an evaluation gives up on an episode
 EVAL_EPISODES = 32  # greedy episodes per evaluation; 10 times as many at the end, unless they are slow
 HIDDEN = 128  # units of every layer
-GROUP_AGENTS = 4  # agents per group, about, in at most 8 groups; a thread trains one group at a time
-LOG_EVERY = 2048  # environment steps that a row of metrics.csv averages over, at least; none before an update
+GROUP_AGENTS = 4  # rough number of agents per group, in at most 8 groups; a thread trains one group at a time
+LOG_EVERY = 2048  # least environment steps of a row of metrics.csv; none before an update and an episode
 # Columns of metrics.csv; a row leaves empty what it does not report.
 COLUMNS = """
 global_step eval/episodic_return eval/episodic_length eval/win_rate
@@ -81,8 +81,8 @@ class Args:
     updates_per_episode: int = 1  # gradient steps after every episode collected
     target_every: int = 200  # episodes between copies of the networks to the target networks
     epsilon_start: float = 1.0  # probability of a random action at the start
-    epsilon_end: float = 0.05  # and from epsilon_steps on
-    epsilon_steps: int = 50_000  # environment steps over which it falls, linearly
+    epsilon_end: float = 0.05  # probability of a random action from step epsilon_steps on
+    epsilon_steps: int = 50_000  # environment steps over which epsilon falls linearly
     max_grad_norm: float = 10.0  # gradient clip, per agent
 
     eval_every: int = 20_480  # environment steps between evaluations, 32 greedy episodes each
@@ -128,8 +128,8 @@ def gru_cell(
 ) -> torch.Tensor:
     """The next hidden state (N, B, HIDDEN).
 
-    gates (N, B, 2 HIDDEN): of reset and keep, the sum of what input and hidden state say. new_x, new_h (N, B,
-    HIDDEN): what they say of the new state, apart, as reset multiplies the hidden state's.
+    gates (N, B, 2 HIDDEN): for the reset and keep gates, the contributions of input and hidden state, summed.
+    new_x, new_h (N, B, HIDDEN): those to the new state, separate, as reset multiplies the hidden state's.
     """
     reset, keep = gates.sigmoid().chunk(2, dim=-1)
     return torch.lerp(torch.addcmul(new_x, reset, new_h).tanh_(), hidden, keep)
@@ -157,14 +157,14 @@ class QNetworks(nn.Module):
         return torch.baddbmm(self.biases[index], x, self.weights[index])
 
     def group(self, part: slice) -> "QNetworks":
-        """Some of the agents as a module of views: who trains it trains these agents."""
+        """Some of the agents, as a module of views: training it trains these agents."""
         members = copy.deepcopy(self)
         for mine, whole in zip(members.parameters(), self.parameters(), strict=True):
             mine.data = whole.data[part]
         return members
 
     def empty_carry(self, num_envs: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Of episodes that begin: no last action (N, E, A), and a hidden state (N, E, HIDDEN) of zeros."""
+        """At the start of episodes: no last action (N, E, A), and a hidden state (N, E, HIDDEN) of zeros."""
         bias = self.biases[self.OUTPUT]
         num_agents, _, num_actions = bias.shape
         return bias.new_zeros(num_agents, num_envs, num_actions), bias.new_zeros(num_agents, num_envs, HIDDEN)
@@ -175,8 +175,8 @@ class QNetworks(nn.Module):
         """Q of all actions after each step of B sequences, (N, rows, A), and the last hidden states.
 
         x (N, rows, in): the rows of the first step, then those of the second, and so on; active: how many of
-        each step, by default all of one. The sequences that end first come last, so that a step takes the
-        first rows of hidden, (N, B, HIDDEN).
+        them each step has, by default one step with all. Sequences that end first come last, so that each
+        step takes the first rows of hidden, (N, B, HIDDEN).
         """
         x = self.layer(self.INPUT, x).relu_()
         parts = (2 * HIDDEN, HIDDEN)  # reset and keep; the new state
@@ -198,20 +198,20 @@ class QNetworks(nn.Module):
 
 # --- same in: iddpg, iql ---
 def copy_rows(array: np.ndarray, saved: torch.Tensor) -> None:
-    """Takes over a part of a saved replay buffer; ValueError if it has another shape or type."""
+    """Copies a part of a saved replay buffer into array; ValueError if its shape or type differs."""
     if (saved.shape, saved.numpy().dtype) != (array.shape, array.dtype):
         raise ValueError(f"{saved.dtype} {tuple(saved.shape)} where {array.dtype} {array.shape} was")
     array[:] = saved.numpy()
 
 
 class Replay:
-    """The last episodes that ended, and those under way, one per environment: (episodes, steps + 1, ...).
+    """The latest finished episodes, and those under way, one per environment: (episodes, steps + 1, ...).
 
-    Step t holds what was seen, possible and done at t; the last one what the episode ended with, and zeros
-    follow. An agent's observations are kept in half precision until one of them is too large for it.
+    Step t holds what was seen, available and done at t, the step after the last what the episode ended with;
+    zeros follow. An agent's observations are kept in half precision until one of them is too large for it.
     """
 
-    HALF = 2048  # up to which half precision tells integers apart; it ends at 65,504
+    HALF = 2048  # half precision is exact for integers up to this; its largest number is 65,504
 
     def __init__(self, args: Args, envs):
         shape = (envs.episode_limit + 1, envs.num_agents)
@@ -236,7 +236,7 @@ class Replay:
         self.begun = {name: np.zeros((envs.num_envs, *size), kind) for name, (size, kind) in kinds.items()}
 
     def announce(self, need: int) -> None:
-        """Tells how many bytes will be taken; MemoryError if that is more than --memory-share allows."""
+        """Prints how much memory will be used; MemoryError if that is more than --memory-share allows."""
         advice = "lower --buffer-episodes or raise --memory-share"
         environments.check_memory(need, "The replay buffer needs", advice, self.memory_share)
         print(f"Replay buffer: {need / 1e9:.2f} GB.", flush=True)
@@ -251,7 +251,7 @@ class Replay:
         lengths += 1
 
     def end(self, env: int, final_obs: torch.Tensor, final_action_mask: torch.Tensor) -> None:
-        """Ends an episode with final_obs (N, obs_dim) and what it would allow, (N, A); a new one begins."""
+        """Ends an episode with final_obs (N, obs_dim) and its available actions (N, A); a new one begins."""
         last = self.begun["lengths"][env]
         self.begun["obs"][env, last] = self.as_kept(final_obs.cpu().numpy())
         self.begun["action_mask"][env, last] = final_action_mask.cpu().numpy()
@@ -261,8 +261,8 @@ class Replay:
         self.added += 1
 
     def as_kept(self, obs: np.ndarray) -> np.ndarray:
-        """Observations (..., N, obs_dim) as they are kept: of agents that never had a large one in half
-        precision, also where others need single."""
+        """Observations (..., N, obs_dim) as they are stored: in half precision for agents that never had a
+        large one, even where others need single precision."""
         large = np.abs(obs).max(-1) > self.HALF
         self.wide |= large.reshape(-1, len(self.wide)).any(0)
         if self.wide.any():
@@ -278,20 +278,20 @@ class Replay:
                 episodes["obs"] = episodes["obs"].astype(np.float32)
 
     def sample(self, episodes: int, rng: np.random.Generator, whole=False) -> dict:
-        """Different episodes, uniformly, as `td_loss` wants them.
+        """Distinct episodes, drawn uniformly, in the form that `td_loss` takes.
 
-        whole: all have rows up to the limit, so that batches are of one shape.
+        whole: all have rows up to the step limit, so that all batches have one shape.
         """
         which = rng.choice(min(self.added, self.capacity), episodes, replace=False)
         lengths = self.ended["lengths"][which]
-        # Nothing is expected of the observation that a terminated episode ended with: it has no row.
+        # A terminated episode's final observation is never bootstrapped from: it has no row.
         seen = lengths + ~self.ended["terminations"][which, lengths - 1]
         order = np.argsort(-seen, kind="stable")
         which, lengths, seen = which[order], lengths[order], seen[order]
         if whole:
             seen = np.full(episodes, self.ended["rewards"].shape[1])
-        # Row r of the batch is step[r] of episode which[place[r]]; all first steps come first. Of episodes
-        # with 3, 2 and 1 rows: step 0 0 0 1 1 2, place 0 1 2 0 1 0, active 3 2 1, following 3 4 . 5 . .
+        # Row r of the batch is step[r] of episode which[place[r]]; all first steps come first. Episodes
+        # with 3, 2 and 1 rows give step 0 0 0 1 1 2, place 0 1 2 0 1 0, active 3 2 1, following 3 4 . 5 . .
         step, place = (seen > np.arange(seen[0])[:, None]).nonzero()
         active = np.bincount(step)
         rows = {name: x[which[place], step] for name, x in self.ended.items() if name != "lengths"}
@@ -315,7 +315,7 @@ class Replay:
         return {"added": self.added, "wide": torch.from_numpy(self.wide), "ended": ended, "begun": begun}
 
     def load_state_dict(self, state: dict, begun: bool) -> None:
-        """Takes over a `state_dict`, of the episodes under way only if `begun`."""
+        """Restores a `state_dict`; the episodes under way only if `begun`."""
         self.added = int(state["added"])
         copy_rows(self.wide, state["wide"])
         if self.wide.any():
@@ -332,9 +332,9 @@ def td_loss(agents, target, batch, gamma: float, cell=gru_cell):
     batch: the rows of the first step, then those of the second, and so on; the longest episode first at every
     step. inputs (n, rows, obs_dim + A): observation and last action, one-hot; action_mask (n, rows, A) bool;
     actions (n, rows) int64; the team's rewards, terminations, filled, following (rows,). filled: 1 for steps
-    taken, 0 for the observation that a time limit left without one, and for padding; following: the row of
-    the next step, any if there is none; lengths (B,): steps of each episode. active: rows of each step, if
-    they are not B.
+    taken, 0 for padding and for the final observation of an episode cut off by a time limit; following: the
+    row of the next step, arbitrary if there is none; lengths (B,): steps of each episode. active: rows of
+    each step, if not always B.
     """
     episodes = len(batch["lengths"])
     hidden = batch["inputs"].new_zeros(len(batch["inputs"]), episodes, HIDDEN)
@@ -442,7 +442,7 @@ def explore(actions, action_mask, epsilon: float, rng: np.random.Generator) -> t
 
 @torch.no_grad()
 def evaluate(agents, envs, num_episodes: int, seed: list[int], frames: list | None = None):
-    """Means over greedy episodes, as many of each environment: those that end first are shorter than most.
+    """Means over greedy episodes, equally many per environment: those that end first are shorter than most.
 
     seed: [args.seed, 0, global_step] during training, [args.seed, 1] at its end, [args.seed, 2] for a video.
     """
@@ -482,7 +482,7 @@ def add_update(window: dict, stats: dict[str, torch.Tensor]) -> None:
 
 
 def train(args: Args, envs, eval_envs, agents: QNetworks, state: dict) -> tuple[Path, dict]:
-    """Repeats a step and updates for episodes that ended.
+    """Alternates steps with updates for the episodes that ended.
 
     Returns the run directory and the state_dict that scored best.
     """
@@ -585,7 +585,7 @@ def train(args: Args, envs, eval_envs, agents: QNetworks, state: dict) -> tuple[
 def main() -> None:
     args, state = parse_args()
     torch.set_num_threads(1)  # per operator: --torch-threads are for groups of agents in parallel
-    torch.set_float32_matmul_precision("highest")  # else TORCH_ALLOW_TF32_CUBLAS_OVERRIDE rounds
+    torch.set_float32_matmul_precision("highest")  # no TF32, even if TORCH_ALLOW_TF32_CUBLAS_OVERRIDE is set
     torch.manual_seed(args.seed)
     options = {"threads": thread_count(args)} if args.env_id.startswith("smac/") else {}
     options |= environments.parse_options(args.env_options)
@@ -595,7 +595,7 @@ def main() -> None:
     envs = make(args.num_envs)
     if not envs.discrete:
         sys.exit(f"{SCRIPT}: {args.env_id} has continuous actions; Q-learning needs discrete ones.")
-    if envs.episode_limit is None:  # a place in the replay buffer is as long as an episode may be
+    if envs.episode_limit is None:  # each slot of the replay buffer has room for the longest episode
         sys.exit(
             f"{SCRIPT}: {args.env_id} has episodes of any length; add --env-options episode_limit=STEPS."
         )
@@ -646,8 +646,8 @@ def parse_args(argv: list[str] | None = None) -> tuple[Args, dict]:
         if not word.strip() or word.endswith("=") or not word.isprintable():
             what = "is empty (a variable not set?), has several lines, or letters that this locale lacks"
             sys.exit(f"{SCRIPT}: the argument {word!a} {what} (set PYTHONUTF8=1).")
-    # First for --resume and the environment, whose arguments or preset are the defaults of the second, which
-    # answers --help.
+    # The first parse only finds --resume and the environment: the run's arguments, or the preset, become the
+    # defaults of the second, which answers --help.
     asked = [word for word in argv if word not in ("-h", "--help")]
     args = tyro.cli(Args, args=asked, description=__doc__)
     if args.resume and not args.eval_only:
@@ -655,7 +655,7 @@ def parse_args(argv: list[str] | None = None) -> tuple[Args, dict]:
     state = load(checkpoint_path(args)) if args.resume else {}
     preset = PRESETS.get(args.env_id.partition("/")[0], {}) | PRESETS.get(args.env_id, {})
     base = Args(**(state["args"] if state else preset))
-    if state and ":" in base.env_id and base.env_id != args.env_id:  # a stranger's, and it would be imported
+    if state and ":" in base.env_id and base.env_id != args.env_id:  # foreign code, which would be imported
         sys.exit(f"{SCRIPT}: {args.resume} was made in {base.env_id}; name that here, too, if you trust it.")
     args = tyro.cli(Args, args=argv, default=base, description=__doc__)
     may_change = {*RESUME_CHANGES, "runs_dir", "resume", "eval_only", "torch_threads"}
@@ -711,13 +711,13 @@ def replacing(path: Path):
 
 
 def write_json(path: Path, values: dict) -> None:
-    """A line for each of the values."""
+    """Writes the values as JSON, one to a line."""
     with replacing(path) as file:
         file.write((json.dumps(values, indent=1) + "\n").encode())
 
 
 def read_json(path: Path) -> dict:
-    """What `write_json` wrote, or the end in one sentence."""
+    """Reads what `write_json` wrote; exits with one sentence if it cannot be read."""
     try:
         return {**json.loads(path.read_text())}  # TypeError unless it is an object
     except (OSError, ValueError, TypeError) as error:
@@ -725,7 +725,7 @@ def read_json(path: Path) -> dict:
 
 
 def form(part) -> object:
-    """Types and shapes of a nested state: kept with it, they show a missing part, or one of another kind."""
+    """Types and shapes of a nested state, saved with it to reveal missing parts, or parts of another kind."""
     if isinstance(part, dict):
         return {name: form(x) for name, x in part.items()}
     if isinstance(part, list | tuple):
@@ -739,18 +739,18 @@ def save(path: Path, state: dict) -> None:
     with replacing(path) as file:
         try:
             torch.save(state | {"form": form(state)}, file)
-        except RuntimeError as error:  # where the disk is full, PyTorch complains about its own position
+        except RuntimeError as error:  # on a full disk, PyTorch complains about its file position
             raise error.__context__ if isinstance(error.__context__, OSError) else error from None
 
 
 def load(path: Path) -> dict:
-    """Reads what `save` wrote, executing nothing from it; one sentence if it is not ours or not whole.
+    """Reads what `save` wrote, executing none of it; exits with one sentence if it is foreign or damaged.
 
     Its tensors stay on disk until they are used, so that a replay buffer is never in memory twice.
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            if archive.testzip():  # PyTorch does not look at the sums
+            if archive.testzip():  # PyTorch does not verify the checksums
                 raise zipfile.BadZipFile
         with warnings.catch_warnings(action="ignore"):
             state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
@@ -762,9 +762,10 @@ def load(path: Path) -> dict:
             what = f"is of another version of {SCRIPT}.py; args.json names its git_commit"
             sys.exit(f"{SCRIPT}: {path} {what}.")
         Args(**state["args"])  # ValueError if one is out of range
-        saved_form = state.pop("form", None)  # older policies have none
-        if saved_form is not None and saved_form != form(state):
-            raise ValueError
+        if "form" in state:  # older policies have none
+            saved_form = state.pop("form")
+            if saved_form != form(state):
+                raise ValueError
         return state
     except FileNotFoundError:
         sys.exit(f"{SCRIPT}: no checkpoint at {path}; give a run directory or a .pt file of {SCRIPT}.py.")
@@ -776,7 +777,7 @@ def load(path: Path) -> dict:
 
 @contextlib.contextmanager
 def restoring(args: Args, state: dict):
-    """Within, a checkpoint that does not fit ends the process in one sentence; then its memory is freed."""
+    """Exits with one sentence if the checkpoint does not fit; frees its memory at the end of the block."""
     try:
         yield
     except (environments.BrokenEnvironment, OSError, MemoryError, torch.OutOfMemoryError):
@@ -799,7 +800,7 @@ LOCKS: list[int] = []  # descriptors of files that no other process may lock bef
 
 
 def lock(path: Path) -> None:
-    """Keeps other processes out of a run by its metrics.csv, which two writers would ruin."""
+    """Keeps other processes out of a run by locking its metrics.csv, which two writers would ruin."""
     try:
         import fcntl  # not on Windows
 
@@ -840,7 +841,7 @@ class Run:
             self.metrics = self.directory / "metrics.csv"
             rows = self.metrics.read_bytes() if self.metrics.exists() else b""
             if hashlib.sha256(rows[: state["metrics_bytes"]]).hexdigest() != state["metrics_sha256"]:
-                what = "is not as the checkpoint knows it; restore it or start a new run"
+                what = "does not match the checkpoint; restore it or start a new run"
                 sys.exit(f"{SCRIPT}: {self.metrics} {what}.")
             about = read_json(self.directory / "args.json")
             now = environments.describe(envs)
@@ -863,13 +864,13 @@ class Run:
         print(f"{self.directory}: {sizes}", flush=True)
         self.next_checkpoint = start_step
         self.writer = SummaryWriter(str(self.directory), purge_step=start_step + 1)
-        # Where output is no terminal, a line every ten seconds in the place of the bar.
+        # If the output is not a terminal, print a line every ten seconds instead of the bar.
         line = "step {n_fmt} of {total_fmt}, {rate_fmt}, ETA {remaining}{postfix}\n"
         look = {} if sys.stderr.isatty() else dict(mininterval=10, bar_format=line)
         self.bar = tqdm(
             total=args.total_timesteps, initial=start_step, unit=" steps", unit_scale=True, **look
         )
-        self.stopping = False  # as soon as the current update, or evaluation, is over
+        self.stopping = False  # True: the run ends as soon as the current updates are over
         self.evaluating = False
         on_signal(self.stop)
 
@@ -888,13 +889,13 @@ class Run:
 
     @contextlib.contextmanager
     def evaluation(self):
-        """Within, a signal aborts the evaluation; the resumed run does it again from its beginning."""
+        """A signal in this block aborts the evaluation; the resumed run repeats it from the start."""
         with contextlib.suppress(Stopped):
             self.evaluating = not self.stopping
             yield
 
     def add_evaluation(self, global_step: int, result: dict[str, float], agents: nn.Module) -> None:
-        """Logs it, and keeps the parameters if none have been better; a tie goes to the later ones."""
+        """Logs it, and keeps the parameters unless earlier ones were better; a tie goes to the later ones."""
         self.evaluating = False
         self.evaluated = global_step
         self.log(global_step, result)
@@ -903,7 +904,7 @@ class Run:
             self.best = copy.deepcopy(agents.state_dict())
 
     def log(self, global_step: int, row: dict[str, float]) -> None:
-        """A row of metrics.csv, on disk before this returns; the same for TensorBoard and the bar."""
+        """Writes a row to metrics.csv, on disk before this returns, and to TensorBoard and the bar."""
         self.append({"global_step": global_step} | {name: f"{value:.6g}" for name, value in row.items()})
         for name, value in row.items():
             self.writer.add_scalar(name, value, global_step)
@@ -919,7 +920,7 @@ class Run:
             os.fsync(file.fileno())
 
     def check_finite(self, global_step: int, row: dict[str, float], agents: nn.Module, batch: dict) -> None:
-        """After an update: ends a run that diverged, with what led there on disk, before it acts or saves."""
+        """After an update: ends a diverged run before it acts or saves; its last batch goes to disk."""
         finite = all(x.isfinite().all() for x in agents.state_dict().values())
         if finite and np.isfinite([*row.values()]).all():
             return
@@ -956,14 +957,14 @@ class Run:
         """The run directory, and the parameters that evaluated best. A signal after this loses nothing."""
         self.bar.close()
         self.writer.close()
-        self.evaluating = True  # by what follows: a signal ends that at once
+        self.evaluating = True  # what follows counts as an evaluation: a signal ends it at once
         if self.stopping:
             self.stop()
         return self.directory, self.best
 
 
 def finish(args: Args, agents: nn.Module, directory: Path, result: dict[str, float], how: str) -> None:
-    """Tells a result; of a run that is done, keeps it and policy.pt, which is what --eval-only needs."""
+    """Prints a result; at the end of a run, saves it and policy.pt, which is all that --eval-only needs."""
     print(f"{directory}, {how}: {json.dumps(result)}")
     if not args.eval_only:
         settings = asdict(args) | {"runs_dir": "", "resume": ""}  # no paths in a file to hand on
@@ -972,9 +973,9 @@ def finish(args: Args, agents: nn.Module, directory: Path, result: dict[str, flo
 
 
 class Clock:
-    """Seconds by phase; a lap is what went by since the last one. Evaluation counts nowhere.
+    """Seconds per phase; a lap is the time since the last one. Evaluation is not counted.
 
-    A GPU works on while the host goes ahead, so that its time may be put down to the next phase.
+    A GPU is still working when the host moves on, so some of its time may be booked under the next phase.
     """
 
     def __init__(self):
@@ -999,11 +1000,11 @@ def mean_over_episodes(episodes: list[dict[str, float]], prefix: str) -> dict[st
 
 
 class CudaGraph:
-    """`update(batch)` as one launch of a CUDA graph; small networks would wait for thousands of launches.
+    """`update(batch)` as one launch of a CUDA graph, instead of thousands that small networks would wait for.
 
-    PyTorch wants real calls before it records one: the first two run as they are. What is recorded reads and
-    writes the same memory at each replay, so every batch is copied to where the first was; a replay buffer's
-    batches are in host memory before.
+    PyTorch needs real calls before it can record one, so the first two run as they are. A recorded graph
+    reads and writes the same memory at each replay, so every batch is copied to where the first one was; a
+    replay buffer's batches come from host memory.
     """
 
     def __init__(self, update):
@@ -1032,7 +1033,7 @@ class CudaGraph:
 
 
 class Unbroken(io.FileIO):
-    """An output that nobody may be reading any more, as after `| head -1`: that costs lines, not steps."""
+    """An output whose reader may be gone, as after `| head -1`: lines are lost, but the run goes on."""
 
     def write(self, data) -> int:
         with contextlib.suppress(BrokenPipeError):
@@ -1061,7 +1062,7 @@ if __name__ == "__main__":
         print(f"{SCRIPT}: {stopped}")
         sys.exit(EXIT_REQUEUE)
     except (environments.BrokenEnvironment, MemoryError) as error:
-        sys.exit(f"{SCRIPT}: {str(error).rstrip('.') or 'the memory does not suffice'}.")
+        sys.exit(f"{SCRIPT}: {str(error).rstrip('.') or 'not enough memory'}.")
     except OSError as error:
         room = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
         advice = "; make room or allow writing, then --resume the last checkpoint, if any" if room else ""
@@ -1069,7 +1070,7 @@ if __name__ == "__main__":
     except RuntimeError as error:
         if "out of memory" not in str(error) and "allocate memory" not in str(error):
             raise
-        what = "the memory does not suffice; take fewer --num-envs, or a shorter rollout or replay buffer"
+        what = "not enough memory; take fewer --num-envs, or a shorter rollout or replay buffer"
         sys.exit(f"{SCRIPT}: {what}.")
     finally:
         on_signal(signal.SIG_IGN)  # nothing is left to stop

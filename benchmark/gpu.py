@@ -1,7 +1,8 @@
 """What to do with a GPU that is there for minutes: its tests, its speeds, then as many runs as it makes.
 
     python benchmark/gpu.py OUT --minutes 9  # tests, speed, Figures 2 and 5
-    python benchmark/gpu.py ELSEWHERE --minutes 9 --parts runs --figures fig4 --only 2s3z 8m --jobs 12
+    python benchmark/gpu.py OTHER --minutes 9 --parts tests
+    python benchmark/gpu.py ELSEWHERE --minutes 9 --parts runs --figures fig4 fig7 fig10 fig12 --jobs 12
 
 and elsewhere, later, with KEY of a finished run from OUT/runs.txt:
 
@@ -58,7 +59,7 @@ class Args:
     out: tyro.conf.Positional[Path]
     """folder for what is to be kept"""
     minutes: float = 9.0
-    """time for everything; tests take up to a third of it, speed another"""
+    """time for everything; beside other parts, tests take up to a third of it, and speed another"""
     parts: tuple[Literal["tests", "speed", "runs"], ...] = ("tests", "speed", "runs")
     """what is done, in this order"""
     figures: tuple[str, ...] = ("fig2", "fig5")
@@ -244,14 +245,15 @@ def main() -> None:
 def make_parts(args: Args) -> None:
     """All that is asked for, in its order."""
     begun, total = time.monotonic(), 60 * args.minutes
+    share = total / 3 if len(args.parts) > 1 else total - STOPPING
     for part in args.parts:
         if part == "tests":
-            told(["-m", "pytest", *TESTS.split()], args.out / "tests.txt", total / 3)
+            told(["-m", "pytest", *TESTS.split()], args.out / "tests.txt", share)
         elif part == "speed":
             for what in SPEEDS:
                 spent = time.monotonic() - begun
                 command = ["benchmark/speed.py", *what.split(), "--device", args.device]
-                told(command, args.out / "speed.txt", min(total / 3, total - spent - STOPPING) / len(SPEEDS))
+                told(command, args.out / "speed.txt", min(share, total - spent - STOPPING) / len(SPEEDS))
         else:
             make_runs(args, begun + total)
         print(f"{part}: done after {time.monotonic() - begun:.0f} s", flush=True)

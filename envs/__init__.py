@@ -67,8 +67,8 @@ def _build(
     options: dict[str, Any],
     also: Iterable[str] = (),
 ) -> TeamVectorEnv:
-    """Call kind([name,] num_envs, seed, **options), with a sentence for an option that it does not have, or
-    that is of another type. also: options that the family has besides, and that were read before."""
+    """Call kind([name,] num_envs, seed, **options); ValueError, one sentence, for an option that it does not
+    have or that has the wrong type. also: further options of the family, which have been read already."""
     parameters = list(inspect.signature(kind).parameters)
     name = [] if parameters[0] == "num_envs" else [env_id.partition("/")[2]]
     known = [*parameters[len(name) + 2 :], *also]
@@ -168,7 +168,7 @@ def _make_mamujoco(env_id: str, num_envs: int, seed: int, options: dict[str, Any
     except (AttributeError, ImportError, RuntimeError) as error:
         missing = isinstance(error, ModuleNotFoundError) and str(error.name).partition(".")[0] == "mujoco"
         if not missing and (wish := os.environ.get("MUJOCO_GL")):
-            # It names what is not there, or nothing that there is: PyOpenGL's errors tell nothing.
+            # It names something missing or unknown; PyOpenGL's own errors say nothing useful.
             sentence = f"MuJoCo cannot start with MUJOCO_GL={wish!r}; unset it or set another."
         else:
             reason = str(error).partition("\n")[0].rstrip(".")
@@ -240,7 +240,7 @@ def make(
 ) -> TeamVectorEnv | AgentsFirst:
     """Make `num_envs` environments of `env_id` ("family/name") as one gymnasium vector environment.
 
-    device: where PyTorch is to have observations, as "cpu" or "cuda": the environment speaks tensors then, as
+    device: where PyTorch is to have observations, "cpu" or "cuda"; the environment then uses tensors, as
     `envs.wrappers.AgentsFirst` says. None: NumPy arrays, as `envs.base.TeamVectorEnv` says.
 
     "pettingzoo:module.path" is what the module's parallel_env() makes, for instance
@@ -259,10 +259,10 @@ def make(
     the rest of `env_ids()`; mamujoco/Robot with option partition, the labels of each agent's joints. Options:
     those of `MaMujocoVectorEnv`, as agent_obsk, obs ("khop" or "full"), version ("v5" or "v4") and threads.
     Without a device: ValueError on an unknown id or a bad option, number or seed, and where MuJoCo cannot be
-    loaded; BrokenEnvironment where an environment of others fails; ImportError for another package that is
+    loaded; BrokenEnvironment where a third-party environment fails; ImportError for another package that is
     missing; MemoryError where tables do not fit into the memory; RuntimeError where StarCraft II does not
     start, or nothing can draw MuJoCo's pictures. With one, BrokenEnvironment for all of these and for a
-    device that there is not, in a sentence that a script can end with.
+    device that does not exist, with a message that a script can exit with.
     """
     if device is not None:
         _check_device(device)
@@ -317,7 +317,7 @@ def _installed(library: str) -> str:
 
 
 def describe(vector_env: TeamVectorEnv | AgentsFirst) -> dict[str, Any]:
-    """What numbers made with `vector_env` depend on besides their arguments, as plain values for args.json.
+    """What results of `vector_env` depend on besides its arguments, as plain values for args.json.
 
     Engine (of the real game also its version), versions of the libraries, git commit and machine.
     """

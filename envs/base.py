@@ -21,22 +21,22 @@ Step = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]
 
 
 class BrokenEnvironment(ValueError):
-    """An environment that cannot be had or breaks its promises during a run; its text is for the user."""
+    """An environment cannot be made, or breaks its promises during a run; the message is for the user."""
 
 
 def short(value: Any, most: int = 200) -> str:
-    """What to show of a value in a sentence: one line."""
+    """A value as shown in a message: on one line, and cut if long."""
     text = " ".join(repr(value).split())
     return text if len(text) <= most else f"{text[:most]}..."
 
 
 def is_whole(value: Any) -> bool:
-    """Whether it is a whole number, of which Python counts truth values as well."""
+    """Whether it is a whole number; Python would count truth values as such."""
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
 def identity(*parts: Any) -> np.ndarray:
-    """A number (1,) uint64 that tells a task, of which `parts` are all that matters, from others of its size.
+    """A number (1,) uint64 that distinguishes a task, defined by `parts`, from others of the same size.
 
     parts: arrays, and plain values that repr() shows whole.
     """
@@ -95,7 +95,7 @@ class TeamVectorEnv(VectorEnv):
     cheap_copies: bool = True
     """A step is compiled and more environments cost little: evaluation may play its episodes side by side."""
     exact: bool = False
-    """`exact_return(policies)` solves what others have to play."""
+    """`exact_return(policies)` computes what others have to estimate by playing."""
     wins: bool = False
     """Episodes are won or not: infos hold battle_won."""
     _mask: np.ndarray
@@ -201,8 +201,8 @@ class TeamVectorEnv(VectorEnv):
     def describe(self) -> dict[str, Any]:
         """What rewards depend on besides the id and the label, as plain values for args.json.
 
-        Seeds whose values differ are not averaged, nor where one has a value and another none: what runs of
-        before did not record is left out where it is as it was in all of them.
+        Seeds whose values differ are not averaged, nor are those of which only some have a value. So what
+        older runs did not record is left out where it has the value that it had in all of them.
         """
         return {}
 
@@ -287,9 +287,9 @@ def _pool(threads: int, process: int) -> ThreadPoolExecutor:
 
 
 def keep_freed_memory() -> None:
-    """Lets glibc keep what is freed, rather than fetch it from the system anew, zeroed page by page.
+    """Lets glibc keep freed memory, instead of fetching it from the system again, zeroed page by page.
 
-    For all threads of this process, which then share what one of them frees. Nothing happens elsewhere.
+    Holds for all threads of this process, which then share what one of them frees. No effect without glibc.
     """
     with contextlib.suppress(OSError, AttributeError):
         mallopt = ctypes.CDLL("libc.so.6").mallopt
@@ -308,8 +308,8 @@ LIMITS = {
 def free_bytes() -> int | None:
     """Memory in bytes that this process may still take, None where the system does not tell.
 
-    A container counts the files that it has read as taken; those that are not in use, its inactive_file, make
-    room when memory is wanted, and so are free here.
+    A container counts cached files as memory in use; those not in active use, its inactive_file, make room
+    when memory is needed, and so count as free here.
     """
     found = []
     if MEMINFO.exists():
@@ -326,7 +326,7 @@ def free_bytes() -> int | None:
 
 
 def check_memory(need: float, what: str, advice: str, share: float = 1.0) -> None:
-    """MemoryError, before it is made, if more bytes are needed than this share of those that are free."""
+    """MemoryError, before anything is allocated, if `need` bytes exceed this share of the free memory."""
     free = free_bytes()
     if free is not None and need > share * free:
         limit = f"{share:.0%} of the {free / 1e9:,.2f} GB that are free"

@@ -1,4 +1,4 @@
-"""Options of environments: what a command line gives, and whether a value is of the type that one takes."""
+"""Options of environments: parsing them from a command line, and checking their types."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ WORDS = {
     str: ("text", "text"),
     type(None): ("None", "None"),
 }
-"""One of a type, and many."""
+"""By type: singular and plural."""
 
 
 def parse(pairs: Iterable[str]) -> dict[str, Any]:
@@ -83,7 +83,7 @@ def _fits(value: Any, hint: Any) -> bool:
         return hint is bool and isinstance(value, bool | np.bool_)
     if hint is int:
         return isinstance(value, int | np.integer) and abs(int(value)) < 2**63
-    if hint is float:  # not a number is none
+    if hint is float:  # NaN is not a number
         return isinstance(value, int | float | np.integer | np.floating) and value == value
     return isinstance(value, hint)
 

@@ -1,4 +1,4 @@
-"""Wrappers of our vector environments: tensors, agents first, for a learner; one's own last action to see."""
+"""Wrappers of our vector environments: agents-first tensors for a learner; agents see their last action."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ class AgentsFirst(TeamWrapper):
         return tensor
 
     def _agents(self, array: np.ndarray) -> torch.Tensor:
-        """(E, N, ...) array -> (N, E, ...) tensor; turned around after the copy, which wants whole memory."""
+        """(E, N, ...) array -> (N, E, ...) tensor; transposed after the copy, which needs contiguous data."""
         return self._tensor(array).transpose(0, 1)
 
     def _return(self, obs: np.ndarray, infos: dict[str, Any]) -> tuple[torch.Tensor, dict[str, Any]]:
@@ -139,7 +139,7 @@ class AgentsFirst(TeamWrapper):
         return episodes
 
     def reset(self, **kwargs: Any) -> tuple[torch.Tensor, dict[str, Any]]:
-        """As the environment's reset; BrokenEnvironment if it cannot be had, as a game that keeps failing."""
+        """As the environment's reset; BrokenEnvironment if it fails, as with a game that keeps failing."""
         try:
             obs, infos = self.env.reset(**kwargs)
         except RuntimeError as error:

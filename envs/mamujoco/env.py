@@ -25,9 +25,9 @@ ASSETS = Path(gym.__file__).parent / "envs" / "mujoco" / "assets"
 PICTURE = 480
 """height and width of a picture in pixels"""
 DIVERGED = slice(mujoco.mjtWarning.mjWARN_BADQPOS, mujoco.mjtWarning.mjWARN_BADQACC + 1)
-"""MuJoCo's warnings of positions, velocities and accelerations that no robot has."""
+"""MuJoCo's warnings about impossible positions, velocities and accelerations."""
 LARGEST = 1e10
-"""Actions of a greater size are refused, as MuJoCo does with positions: their squares have to be rewards."""
+"""Actions larger than this are refused, as MuJoCo refuses such positions: rewards contain their squares."""
 
 
 def load_model(xml: str) -> mujoco.MjModel:
@@ -73,7 +73,7 @@ class MaMujocoVectorEnv(TeamVectorEnv):
     the joints of each agent. agent_obsk: how many joints away an agent sees. obs: "khop", or "full": every
     agent gets gymnasium's whole observation. version: "v5", or "v4" of the robots that the paper has (`V4`).
     threads: of the physics; None for as many as there are cores.
-    render_mode: None or "rgb_array", with which RuntimeError tells that there is no OpenGL to draw with.
+    render_mode: None or "rgb_array", which raises RuntimeError if there is no OpenGL to draw with.
     """
 
     metadata = {"render_modes": ["rgb_array"], "autoreset_mode": AutoresetMode.SAME_STEP}
@@ -154,7 +154,7 @@ class MaMujocoVectorEnv(TeamVectorEnv):
         self._x, self._return = np.zeros((2, num_envs))
         self._length = np.zeros(num_envs, dtype=np.int64)
         self._renderer: Any = None
-        if render_mode is not None:  # now: before training, not after it, one hears that none can be drawn
+        if render_mode is not None:  # now, so that a failure to draw shows before training
             from envs.mamujoco.render import Renderer
 
             self._renderer = Renderer(self.model, PICTURE)

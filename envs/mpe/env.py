@@ -265,7 +265,7 @@ class MpeVectorEnv(TeamVectorEnv):
         self._alive = np.ones((num_envs, num_agents), dtype=np.bool_)
         self._mask = np.ones((num_envs, num_agents, NUM_ACTIONS), dtype=np.bool_)
         self._nobody = self._ending(np.zeros(num_envs, dtype=np.bool_))
-        # The usual length was never counted in: states that were saved then go on.
+        # The default length was never part of it: leaving it out keeps older states valid.
         self._task = identity(variant, self._rules, *([] if episode_length == LENGTH else [episode_length]))
         self._seed_streams(self._take_seed(seed))
 

@@ -77,8 +77,8 @@ class ParallelVectorEnv(TeamVectorEnv):
     An episode is over when no agent is left: terminated if each of them had been, else truncated; and at
     the episode_limit, truncated.
 
-    BrokenEnvironment, with the environment, the agent and the step, where one fails, or returns what is not
-    finite or not as PettingZoo has it. Infos may be None, and a reward an array of one number.
+    BrokenEnvironment, naming environment, agent and step, where one fails, or returns something that is not
+    finite or not what PettingZoo specifies. Infos may be None, and a reward an array of one number.
 
     Reproducible if the environment's reset(seed) is: episode k of environment e depends on the seed, e and k.
     """
@@ -200,7 +200,7 @@ class ParallelVectorEnv(TeamVectorEnv):
             truncated[e] = not terminated[e]
             final = final_obs[e], final_mask[e], final_alive[e]
             self._guard(e, self._look_back, seen, about, left, *final)
-            if truncated[e]:  # the others would have gone on, who was terminated not
+            if truncated[e]:  # terminated agents would not have gone on, the others would
                 gone = [bool(ends.get(agent)) for agent in self.possible_agents]
                 final_alive[e, gone] = False
                 if self.discrete:
@@ -383,8 +383,8 @@ class ParallelVectorEnv(TeamVectorEnv):
         return bool(info.get("alive", True))
 
     def _available(self, i: int, seen: Mapping, about: Mapping, empty: np.ndarray | None) -> np.ndarray:
-        """Agent i's action_mask (A,) bool: all its own actions where none is given, `empty` where one has no
-        action, which is refused without it."""
+        """Agent i's action_mask (A,) bool: all its own actions if no mask is given; `empty` if the mask has
+        no action, which is an error if `empty` is None."""
         agent, size = self.possible_agents[i], self.agent_act_dims[i]
         told: Any = seen.get(agent)
         mask = (about.get(agent) or {}).get("action_mask")

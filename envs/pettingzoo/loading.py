@@ -55,7 +55,7 @@ def load(path: str) -> Callable[..., Any]:
 
 @contextlib.contextmanager
 def closed_on_failure(made: list[Any]) -> Iterator[None]:
-    """Closes what has been made by then where the block fails: windows and processes of games would stay."""
+    """Closes what has been made so far if the block fails; else game windows and processes would stay."""
     try:
         yield
     except BaseException:

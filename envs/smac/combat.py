@@ -80,7 +80,7 @@ AROUND_LOOPS = 8.0
 """Loops for which it then walks to one side, at this angle to its way."""
 AROUND_COS, AROUND_SIN = math.cos(math.radians(80.0)), math.sin(math.radians(80.0))
 AROUND_GAP = 4.0
-"""Cells from its target from where on it does so."""
+"""Cells from its target within which it does so."""
 FIRM = 0.3
 """Share of an overlap by which, in a crowd, who stands and fights hand to hand makes way for who walks."""
 ARRIVED = 1.0
@@ -199,7 +199,7 @@ def fire(u, k, attacker, floats, ints, table, plain, now, i, j, low, high):
 
 @piece
 def turn(u, i, dx, dy):
-    """Turn unit i towards a direction of length 1; whether it had faced it well enough to fire."""
+    """Turn unit i towards a unit vector; returns whether it already faced it well enough to fire."""
     ahead = u[FACE_X, i] * dx + u[FACE_Y, i] * dy
     if ahead >= TURN_COS:
         u[FACE_X, i], u[FACE_Y, i] = dx, dy

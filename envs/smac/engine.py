@@ -387,7 +387,7 @@ def _loop(
 def _command(u, k, views, i, action, A, no_attack, healer, table):
     """Give agent i its order for this step: SMAC's action as a StarCraft II order.
 
-    A look around is none: views (N,) turns, and the order that it has goes on.
+    A look around is not an order: it turns views (N,), and the order under way goes on.
     """
     if 6 <= action < no_attack:
         views[i] = action - 6

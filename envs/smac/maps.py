@@ -42,7 +42,7 @@ SIGHT, SHOOT = 9.0, 6.0
 HAND_TO_HAND = 1.0
 """Cells: weapons of less range have to surround what they hit."""
 FEW = 6
-"""So many who fight hand to hand are no crowd."""
+"""Up to this many hand-to-hand fighters are no crowd."""
 REWARD_WIN, REWARD_DEATH, REWARD_SCALE = 200.0, 10.0, 20.0
 
 
@@ -117,12 +117,12 @@ class SmacMap:
 
     @cached_property
     def digest(self) -> int:
-        """Tells a user's battle from what its file said before; 0 of SMAC's own."""
+        """Distinguishes versions of a user's battle file; 0 for SMAC's own battles."""
         return int(hashlib.sha256(self.source.encode()).hexdigest()[:16], 16) if self.source else 0
 
     @cached_property
     def identity(self) -> int:
-        """Tells apart battles, and those of one name that go otherwise: by its file, or by the engine."""
+        """Distinguishes battles, also those of one name: by their file, or by the version of the engine."""
         told = f"{self.name} {self.version} {self.source}"
         return int(hashlib.sha256(told.encode()).hexdigest()[:16], 16)
 

@@ -36,7 +36,7 @@ GROUND, CLIFF, EDGE, INK, PANEL = (
 SAMPLES = 2  # drawn this many times larger and averaged down, which smooths edges and slow motion
 CAPTION = 26  # height of the caption in pixels
 ABOVE = (BODIES["colossus"], BODIES["medivac"])
-CROWD = 40  # so many units, and only the hurt show how they are
+CROWD = 40  # with more units than this, only the hurt have bars
 
 Box = tuple[float, float, float, float]
 

@@ -45,7 +45,6 @@ LONGEST_SECONDS = 1e6
 """The largest time-out: the system waits for 2^31 ms at most."""
 DIFFICULTIES = tuple("123456789A")
 """From very easy to a computer that cheats; published results are of 7, very hard."""
-"""Game loops in a step, at 16 a second: half a second."""
 MAX_LOOPS = 524_000
 """Game loops that a game is played for, as in PySC2: it fails above 2^19 = 524,288; resets need some, too."""
 
@@ -123,7 +122,7 @@ class StarCraftVectorEnv(TeamVectorEnv):
             "continuing_episode": True,  # its one effect: info tells the step limit from a decided battle
             "window_size_x": 640,
             "window_size_y": 480,
-            # What is relative PySC2 takes to be under the game's own folder of replays.
+            # PySC2 takes a relative path to be under the game's own replay folder.
             "replay_dir": os.path.abspath(replay_dir) if replay_dir else "",
         }
         if reward_fix:  # makes SMAC's reward the signed sum that it takes the abs() of by default

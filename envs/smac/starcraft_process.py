@@ -263,7 +263,7 @@ def serve(spec: dict[str, Any]) -> None:
     finally:
         if game is not None:
             game.env.close()
-        shutil.rmtree(spec["folder"], ignore_errors=True)  # nobody else does if the trainer was killed
+        shutil.rmtree(spec["folder"], ignore_errors=True)  # the trainer may have been killed
 
 
 class Worker:

@@ -18,7 +18,7 @@ SIZE = 32
 CLEARANCE = 0.375
 """Half the width of a free way, cells: the separation radius of a zergling, or a zealot."""
 DETOUR = 1.0
-"""Cells: along a rim units slide, without a way around."""
+"""Cells: on maps without a longer detour, units slide along walls instead of planning a way around."""
 BLOCKED, BESIDE, OPEN = 0, 1, 2
 """Of a cell: a wall, walkable but next to one (or to the map's edge), neither."""
 
