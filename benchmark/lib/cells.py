@@ -10,7 +10,7 @@ import numpy as np
 
 from benchmark.lib.groups import Group
 from benchmark.lib.runs import KL, RETURN, WIN_RATE, Array
-from benchmark.lib.statistics import bootstrap_iqm, final_means, run_means, welch
+from benchmark.lib.statistics import bootstrap_iqm, final_means, improvement, run_means, welch
 from benchmark.lib.store import read_references
 from benchmark.lib.tables import markdown
 from envs.smac.generated import GENERATED
@@ -176,27 +176,33 @@ def aggregate_table(cells: Sequence[Cell]) -> str:
 
 
 def comparison_table(cells: Sequence[Cell]) -> str:
-    """Markdown tables of Welch's p of each method against its panel's first, by task and over the tasks.
+    """Markdown tables of each method against its panel's first, by task and over the tasks: Welch's p, and
+    the probability of improvement.
 
-    Over the tasks it is the test of the seeds' means of normalised scores, of seeds that all tasks have.
+    Over the tasks p is of the seeds' means of normalised scores, of seeds that all tasks have, and the
+    probability is the mean of the tasks'.
     """
     text, several = "", False
     for members in by_panel(cells):
         first, *others = members[0].methods
-        rows = []
+        rows, chances = [], []
         for method in others:
             for words, summary in SUMMARIES.items():
                 ps = compare(members, first, method, summary)
                 if not np.isnan(ps).all():
                     rows.append([f"{method}, {words}", *map(p_words, ps)])
+                    chances.append([f"{method}: {words}", *chances_of(members, first, method, summary)])
         if rows:
-            head = [f"p against {first}", *(cell.task for cell in members), "all tasks"]
-            width = len(head) if len(members) > 1 else 2
+            head = [*(cell.task for cell in members), "all tasks"]
+            width = len(head) + 1 if len(members) > 1 else 2
             several = several or len(members) > 1
-            text += markdown(head[:width], [row[:width] for row in rows]) + "\n"
+            for name, lines in (("p against", rows), ("probability of being above", chances)):
+                text += markdown([f"{name} {first}", *head][:width], [line[:width] for line in lines]) + "\n"
     if text:
         text += "Welch's test of the seeds' scores, not corrected for the number of comparisons"
-        text += "; of several tasks, of their means over tasks.\n\n" if several else ".\n\n"
+        text += "; of several tasks, of their means over tasks" * several
+        text += ". Probability: that a seed of the method scores higher than one of the other, ties half"
+        text += "; of several tasks, their mean" * several + ".\n\n"
     return text
 
 
@@ -206,6 +212,15 @@ def compare(cells: Sequence[Cell], first: str, method: str, summary: Callable[[A
     theirs = [cell.scores(method, summary) for cell in cells]
     each = [welch([*a.values()], [*b.values()]) for a, b in zip(ours, theirs, strict=True)]
     return [*each, welch(means_over_tasks(ours), means_over_tasks(theirs))]
+
+
+def chances_of(
+    cells: Sequence[Cell], first: str, method: str, summary: Callable[[Array], Array]
+) -> list[str]:
+    """Probability of improvement of a method on the first: on each of these tasks, and their mean."""
+    scores = [[[*cell.scores(name, summary).values()] for name in (first, method)] for cell in cells]
+    chances = [improvement(ours, theirs) for ours, theirs in scores]
+    return ["–" if math.isnan(x) else f"{x:.2f}" for x in (*chances, float(np.mean(chances)))]
 
 
 def means_over_tasks(scores: Sequence[dict[int, float]]) -> list[float]:

@@ -1,6 +1,7 @@
 """Figures of the paper: recorded whole, aggregated as published, and readable by other tools."""
 
 import io
+import itertools
 import json
 import shutil
 import sys
@@ -256,7 +257,8 @@ def test_methods_are_compared_with_the_first_of_their_panel(tmp_path):
     store = record_runs(tmp_path / "runs", tmp_path / "results")
     panels = by_panel(figure_cells("fig2", "small", SEEDS, store)[0])
     for cells, first in zip(panels, ("DPO", "DPO, floor 0.2"), strict=True):
-        rows = {line.split(" | ")[0]: line for line in comparison_table(cells).splitlines()}
+        tests, _, chances = comparison_table(cells).partition("\n\n| probability of being above ")
+        rows = {line.split(" | ")[0]: line for line in tests.splitlines()}
         dpo, ippo = (
             [[final(name, cell.task, seed) for seed in (1, 2, 3)] for cell in cells]
             for name in (first, "IPPO")
@@ -268,6 +270,10 @@ def test_methods_are_compared_with_the_first_of_their_panel(tmp_path):
         ]
         ps.append(welch(means[0], means[1][::2]))
         assert rows["| IPPO, final"] == f"| IPPO, final | {' | '.join(map(p_words, ps))} |"
+        pairs = zip(dpo, [ippo[0], ippo[1][::2], ippo[2]], strict=True)
+        above = [np.mean([x > y for x, y in itertools.product(theirs, ours)]) for ours, theirs in pairs]
+        told = " | ".join(f"{chance:.2f}" for chance in (*above, np.mean(above)))
+        assert f"{first} | mpe" in chances and f"\n| IPPO: final | {told} |\n" in chances
         assert list(rows)[2:6:2] == ["| IPPO, final", "| IQL, final"]
         assert next(iter(rows)) == f"| p against {first}"
 

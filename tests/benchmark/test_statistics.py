@@ -81,3 +81,10 @@ def test_wall_clock_is_integrated_from_the_speed():
     steps, speeds = np.array([0.0, 3600, 7200, 10800]), np.array([np.nan, 1.0, 0.5, np.nan])
     np.testing.assert_allclose(stats.hours(steps, speeds), [0, 1, 3, 3 + 1 / 0.75])
     assert np.isnan(stats.hours(steps, np.full(4, np.nan))).all()
+
+
+def test_probability_of_improvement_counts_pairs():
+    """Of all pairs of seeds, those that the second method wins, and half of the ties."""
+    assert stats.improvement([1, 2, 3], [2, 4, 0]) == pytest.approx((1.5 + 3 + 0) / 9)
+    assert stats.improvement([1, 1], [1, 1]) == 0.5 and stats.improvement([5], [6]) == 1.0
+    assert math.isnan(stats.improvement([], [1]))
