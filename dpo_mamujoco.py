@@ -62,7 +62,7 @@ from envs.video import save_video
 
 HALF_LOG_2_PI_E = 0.5 * math.log(2 * math.pi * math.e)  # entropy of a standard Gaussian
 SCRIPT = Path(__file__).stem
-EXIT_REQUEUE = 75  # EX_TEMPFAIL: a signal stopped it, and the last line printed says how to go on
+EXIT_REQUEUE = 75  # EX_TEMPFAIL: a signal stopped it; the last line printed, if any, says how to go on
 LONGEST_EPISODE = 100_000  # steps after which an evaluation gives up on an episode
 EVAL_EPISODES = 32  # greedy episodes per evaluation; 10 times as many at the end, unless they are slow
 CHUNK = 512  # rows per backward pass, to fit the cache; 8 // n times as many for groups of n < 8 agents
@@ -665,7 +665,7 @@ def parse_args(argv: list[str] | None = None) -> tuple[Args, dict]:
     # defaults of the second, which answers --help.
     asked = [word for word in argv if word not in ("-h", "--help")]
     args = tyro.cli(Args, args=asked, description=__doc__)
-    if args.resume and not args.eval_only:
+    if args.resume and not args.eval_only and asked == argv:
         lock(checkpoint_path(args).with_name("metrics.csv"))
     state = load(checkpoint_path(args)) if args.resume else {}
     preset = PRESETS.get(args.env_id.partition("/")[0], {}) | PRESETS.get(args.env_id, {})
@@ -770,6 +770,8 @@ def load(path: Path) -> dict:
         with warnings.catch_warnings(action="ignore"):
             state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         script = state["script"]
+        if not isinstance(script, str):
+            raise TypeError
         if script != SCRIPT:
             sys.exit(f"{SCRIPT}: {path} was made by {script}.py; resume it with that script.")
         of_before = "envs" in state and "form" not in state
@@ -800,7 +802,7 @@ def restoring(args: Args, state: dict):
     except Exception as error:
         if not state or "allocate memory" in str(error):
             raise
-        what = f"{checkpoint_path(args)} does not fit this environment ({type(error).__name__}: {error})"
+        what = f"{checkpoint_path(args)} cannot be resumed here ({type(error).__name__}: {error})"
         sys.exit(f"{SCRIPT}: {' '.join(what.split()):.300}; use another or start a new run.")
     state.clear()
 

@@ -66,7 +66,7 @@ from envs.matrix import PAYOFFS
 from envs.matrix.exact import evaluate_exactly
 
 SCRIPT = Path(__file__).stem
-EXIT_REQUEUE = 75  # EX_TEMPFAIL: a signal stopped it, and the last line printed says how to go on
+EXIT_REQUEUE = 75  # EX_TEMPFAIL: a signal stopped it; the last line printed, if any, says how to go on
 ITERATIONS = 10_000  # at most, of the exact iteration, which may converge slowly or never
 STEADY = 1e-12  # it ends once no probability changes by more than this
 CHUNK = 512  # rows per backward pass, to fit the cache; 8 // n times as many for groups of n < 8 agents
@@ -110,9 +110,8 @@ class Args:
 
     # R(1,1) R(1,2) R(2,1) R(2,2) of a 2x2 game of your own, iterated exactly
     payoff: tuple[float, float, float, float] | None = None
-    m_hat: Literal["theory"] | float = (
-        "theory"  # exact iteration: factor of sqrt(KL) in (18); theory: M-hat of Theorem 3.3
-    )
+    # exact iteration: factor of sqrt(KL) in (18); theory: M-hat of Theorem 3.3
+    m_hat: Literal["theory"] | float = "theory"
     c: float = 10.0  # exact iteration: factor C of KL in (18)
     start: tuple[float, float] = (0.5, 0.5)  # exact iteration: initial p and q, the probabilities of action 1
 
@@ -745,7 +744,7 @@ def parse_args(argv: list[str] | None = None) -> tuple[Args, dict]:
     # defaults of the second, which answers --help.
     asked = [word for word in argv if word not in ("-h", "--help")]
     args = tyro.cli(Args, args=asked, description=__doc__)
-    if args.resume and not args.eval_only:
+    if args.resume and not args.eval_only and asked == argv:
         lock(checkpoint_path(args).with_name("metrics.csv"))
     state = load(checkpoint_path(args)) if args.resume else {}
     preset = PRESETS.get(args.env_id.partition("/")[0], {}) | PRESETS.get(args.env_id, {})
@@ -850,6 +849,8 @@ def load(path: Path) -> dict:
         with warnings.catch_warnings(action="ignore"):
             state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         script = state["script"]
+        if not isinstance(script, str):
+            raise TypeError
         if script != SCRIPT:
             sys.exit(f"{SCRIPT}: {path} was made by {script}.py; resume it with that script.")
         of_before = "envs" in state and "form" not in state
@@ -880,7 +881,7 @@ def restoring(args: Args, state: dict):
     except Exception as error:
         if not state or "allocate memory" in str(error):
             raise
-        what = f"{checkpoint_path(args)} does not fit this environment ({type(error).__name__}: {error})"
+        what = f"{checkpoint_path(args)} cannot be resumed here ({type(error).__name__}: {error})"
         sys.exit(f"{SCRIPT}: {' '.join(what.split()):.300}; use another or start a new run.")
     state.clear()
 

@@ -51,7 +51,7 @@ import envs as environments
 from envs.video import save_video
 
 SCRIPT = Path(__file__).stem
-EXIT_REQUEUE = 75  # EX_TEMPFAIL: a signal stopped it, and the last line printed says how to go on
+EXIT_REQUEUE = 75  # EX_TEMPFAIL: a signal stopped it; the last line printed, if any, says how to go on
 LONGEST_EPISODE = 100_000  # steps after which an evaluation gives up on an episode
 EVAL_EPISODES = 32  # greedy episodes per evaluation; 10 times as many at the end, unless they are slow
 HIDDEN = 128  # units of every layer
@@ -565,9 +565,10 @@ def train(args: Args, envs, eval_envs, agents: QNetworks, state: dict) -> tuple[
                 for _ in range(args.updates_per_episode):
                     batch = replay.sample(args.batch_episodes, rng, whole=args.device == "cuda")
                     add_update(window, learner.learn(batch))
-                    run.check_finite(global_step, {}, agents, batch)
             if replay.added % args.target_every == 0:
                 learner.target.load_state_dict(agents.state_dict())
+        if over.any():
+            run.check_finite(global_step, {}, agents, batch)
         clock.lap("update")
 
         # --- log ---
@@ -650,7 +651,7 @@ def parse_args(argv: list[str] | None = None) -> tuple[Args, dict]:
     # defaults of the second, which answers --help.
     asked = [word for word in argv if word not in ("-h", "--help")]
     args = tyro.cli(Args, args=asked, description=__doc__)
-    if args.resume and not args.eval_only:
+    if args.resume and not args.eval_only and asked == argv:
         lock(checkpoint_path(args).with_name("metrics.csv"))
     state = load(checkpoint_path(args)) if args.resume else {}
     preset = PRESETS.get(args.env_id.partition("/")[0], {}) | PRESETS.get(args.env_id, {})
@@ -755,6 +756,8 @@ def load(path: Path) -> dict:
         with warnings.catch_warnings(action="ignore"):
             state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         script = state["script"]
+        if not isinstance(script, str):
+            raise TypeError
         if script != SCRIPT:
             sys.exit(f"{SCRIPT}: {path} was made by {script}.py; resume it with that script.")
         of_before = "envs" in state and "form" not in state
@@ -785,7 +788,7 @@ def restoring(args: Args, state: dict):
     except Exception as error:
         if not state or "allocate memory" in str(error):
             raise
-        what = f"{checkpoint_path(args)} does not fit this environment ({type(error).__name__}: {error})"
+        what = f"{checkpoint_path(args)} cannot be resumed here ({type(error).__name__}: {error})"
         sys.exit(f"{SCRIPT}: {' '.join(what.split()):.300}; use another or start a new run.")
     state.clear()
 

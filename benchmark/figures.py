@@ -352,7 +352,7 @@ FIGURES = {
             ),
         ),
     ),
-    # 10 and 12 have no panel of best known settings: on SMAC they are the paper's.
+    # 10 and 12 have no panel of best known settings: on version 2 of the engine these are the paper's.
     "fig10": Figure(
         "IPPO's clip on the two hard maps",
         (Panel(HARD, (DPO, IPPO, *CLIPS)),),
@@ -386,7 +386,7 @@ FIGURES = {
             ),
         ),
         exact=True,
-        note="The M̂ are ours: the paper does not give its own.",
+        note="M̂ = 0.35 and 0 are our choice.",
     ),
     "fig12": Figure(
         "KL divergence of DPO's updates, mean of all agents, on the two hard maps",

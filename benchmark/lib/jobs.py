@@ -86,6 +86,7 @@ def steps_done(place: Path) -> int:
     newest = max(place.glob("*/metrics.csv"), key=changed_at, default=None)
     if newest is None:
         return 0
+    lines: list[str] = []
     with contextlib.suppress(FileNotFoundError), open(newest, "rb") as file:
         file.seek(max(os.path.getsize(newest) - 4096, 0))
         lines = file.read().decode(errors="replace").split("\n")[:-1]

@@ -51,10 +51,11 @@ def welch(first: ArrayLike, second: ArrayLike) -> float:
 def improvement(first: ArrayLike, second: ArrayLike) -> float:
     """Probability that a seed of the second method scores higher than one of the first, ties counting half.
 
-    Mann and Whitney's U over the number of pairs (Agarwal et al., NeurIPS 2021); nan where one has no seed.
+    Mann and Whitney's U over the number of pairs (Agarwal et al., NeurIPS 2021); nan where one has no second
+    seed.
     """
     first, second = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
-    if not len(first) or not len(second):
+    if min(len(first), len(second)) < 2:
         return math.nan
     return float(scipy.stats.mannwhitneyu(second, first).statistic / (len(first) * len(second)))
 

@@ -88,7 +88,8 @@ class Store:
         """Adds a run, or replaces an earlier state of it.
 
         of_command: its key names its command, so that another run of the same key is as good. ResultsError
-        where an unfinished run would replace a finished one, or, else, where the key is another run's.
+        where an unfinished run, or an older copy with fewer steps, would replace a finished one, or, else,
+        where the key is another run's.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         with self.locked():
