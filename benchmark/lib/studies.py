@@ -194,11 +194,27 @@ STUDIES = {
                 steps=500_000,
             ),
             Curves(
+                (CHEETAH,),
+                {
+                    "DPO (robots)": f"dpo_mamujoco__{FIGURE_RUN}",
+                    "the whole observation": "dpo_mamujoco__obs-full__?",
+                },
+                "HalfCheetah-3x2",
+                steps=500_000,
+            ),
+            Curves(
+                (f"{CHEETAH}-v4",),
+                {"gymnasium's v4": "dpo_mamujoco__version-v4__?"},
+                "HalfCheetah-3x2, v4",
+                steps=500_000,
+            ),
+            Curves(
                 (STALKERS + "2",),
                 {
                     "DPO": "dpo_smac__?",
                     "floor 0.05": "dpo_smac__beta-min-0.05__?",
                     "the dead learned from": "dpo_smac__exclude-dead-false__?",
+                    "root of the average": "dpo_smac__sqrt-kl-term-average__?",
                 },
                 "2s3z, engine 2",
                 WIN_RATE,
