@@ -141,7 +141,7 @@ def test_run_logs_every_update_and_exact_evaluations_beside_the_optimum(tmp_path
         (["--delta=0.5"], "--delta must be between 1.0001"),
         (["--num-states=0"], "--num-states must be between 1"),
         (["--game=5"], "Expected one of ('stochastic', '1', '2', '3', '4')"),
-        (["--game=1", "--start=0", "1"], "--start takes probabilities between 0 and 1"),
+        (["--game=1", "--start=0", "1"], "--start takes two probabilities above 0 and below 1"),
         (["--game=1", "--m-hat=big"], "theory"),
         (["--game=1", "--m-hat=inf"], "--m-hat must be theory or a number"),
         (["--d-target=nan"], "--d-target"),
