@@ -23,8 +23,8 @@ except ImportError:  # on Windows benchmark/run.py does not run, and nobody else
     fcntl = None  # type: ignore[assignment]
 
 PUBLISHED = Path(__file__).resolve().parents[1] / "results"
-DIGITS = {"J": 17, "p": 17, "q": 17}
-"""Of the exact iteration's columns, of which a fall by 1e-12 is to be seen; of all others six."""
+DIGITS = {"J": 17, "p": 17, "q": 17} | dict.fromkeys(("time/env", "time/act", "time/update"), 3)
+"""Of the exact iteration's columns, where a fall by 1e-12 is to be seen, and of shares; of all others six."""
 DRAWN = ("random", "noop", "greedy")  # of references.csv, which also has a script that does little better
 FIELDS = tuple(f for f in dataclasses.fields(Run) if f.name not in ("columns", "method"))
 

@@ -92,7 +92,7 @@ def test_every_published_run_has_its_curve_and_files_stay_small(store):
     """A clone must hold all that is drawn, and stay quick to make."""
     for key in store.runs:
         assert len(store.load(key).steps) > 0
-    assert max(path.stat().st_size for path in PUBLISHED.rglob("*")) < 4 << 20
+    assert max(path.stat().st_size for path in PUBLISHED.rglob("*")) < 2 << 20
 
 
 def test_every_curve_of_a_study_has_runs_and_each_seed_once(store):
