@@ -115,8 +115,9 @@ def report(results: Path) -> str:
         if best := best_of(told):
             line = final_command(TASKS[told["task"]], told["method"], best["settings"])
             commands.append(f"# {told['task']}, {told['method']}\n{line}\n")
-    early = notes or any(len(told["trials"]) < told["planned_trials"] for told in tunings)
-    early = "Not yet worth running: the tuning above is not finished, or not equal.\n\n" if early else ""
+    unfinished = any(len(told["trials"]) < told["planned_trials"] for told in tunings)
+    warned = "Not yet worth running: the tuning above is not finished, or not equal.\n\n"
+    early = warned if notes or unfinished else ""
     space = "".join(f"| {name} | {words} |\n" for name, words in ranges())
     return f"""# Tuning with equal effort
 
