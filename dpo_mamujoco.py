@@ -92,7 +92,9 @@ class Args:
     update_epochs: int = 15  # gradient steps per update, each on the whole batch
     ent_coef: float = 0.01  # coefficient c_H of the entropy bonus, c_H H / N, which is added to eq. (20)
     max_grad_norm: float = 10.0  # gradient clip, per agent and per network
+    advantage_norm: bool = True  # each agent's advantages have mean 0 and standard deviation 1 in every batch
     log_std_init: float = 0.0  # logarithm of the policies' standard deviation at the start
+    obs_norm: bool = True  # observations normalised by running mean and std, per agent
     layer_norm: bool = False  # LayerNorm before each ReLU
     value_norm: bool = True  # PopArt: critics learn returns normalised by running mean and std, per agent
     d_target: float = 0.001  # KL per update that eq. (21) steers each agent to
@@ -209,7 +211,12 @@ class Agents(nn.Module):
     """
 
     def __init__(
-        self, obs_dim: int, act_dims: tuple[int, ...], layer_norm: bool = False, log_std_init: float = 0.0
+        self,
+        obs_dim: int,
+        act_dims: tuple[int, ...],
+        layer_norm: bool = False,
+        log_std_init: float = 0.0,
+        obs_norm: bool = True,
     ):
         super().__init__()
         num_agents = len(act_dims)
@@ -222,7 +229,7 @@ class Agents(nn.Module):
         self.register_buffer("beta1", torch.zeros(num_agents))
         self.register_buffer("beta2", torch.zeros(num_agents))
         self.register_buffer("act_mask", (torch.arange(act_dim) < torch.tensor(act_dims)[:, None])[:, None])
-        self.obs_norm = RunningNorm(num_agents, obs_dim)
+        self.obs_norm = RunningNorm(num_agents, obs_dim) if obs_norm else nn.Identity()
         self.return_norm = RunningNorm(num_agents, 1)
 
     def value(self, obs: torch.Tensor) -> torch.Tensor:
@@ -579,11 +586,16 @@ def train(args: Args, envs, eval_envs, agents: Agents, state: dict) -> tuple[Pat
         advantages, returns = gae(
             rewards, values, final_values, terminations, truncations, args.gamma, args.gae_lambda
         )
-        agents.obs_norm.add(raw_obs.flatten(1, 2))  # for the next rollout: this one was acted on without it
+        if args.obs_norm:
+            agents.obs_norm.add(
+                raw_obs.flatten(1, 2)
+            )  # for the next rollout: this one was acted on without it
         targets = agents.normalize_returns(returns) if args.value_norm else returns
         old_log_std = agents.actor.log_std.detach()[:, None].expand_as(old_mean).clone()
         batch = dict(obs=obs, actions=actions, old_mean=old_mean, old_log_std=old_log_std, logprobs=logprobs)
-        batch |= dict(advantages=standardize(advantages), returns=targets, weight=weight)
+        if args.advantage_norm:
+            advantages = standardize(advantages)
+        batch |= dict(advantages=advantages, returns=targets, weight=weight)
         batch = {name: x.flatten(1, 2) for name, x in batch.items()}
 
         # --- update; same in: dpo_mamujoco, dpo_matrix, dpo_mpe ---
@@ -616,7 +628,8 @@ def main() -> None:
         video_envs.reset()
         video_envs.render()  # where nothing can be drawn, this fails now and not after the training
 
-    agents = Agents(envs.obs_dim, envs.agent_act_dims, args.layer_norm, args.log_std_init)
+    sizes = (envs.obs_dim, envs.agent_act_dims)
+    agents = Agents(*sizes, args.layer_norm, args.log_std_init, args.obs_norm)
     if args.sqrt_kl_term != "off":
         agents.beta1.fill_(args.beta_init)
     if args.kl_term:

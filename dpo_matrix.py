@@ -98,6 +98,7 @@ class Args:
     gae_lambda: float = 0.95  # lambda of generalised advantage estimation
     update_epochs: int = 15  # gradient steps per update, each on the whole batch
     ent_coef: float = 0.01  # coefficient c_H of the entropy bonus, c_H H / N, which is added to eq. (20)
+    advantage_norm: bool = True  # each agent's advantages have mean 0 and standard deviation 1 in every batch
     d_target: float = 0.1  # KL per update that eq. (21) steers each agent to
     delta: float = 1.5  # eq. (21): the betas change where KL leaves [d_target / delta, d_target * delta]
     omega: float = 2.0  # eq. (21): the factor by which they change
@@ -514,7 +515,9 @@ def train(args: Args, envs, optimum: float, agents: Agents, state: dict) -> Path
         advantages, returns = gae(
             rewards, values, final_values, terminations, truncations, args.gamma, args.gae_lambda
         )
-        samples = (obs, actions, standardize(advantages), returns)
+        if args.advantage_norm:
+            advantages = standardize(advantages)
+        samples = (obs, actions, advantages, returns)
         batch = tabulate(*(x.flatten(1, 2) for x in samples), envs.num_actions)
         batch |= dict(obs=states, old_logp=old_logp)
 

@@ -93,6 +93,7 @@ class Args:
     update_epochs: int = 15  # gradient steps per update, each on the whole batch
     ent_coef: float = 0.01  # coefficient c_H of the entropy bonus, c_H H / N, which is added to eq. (20)
     max_grad_norm: float = 10.0  # gradient clip, per agent and per network
+    advantage_norm: bool = True  # each agent's advantages have mean 0 and standard deviation 1 in every batch
     d_target: float = 0.01  # KL per update that eq. (21) steers each agent to
     delta: float = 1.5  # eq. (21): the betas change where KL leaves [d_target / delta, d_target * delta]
     omega: float = 2.0  # eq. (21): the factor by which they change
@@ -499,8 +500,10 @@ def train(args: Args, envs, eval_envs, agents: Agents, state: dict) -> tuple[Pat
         advantages, returns = gae(
             rewards, values, final_values, terminations, truncations, args.gamma, args.gae_lambda
         )
-        batch = dict(obs=obs, actions=actions, old_logp=old_logp, returns=returns, weight=weight)
-        batch["advantages"] = standardize(advantages)
+        if args.advantage_norm:
+            advantages = standardize(advantages)
+        batch = dict(obs=obs, actions=actions, old_logp=old_logp, advantages=advantages)
+        batch |= dict(returns=returns, weight=weight)
         batch = {name: x.flatten(1, 2) for name, x in batch.items()}
 
         # --- update; same in: dpo_mamujoco, dpo_matrix, dpo_mpe ---

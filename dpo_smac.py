@@ -92,6 +92,7 @@ class Args:
     update_epochs: int = 15  # gradient steps per update, each on the whole batch
     ent_coef: float = 0.01  # coefficient c_H of the entropy bonus, c_H H / N, which is added to eq. (20)
     max_grad_norm: float = 10.0  # gradient clip, per agent and per network
+    advantage_norm: bool = True  # each agent's advantages have mean 0 and standard deviation 1 in every batch
     layer_norm: bool = True  # LayerNorm on the observation and before each ReLU
     d_target: float = 0.02  # KL per update that eq. (21) steers each agent to
     delta: float = 1.5  # eq. (21): the betas change where KL leaves [d_target / delta, d_target * delta]
@@ -574,7 +575,9 @@ def train(args: Args, envs, eval_envs, agents: Agents, state: dict) -> tuple[Pat
         )
         weight = valid / valid.sum((1, 2), keepdim=True).clamp(min=1)
         batch = dict(obs=obs, action_mask=action_mask, actions=actions, old_logp=old_logp)
-        batch |= dict(advantages=standardize(advantages, weight), returns=returns, weight=weight)
+        if args.advantage_norm:
+            advantages = standardize(advantages, weight)
+        batch |= dict(advantages=advantages, returns=returns, weight=weight)
         batch = samples_first(batch, valid)
 
         # --- update; same in: dpo_smac, ippo ---

@@ -83,8 +83,11 @@ class Args:
     update_epochs: int = 15  # gradient steps per update, each on the whole batch
     ent_coef: float = 0.01  # coefficient c_H of the entropy bonus
     max_grad_norm: float = 10.0  # gradient clip, per agent and per network
+    advantage_norm: bool = True  # each agent's advantages have mean 0 and standard deviation 1 in every batch
     clip_coef: float = 0.2  # the ratio counts only within 1 - clip_coef and 1 + clip_coef
     log_std_init: float = 0.0  # logarithm of the standard deviation of real actions at the start
+    # observations normalised: real actions, by running mean and std per agent; discrete, by --layer-norm
+    obs_norm: bool = True
     layer_norm: bool = True  # LayerNorm before each ReLU and, with discrete actions, on the observation
     value_norm: bool = False  # PopArt: critics learn returns normalised by running mean and std, per agent
 
@@ -328,7 +331,7 @@ class Agents(nn.Module):
             norm = layer_norm and norm_obs
             self.obs_norm = nn.LayerNorm(obs_dim, elementwise_affine=False) if norm else nn.Identity()
         else:
-            self.obs_norm = RunningNorm(num_agents, obs_dim)
+            self.obs_norm = RunningNorm(num_agents, obs_dim) if norm_obs else nn.Identity()
             # Part of the actor, so that their gradients are clipped together.
             self.actor.log_std = nn.Parameter(torch.full((num_agents, 1, num_actions), log_std_init))
 
@@ -681,9 +684,11 @@ def train(args: Args, envs, eval_envs, agents: Agents, state: dict) -> tuple[Pat
         weight = valid / valid.sum((1, 2), keepdim=True).clamp(min=1)
         targets = agents.normalize_returns(returns, valid) if args.value_norm else returns
         batch = dict(obs=obs, action_mask=action_mask, actions=actions, logprobs=logprobs, outputs=outputs)
-        batch |= dict(advantages=standardize(advantages, weight), returns=targets, weight=weight)
+        if args.advantage_norm:
+            advantages = standardize(advantages, weight)
+        batch |= dict(advantages=advantages, returns=targets, weight=weight)
         batch = samples_first(batch, valid)
-        if not envs.discrete:  # for the next rollout: this one was acted on without it
+        if args.obs_norm and not envs.discrete:  # for the next rollout: this one was acted on without it
             agents.obs_norm.add(raw_obs.flatten(1, 2), alive[:, :T].flatten(1))
 
         # --- update; same in: dpo_smac, ippo ---
@@ -719,8 +724,10 @@ def main() -> None:
         video_envs.render()  # where nothing can be drawn, this fails now and not after the training
 
     sizes = (envs.num_agents, envs.obs_dim, envs.num_actions)
-    # LayerNorm would average in the padding of unequal agents; it maps one input to 0, two to +1 and -1.
-    norm_obs = len(set(envs.agent_obs_dims)) == 1 and envs.obs_dim > 2
+    norm_obs = args.obs_norm
+    if envs.discrete:
+        # LayerNorm would average in the padding of unequal agents; it maps one input to 0, two to +1 and -1.
+        norm_obs &= len(set(envs.agent_obs_dims)) == 1 and envs.obs_dim > 2
     agents = Agents(*sizes, envs.discrete, args.layer_norm, norm_obs, args.log_std_init)
     agents.to(args.device)
     if args.eval_only:

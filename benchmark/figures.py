@@ -40,7 +40,7 @@ from benchmark.lib.claims import (
     Unwon,
     Varies,
 )
-from benchmark.lib.groups import EMBEDDED
+from benchmark.lib.groups import EMBEDDED, LATER
 from benchmark.lib.runs import KL, RETURN
 from envs.smac.maps import MAPS
 
@@ -462,7 +462,11 @@ def resolve(script: str, settings: dict[str, Any]) -> dict[str, Any]:
     env_id = module.Args(**settings).env_id
     presets = module.PRESETS.get(env_id.partition("/")[0], {}) | module.PRESETS.get(env_id, {})
     resolved = asdict(module.Args(**presets | settings))
-    return {name: value for name, value in resolved.items() if name not in NOT_OF_A_RUN}
+    return {
+        name: value
+        for name, value in resolved.items()
+        if name not in NOT_OF_A_RUN and (name, value) not in LATER.items()
+    }
 
 
 def make_run(task: Task, method: Method, seed: int, scale: str, exact: bool = False) -> Run:

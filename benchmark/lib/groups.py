@@ -17,6 +17,8 @@ MAY_DIFFER = {"eval_only", "capture_video", "torch_threads", "compile", "memory_
 MAY_DIFFER |= {"backend"}  # which one was asked for; the one that played is compared
 MAY_DIFFER |= {"resumed"}  # with which versions and on which machine a run went on
 MAY_DIFFER |= {"collect", "update", "load"}  # what peer_ippo.py measured
+# Flags that came after runs were published, with what those did: keys leave them out while they are so.
+LATER = {"advantage_norm": True, "obs_norm": True}
 EMBEDDED = "backend=embedded"  # how baselines ask for the engine, which they play without StarCraft anyway
 
 
@@ -95,7 +97,7 @@ def check_alike(group: Group) -> None:
 
 def setting(run: Run, name: str) -> Any:
     """What seeds must agree in; of the backend the one that played is compared, not the one asked for."""
-    value = run.settings.get(name)
+    value = run.settings.get(name, LATER.get(name))
     return [option for option in value if option != EMBEDDED] if name == "env_options" and value else value
 
 

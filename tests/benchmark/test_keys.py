@@ -11,7 +11,7 @@ import pytest
 
 from benchmark import figures
 from benchmark.figures import FIGURES, NOT_OF_A_RUN, SEEDS, make_run, manifest, panel_runs
-from benchmark.lib.groups import EMBEDDED
+from benchmark.lib.groups import EMBEDDED, LATER
 from benchmark.lib.store import PUBLISHED, Store
 from envs.smac.maps import MAPS, SmacMap
 from envs.smac.units import ENGINE_VERSION
@@ -74,6 +74,8 @@ def expected(runs, script, flag, task=""):
         ("dpo_mpe", "beta_min", 0.01),
         ("dpo_mamujoco", "kl_term", False),
         ("dpo_smac", "env_options", ("a=1",)),
+        ("dpo_smac", "advantage_norm", False),  # which came later than published runs
+        ("ippo", "obs_norm", False),
         ("ippo", "clip_coef", 0.25),
         ("iql", "epsilon_end", 0.1),
         ("iddpg", "eval_every", 10),  # which every run types
@@ -170,7 +172,7 @@ def test_all_other_settings_and_the_seed_are_in_the_key():
     for entry in planned():
         script = entry.script.removesuffix(".py")
         own = {"engine_version"} if entry.task.startswith("smac") else set()
-        assert json.loads(entry.settings).keys() == fields(script).keys() - NOT_OF_A_RUN | own
+        assert json.loads(entry.settings).keys() == fields(script).keys() - NOT_OF_A_RUN - LATER.keys() | own
     runs = [entry for scale in SEEDS for entry in manifest(list(FIGURES), scale, [1, 2])]
     by_key = {}
     for entry in runs:
@@ -188,7 +190,9 @@ def test_resolved_settings_are_what_the_script_parses():
                 seen.add(kind)
                 script = entry.script.removesuffix(".py")
                 args, _ = MODULES[script].parse_args(entry.arguments[1:])
-                told = {name: x for name, x in dataclasses.asdict(args).items() if name not in NOT_OF_A_RUN}
+                told = dataclasses.asdict(args)
+                assert all(told.pop(name, usual) == usual for name, usual in LATER.items())
+                told = {name: x for name, x in told.items() if name not in NOT_OF_A_RUN}
                 if entry.task.startswith("smac"):  # where StarCraft is installed, auto would play it
                     told["engine_version"] = MAPS[entry.task.removeprefix("smac-")].version
                     asked = told.get("backend") or told["env_options"][-1]
@@ -216,6 +220,7 @@ def test_published_keys_are_hashes_of_their_own_settings():
             told["env_options"] = [option for option in told["env_options"] if option != EMBEDDED]
         own_names = fields(run.script).keys() - NOT_OF_A_RUN | {"engine_version"}
         own = {name: told[name] for name in own_names if name in told}
+        own = {name: x for name, x in own.items() if (name, x) not in LATER.items()}
         digest = hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()[:8]
         parts = [key.partition("__")[0], run.script, run.label, str(run.seed), digest]
         assert key == "__".join(filter(None, parts))

@@ -14,7 +14,7 @@ import torch.nn as nn
 
 import dpo_mpe
 from tests.scripts import cases, running
-from tests.scripts.recording import LIMIT, E, recording
+from tests.scripts.recording import LIMIT, E, N, recording
 from tests.scripts.running import SCRIPTS, load, only, rows
 from tests.scripts.test_decentralized import CASES, make_agents
 from tests.scripts.test_endings import ON_POLICY, train
@@ -122,6 +122,56 @@ def test_gradients_are_clipped_and_steps_taken_as_the_flags_say(case, tmp_path, 
     for optimizer in load(directory)["optimizers"]:
         [settings] = optimizer["param_groups"]
         assert settings["lr"] == 3e-4 and settings["eps"] == (1e-5 if on_policy else 1e-8)
+
+
+# What is normalised.
+
+
+@pytest.mark.parametrize("standardised", [True, False])
+@pytest.mark.parametrize("case", ON_POLICY)
+def test_advantages_are_standardised_where_the_flag_says(case, standardised, tmp_path, monkeypatch):
+    """Mean 0 and standard deviation 1 over each agent's own samples; else they are as GAE makes them."""
+    script, made, learned = importlib.import_module(CASES[case][0]), [], []
+    gae, learn = script.gae, script.Learner.learn
+    monkeypatch.setattr(script, "gae", lambda *told: made.append(gae(*told)) or made[-1])
+    monkeypatch.setattr(
+        script.Learner, "learn", lambda own, batch: learned.append(batch) or learn(own, batch)
+    )
+    trained(case, tmp_path, turns=1, update_epochs=1, advantage_norm=standardised)
+    [(advantages, _, *valid)], [batch] = made, learned
+    weight = torch.ones_like(advantages) if not valid else valid[0].float()
+    weight /= weight.sum((1, 2), keepdim=True)
+    mean = (weight * advantages).sum((1, 2))
+    square = (weight * advantages.square()).sum((1, 2))
+    assert (mean.abs() > 0.01).all() and ((square - mean.square() - 1).abs() > 0.01).all()
+    if standardised:
+        mean, square = torch.zeros(N), torch.ones(N)
+    if CASES[case][1] == "table":  # which holds sums over the samples of a state
+        torch.testing.assert_close(batch["advantages"].sum((1, 2)), mean, rtol=1e-4, atol=1e-5)
+        return
+    for power, moment in ((1, mean), (2, square)):
+        found = (batch["weight"] * batch["advantages"] ** power).sum(1)
+        torch.testing.assert_close(found, moment, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("script", "flags", "usual"),
+    [
+        ("dpo_mamujoco", "--task=Hopper-3x1", "RunningNorm"),
+        ("ippo", "--env-id=mamujoco/Hopper-3x1", "RunningNorm"),
+        ("ippo", "--env-id=smac/3m", "LayerNorm"),
+    ],
+)
+def test_observations_are_normalised_unless_the_flag_says_otherwise(script, flags, usual, tmp_path):
+    """Without it networks see what the environment tells, and a training has no statistics to keep."""
+    flags += " --num-envs=2"
+    assert type(given(script, flags)[2].obs_norm).__name__ == usual
+    agents = given(script, f"{flags} --no-obs-norm")[2]
+    assert isinstance(agents.obs_norm, nn.Identity)
+    assert agents.actor.layer_norm == (usual == "LayerNorm")
+    flags += f" --no-obs-norm --num-steps=8 --total-timesteps=16 --update-epochs=1 --runs-dir={tmp_path}"
+    running.finished(script, *flags.split(), EVAL_EPISODES=1)
+    assert not any(name.startswith("obs_norm") for name in load(only(tmp_path))["agents"])
 
 
 # What is counted, and how.
