@@ -237,36 +237,37 @@ def time_learner(args: Args, result: dict[str, Any]) -> None:
     On a busy machine the best of long updates and the best of short products are not of the same moment; the
     median of the share within each turn is then the fairer figure.
     """
-    from benchmark.lib.learners import learner_gflops, made_up
+    from benchmark.lib.learners import OFF_POLICY, learner_gflops, made_up, made_up_baseline
 
     torch.set_num_threads(1)
     cuda = args.device != "cpu"
     peak_of = sgemm_gflops_cuda if cuda else sgemm_gflops
     threads = (1,) if cuda else args.threads or tuple(sorted({1, usable_cores()}))
-    header = ["learner", "rows", "", "best GFLOP/s", "median", "sgemm peak, 1 thread", "best / peak"]
+    header = ["learner", "", "best GFLOP/s", "median", "sgemm peak, 1 thread", "best / peak"]
     tell = begun_table([*header, "share within a turn, median"])
-    for name in args.names or DEFAULTS[args.family]:
-        for batch_rows in args.rows:
-            figures: dict[str, Callable[[], float]] = {"sgemm": functools.partial(peak_of, args.seconds)}
-            sizes = ""
-            for compiled, n in itertools.product((False, True) if args.compile else (False,), threads):
-                learner = made_up(args.family, name, batch_rows, args.device)
-                label, sizes = f"{n} threads" + ", compiled" * compiled, learner.sizes
-                figures[label] = learner_gflops(learner, n, compiled)
-            found = take_turns(figures, args.repeats)
-            peak = max(found["sgemm"])
-            for label in list(figures)[1:]:
-                best, median = max(found[label]), float(np.median(found[label]))
-                in_turn = np.median(np.array(found[label]) / np.array(found["sgemm"]))
-                numbers = [
-                    f"{best:.0f}",
-                    f"{median:.0f}",
-                    f"{peak:.0f}",
-                    f"{best / peak:.0%}",
-                    f"{in_turn:.0%}",
-                ]
-                tell([f"{name}: {sizes}", str(batch_rows), label, *numbers])
-            result[f"{name} {batch_rows}"] = summary(found, ["sgemm"])
+    cases: dict[str, Callable[[], Any]] = {}
+    if args.family == "baselines":
+        cases = {name: functools.partial(made_up_baseline, name, args.device) for name in OFF_POLICY}
+    for name, rows in itertools.product(args.names or DEFAULTS.get(args.family, ()), args.rows):
+        cases[f"{name} {rows}"] = functools.partial(made_up, args.family, name, rows, args.device)
+    for name, make_learner in cases.items():
+        figures: dict[str, Callable[[], float]] = {"sgemm": functools.partial(peak_of, args.seconds)}
+        # iddpg.py has nothing to compile.
+        variants = (False, True) if args.compile and not name.startswith("iddpg") else (False,)
+        key = sizes = ""
+        for compiled, n in itertools.product(variants, threads):
+            learner = make_learner()
+            label, sizes = f"{n} threads" + ", compiled" * compiled, learner.sizes
+            key = f"{name} {len(learner.batch['rewards'])}" if name in OFF_POLICY else name
+            figures[label] = learner_gflops(learner, n, compiled)
+        found = take_turns(figures, args.repeats)
+        peak = max(found["sgemm"])
+        for label in list(figures)[1:]:
+            best, median = max(found[label]), float(np.median(found[label]))
+            in_turn = np.median(np.array(found[label]) / np.array(found["sgemm"]))
+            shares = [f"{best / peak:.0%}", f"{in_turn:.0%}"]
+            tell([f"{name}: {sizes}", label, f"{best:.0f}", f"{median:.0f}", f"{peak:.0f}", *shares])
+        result[key] = summary(found, ["sgemm"])
 
 
 def time_e2e(args: Args, result: dict[str, Any]) -> None:
@@ -414,6 +415,7 @@ TIMERS: dict[tuple[What, Family], Callable[[Args, dict[str, Any]], None]] = {
     ("learner", "smac"): time_learner,
     ("learner", "mpe"): time_learner,
     ("learner", "mamujoco"): time_learner,
+    ("learner", "baselines"): time_learner,
     ("e2e", "smac"): time_e2e,
     ("e2e", "mpe"): time_e2e,
     ("e2e", "mamujoco"): time_e2e,

@@ -1,6 +1,6 @@
-"""The learners of the DPO scripts on made-up data, and whole scripts for a few updates, to be timed.
+"""The learners of the scripts on made-up data, and whole scripts for a few updates, to be timed.
 
-The one place of the benchmark that calls functions of `dpo_*.py`: `made_up` and `learner_gflops` know them.
+The one place of the benchmark that calls functions of the scripts to time them.
 """
 
 from __future__ import annotations
@@ -41,10 +41,7 @@ class Learner:
         layer computes, and leaves out normalisation, losses and Adam.
         """
         rows = self.batch["obs"].shape[1]
-        actor, critic = (
-            sum(p.numel() for p in network.parameters())
-            for network in (self.agents.actor, self.agents.critic)
-        )
+        actor, critic = parameters(self.agents.actor), parameters(self.agents.critic)
         return 6 * (actor + critic) * rows * EPOCHS + 2 * actor * rows
 
 
@@ -84,16 +81,87 @@ def made_up(family: str, name: str, rows: int, device: str) -> Learner:
     return Learner(script, agents.to(device), batch, f"N {N}, obs {obs_dim}, actions {A}")
 
 
-def learner_gflops(learner: Learner, threads: int, compiled: bool) -> Callable[[], float]:
+@dataclass(frozen=True)
+class OffPolicy:
+    """The networks of iql.py or iddpg.py and a batch for their `update`."""
+
+    script: Any
+    agents: Any
+    batch: dict[str, torch.Tensor]
+    sizes: str
+    flops: int
+    """2 x parameters x rows for every forward pass, as much again for the gradient of what goes in, and for
+    that of the parameters"""
+
+
+OFF_POLICY = {
+    "iql 8m": "smac/8m",
+    "iql simple_spread": "mpe/simple_spread",
+    "iddpg HalfCheetah-3x2": "mamujoco/HalfCheetah-3x2",
+    "iddpg Humanoid-17x1": "mamujoco/Humanoid-17x1",
+}
+"""Which learners of baselines are timed, and where."""
+
+
+def made_up_baseline(name: str, device: str) -> OffPolicy:
+    """A learner of `OFF_POLICY` on random data: a batch of the script's default size.
+
+    Episodes of IQL's are as long as they can be; battles, which end before, half as long.
+    """
+    import envs
+
+    script = importlib.import_module(name.partition(" ")[0])
+    options: dict[str, Any] = {"backend": "embedded"} if OFF_POLICY[name].startswith("smac") else {}
+    env: Any = envs.make(OFF_POLICY[name], 1, **options)
+    N, obs_dim, A = env.num_agents, env.obs_dim, int(env.num_actions)
+    draw = torch.Generator().manual_seed(0)
+    defaults = script.Args()
+    if script.__name__ == "iql":
+        steps = env.episode_limit // 2 if options else env.episode_limit
+        rows = defaults.batch_episodes * steps
+        agents = script.QNetworks(N, obs_dim + A, A)
+        batch = {"inputs": torch.randn(N, rows, obs_dim + A, generator=draw)}
+        batch["action_mask"] = torch.ones(N, rows, A, dtype=torch.bool)
+        batch["actions"] = torch.randint(A, (N, rows), generator=draw)
+        batch["filled"] = torch.ones(rows)
+        batch["lengths"] = torch.full((defaults.batch_episodes,), steps)
+        batch["following"] = (torch.arange(rows) + defaults.batch_episodes).clamp(max=rows - 1)
+        flops = 8 * rows * parameters(agents)  # both networks forward, one backward
+    else:
+        rows = defaults.batch_size
+        agents = script.Agents(obs_dim, env.agent_act_dims, env.single_action_space)
+        batch = {name: torch.randn(N, rows, obs_dim, generator=draw) for name in ("obs", "next_obs")}
+        batch["actions"] = 2 * torch.rand(N, rows, A, generator=draw) - 1
+        # Targets forward, the critic both ways, and the actor, through a critic that only passes it on.
+        flops = rows * (8 * parameters(agents.actor) + 12 * parameters(agents.critic))
+    batch["rewards"] = torch.randn(rows, generator=draw)
+    batch["terminations"] = torch.zeros(rows, dtype=torch.bool)
+    env.close()
+    batch = {name: x.to(device) for name, x in batch.items()}
+    return OffPolicy(
+        script, agents.to(device), batch, f"N {N}, obs {obs_dim}, actions {A}, rows {rows}", flops
+    )
+
+
+def parameters(network: torch.nn.Module) -> int:
+    """How many there are, of all agents."""
+    return sum(p.numel() for p in network.parameters())
+
+
+def learner_gflops(learner: Learner | OffPolicy, threads: int, compiled: bool) -> Callable[[], float]:
     """A measurement of the GFLOP/s of `update` as the scripts call it on `threads`; on a GPU its graph."""
     script, batch = learner.script, learner.batch
-    cuda = batch["obs"].is_cuda
-    device = "cuda" if cuda else "cpu"
-    args = script.Args(update_epochs=EPOCHS, torch_threads=threads, compile=compiled, device=device)
-    # A copy of the loss has a compiler's cache of its own, which keeps the code for few sizes.
-    code = script.dpo_loss.__code__.replace()
-    loss_fn = types.FunctionType(code, script.dpo_loss.__globals__)
-    groups = script.Learner(learner.agents, args, loss_fn, batch["weight"].shape[1])
+    cuda = batch["rewards" if isinstance(learner, OffPolicy) else "obs"].is_cuda
+    settings: dict[str, Any] = dict(torch_threads=threads, device="cuda" if cuda else "cpu")
+    settings |= {"compile": True} if compiled else {}
+    if isinstance(learner, OffPolicy):
+        groups = script.Learner(learner.agents, script.Args(**settings))
+    else:
+        # A copy of the loss has a compiler's cache of its own, which keeps the code for few sizes.
+        code = script.dpo_loss.__code__.replace()
+        loss_fn = types.FunctionType(code, script.dpo_loss.__globals__)
+        args = script.Args(**settings, update_epochs=EPOCHS)
+        groups = script.Learner(learner.agents, args, loss_fn, batch["weight"].shape[1])
 
     def measure() -> float:
         start = time.perf_counter()

@@ -106,6 +106,7 @@ def test_tables_are_of_what_was_measured(tmp_path):
         "learner mpe": {
             "simple_spread/10 1024": summary({"sgemm": [50.0, 100.0], "1 threads": [40.0, 60.0]}, ["sgemm"])
         },
+        "learner baselines": {"iql 8m 1920": summary({"sgemm": [50.0], "2 threads": [40.0]}, ["sgemm"])},
         "e2e mpe": {
             "line_control, 2 threads": rates,
             "line_control, 2 threads, compiled": few,
@@ -125,7 +126,8 @@ def test_tables_are_of_what_was_measured(tmp_path):
         "| simple_spread | VMAS | 400 |",
         "| simple_spread | mpe2 | 2,000 |",
         "| ours, 1 threads | 1.75 |",
-        "| simple_spread/10 | 1024 | 60% (70%) | 100 |",
+        "| simple_spread/10 | 1024 | 60% (70%) | – | 100 |",
+        "| iql 8m | 1920 | – | 80% (80%) | 50 |",
         "| dpo_mpe.py line_control | 2 | 4,321 | 99 | 10 % | 20 % | 70 % |",
         "| dpo_mpe.py line_control | 1, batches of one episode | 99 | – | 10 % | 20 % | 70 % |",
         "| iql.py --env-id smac/8m | 1 | 99 | – | 10 % | 20 % | 70 % |",

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from benchmark import since
 from benchmark.lib import learners, timing
@@ -63,6 +64,23 @@ def test_every_learner_that_is_timed_learns(family, name, sizes):
     assert measure() > 0
     after = learner.agents.actor.parameters()
     assert any(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+@pytest.mark.parametrize(("name", "task"), [("iql", "mpe/simple_spread"), ("iddpg", "mamujoco/Hopper-3x1")])
+def test_learners_of_baselines_learn_and_their_products_are_counted(name, task, monkeypatch):
+    """The count of products is compared with what PyTorch's own counter says of an update."""
+    monkeypatch.setitem(learners.OFF_POLICY, f"{name} here", task)
+    learner = learners.made_up_baseline(f"{name} here", "cpu")
+    before = [p.clone() for p in learner.agents.parameters()]
+    measure = learners.learner_gflops(learner, 1, False)
+    assert measure() > 0
+    assert any(not torch.equal(a, b) for a, b in zip(before, learner.agents.parameters(), strict=True))
+    groups = learner.script.Learner(learner.agents, learner.script.Args(torch_threads=1))
+    groups.pool = SimpleNamespace(map=map)  # the counter does not see what other threads do
+    with FlopCounterMode(display=False) as counter:
+        groups.learn(learner.batch)
+    # It counts no head with a single column; we count biases, and the first layer's input gradient.
+    assert counter.get_total_flops() == pytest.approx(learner.flops, rel=0.15)
 
 
 def test_rates_of_a_script_are_those_after_its_first_updates(monkeypatch):
