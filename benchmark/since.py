@@ -1,15 +1,19 @@
-"""How fast SMAC's battles step in this tree, as ratios to an earlier commit, in turns on one machine.
+"""How fast battles step, or scripts run, in this tree: ratios to an earlier commit, in turns on one machine.
 
     python benchmark/since.py 9ae28a7                                    # version 1 of the engine
     python benchmark/since.py 9ae28a7 --names 2s3z --num-envs 64 512
+    python benchmark/since.py c1d569f --scripts                          # before groups of agents on threads
 
-Each side is a process that steps random play for a moment, one after the other, 80 times; what counts is the
-best tenth of the turns, by CPU time of `step` alone, on one thread and with freed memory kept as the scripts
-keep it. The commit is checked out into a folder that is removed at the end.
+Battles: each side is a process that steps random play for a moment, one after the other, 80 times; what
+counts is the best tenth of the turns, by CPU time of `step` alone, on one thread and with freed memory kept
+as the scripts keep it. Scripts: the medians of environment steps per second of their logs, with their
+defaults, 3 times each; the ratio is the median over the turns. The commit is checked out into a folder that
+is removed at the end.
 """
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 import sys
 import tempfile
@@ -23,8 +27,21 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmark.lib.arguments import out_of_range  # noqa: E402
+from benchmark.lib.learners import script_rates  # noqa: E402
 from benchmark.lib.tables import markdown  # noqa: E402
+from envs import usable_cores  # noqa: E402
 from envs.smac.maps import MAPS  # noqa: E402
+
+SCRIPTS = {
+    "dpo_smac.py --map 2s3z --backend embedded": 10 * 32 * 128,
+    "dpo_mpe.py": 10 * 128 * 25,
+    "dpo_mamujoco.py": 20 * 16 * 64,
+    "dpo_matrix.py": 60 * 32 * 100,
+    "ippo.py --env-id mpe/simple_spread": 10 * 128 * 25,
+    "iql.py --env-id smac/8m": 8_300,
+    "iddpg.py --warmup-steps 2000": 8_300,
+}
+"""Environment steps of each, for some rows of its log beyond the third."""
 
 SIDE = """
 import sys, time
@@ -60,13 +77,22 @@ class Args:
     """maps, which both must have"""
     num_envs: tuple[int, ...] = (64, 256)
     """numbers of environments"""
-    turns: int = 80
-    """turns of each side"""
+    scripts: bool = False
+    """the seven scripts instead of battles"""
+    threads: tuple[int, ...] = ()
+    """scripts: values of --torch-threads; by default 1 and all cores"""
+    turns: int = 0
+    """turns of each side; by default 80, of scripts 3"""
     seconds: float = 0.03
     """CPU time of a turn"""
 
 
-RANGES: dict[str, tuple[float, float]] = {"num_envs": (1, 10**5), "turns": (2, 10**6), "seconds": (1e-3, 60)}
+RANGES: dict[str, tuple[float, float]] = {
+    "num_envs": (1, 10**5),
+    "threads": (1, 1024),
+    "turns": (0, 10**6),
+    "seconds": (1e-3, 60),
+}
 
 
 def speeds(roots: list[Path], name: str, num_envs: int, turns: int, seconds: float) -> list[float]:
@@ -93,6 +119,34 @@ def speeds(roots: list[Path], name: str, num_envs: int, turns: int, seconds: flo
     return [float(np.quantile(own, 0.9)) for own in found]
 
 
+def script_speeds(roots: list[Path], script: str, threads: int, turns: int) -> np.ndarray:
+    """Environment steps per second of each root's script, as its log has them, (turns, roots)."""
+    flags = ["--total-timesteps", str(SCRIPTS[script]), "--eval-every", "1000000000"]
+    command = [*script.split(), *flags, "--torch-threads", str(threads)]
+    turn = range(turns)
+    return np.array([[script_rates(command, root)["charts/SPS"] for root in roots] for _ in turn])
+
+
+def battles(roots: list[Path], args: Args) -> str:
+    """The table of maps."""
+    rows = []
+    for name, num_envs in itertools.product(args.names, args.num_envs):
+        then, now = speeds(roots, name, num_envs, args.turns or 80, args.seconds)
+        rows.append([name, str(num_envs), f"{then:,.0f}", f"{now:,.0f}", f"{now / then:.2f}"])
+    return markdown(["map", "environments", args.commit, "now", "ratio"], rows)
+
+
+def scripts(roots: list[Path], args: Args) -> str:
+    """The table of scripts."""
+    rows = []
+    for script, threads in itertools.product(SCRIPTS, args.threads or sorted({1, usable_cores()})):
+        found = script_speeds(roots, script, threads, args.turns or 3)
+        then, now = np.median(found, axis=0)
+        ratio = np.median(found[:, 1] / found[:, 0])
+        rows.append([script, str(threads), f"{then:,.0f}", f"{now:,.0f}", f"{ratio:.2f}"])
+    return markdown(["script", "threads", args.commit, "now", "ratio"], rows)
+
+
 def main() -> None:
     args = tyro.cli(Args, description=__doc__)
     wrong = out_of_range(args, RANGES)
@@ -106,13 +160,8 @@ def main() -> None:
         if subprocess.run(git, capture_output=True).returncode:
             sys.exit(f"since: {args.commit} cannot be checked out here; give a commit of this repository.")
         try:
-            rows = []
-            for name in args.names:
-                for num_envs in args.num_envs:
-                    then, now = speeds([before, ROOT], name, num_envs, args.turns, args.seconds)
-                    rows.append([name, str(num_envs), f"{then:,.0f}", f"{now:,.0f}", f"{now / then:.2f}"])
-            print(markdown(["map", "environments", args.commit, "now", "ratio"], rows))
-        except ValueError:
+            print((scripts if args.scripts else battles)([before, ROOT], args))
+        except (ValueError, RuntimeError):
             sys.exit("since: a side ended before it was timed; its error is above.")
         finally:
             remove = ["git", "-C", str(ROOT), "worktree", "remove", "--force", str(before)]

@@ -175,10 +175,13 @@ def learner_gflops(learner: Learner | OffPolicy, threads: int, compiled: bool) -
     return measure
 
 
-def script_rates(command: list[str]) -> dict[str, float]:
-    """charts/SPS and time/* of a script: medians over its updates from the fourth, after all compilation."""
+def script_rates(command: list[str], root: Path = ROOT) -> dict[str, float]:
+    """charts/SPS and time/* of a script: medians over its log from the fourth row, after all compilation.
+
+    root: the folder of the script.
+    """
     with tempfile.TemporaryDirectory() as folder:
-        run = [sys.executable, str(ROOT / command[0]), *command[1:], "--runs-dir", folder]
+        run = [sys.executable, str(root / command[0]), *command[1:], "--runs-dir", folder]
         if code := subprocess.run(run, stdout=subprocess.DEVNULL).returncode:
             raise RuntimeError(f"{' '.join(command)} ended with exit code {code}; what it said is above")
         with open(next(Path(folder).glob("*/metrics.csv"))) as file:

@@ -151,6 +151,22 @@ def test_the_best_tenth_of_the_turns_counts_on_both_sides(tmp_path, monkeypatch)
         assert json.loads((folder / "told").read_text()) == [["8m", "64"], 0.5]
 
 
+def test_scripts_of_both_trees_take_turns(monkeypatch):
+    """The same command in each; the ratio is the median of those within a turn, not that of the medians."""
+    asked, speeds = [], iter([100.0, 300.0, 50.0, 100.0, 10.0, 40.0])
+
+    def rates(command, root):
+        asked.append((command, root))
+        return {"charts/SPS": next(speeds)}
+
+    monkeypatch.setattr(since, "script_rates", rates)
+    monkeypatch.setattr(since, "SCRIPTS", {"iql.py --env-id smac/8m": 70})
+    table = since.scripts(["then", "now"], since.Args("abc", scripts=True, threads=(2,), turns=3))
+    assert "| iql.py --env-id smac/8m | 2 | 50 | 100 | 3.00 |" in table.splitlines()
+    command = ["iql.py", "--env-id", "smac/8m", "--total-timesteps", "70", "--eval-every", "1000000000"]
+    assert asked == [([*command, "--torch-threads", "2"], root) for root in ("then", "now")] * 3
+
+
 def test_a_side_of_since_plays_this_trees_battles():
     """What it asks of an environment must go on being there."""
     assert since.speeds([since.ROOT], "3m", 1, 2, 1e-6)[0] > 0
