@@ -1,7 +1,7 @@
 """DPO, Decentralized Policy Optimization (not direct preference optimization), on multi-agent MuJoCo.
 
 Paper: A Fully Decentralized Surrogate for Multi-Agent Policy Optimization (Su & Lu, TMLR 2024).
-Details, and every difference from the paper and its released code: docs/dpo.md
+Details, and the differences from the paper and its released code: docs/dpo.md
 Reproduce: python dpo_mamujoco.py --task Hopper-3x1 --beta-min 0.2
            (see benchmark/results/studies/mujoco/README.md)
 
@@ -331,8 +331,8 @@ def dpo_loss(
 ):
     """Loss of a chunk of rows, summed over agents (whose parameters are disjoint); its parts, (n,) each.
 
-    obs (n, rows, obs_dim); actions, old_mean, old_log_std (n, rows, D); logprobs, of the actions, advantages,
-    standardised, and returns, normalised by return_norm, (n, rows). weight (n, rows): 1 / (rows of the
+    obs (n, rows, obs_dim); actions, old_mean, old_log_std (n, rows, D); logprobs, of the actions, advantages
+    and returns, normalised by return_norm, (n, rows). weight (n, rows): 1 / (rows of the
     batch), so that sums over its chunks are means.
 
     Per agent: eq. (20), with the entropy bonus beside its ratio term, and eq. (8), E[(V - return)^2].
@@ -587,9 +587,8 @@ def train(args: Args, envs, eval_envs, agents: Agents, state: dict) -> tuple[Pat
             rewards, values, final_values, terminations, truncations, args.gamma, args.gae_lambda
         )
         if args.obs_norm:
-            agents.obs_norm.add(
-                raw_obs.flatten(1, 2)
-            )  # for the next rollout: this one was acted on without it
+            # For the next rollout: this one was acted on without it.
+            agents.obs_norm.add(raw_obs.flatten(1, 2))
         targets = agents.normalize_returns(returns) if args.value_norm else returns
         old_log_std = agents.actor.log_std.detach()[:, None].expand_as(old_mean).clone()
         batch = dict(obs=obs, actions=actions, old_mean=old_mean, old_log_std=old_log_std, logprobs=logprobs)

@@ -1,7 +1,7 @@
 """DPO, Decentralized Policy Optimization (not direct preference optimization), in tabular games.
 
 Paper: A Fully Decentralized Surrogate for Multi-Agent Policy Optimization (Su & Lu, TMLR 2024).
-Details, and every difference from the paper and its released code: docs/dpo.md
+Details, and the differences from the paper and its released code: docs/dpo.md
 Reproduce: python dpo_matrix.py --d-target 0.01 --beta-min 0.05  # learns; the return to expect: README.md
            python dpo_matrix.py --game 3 --m-hat 0.3  # iterates (17), (18) exactly, without samples
            python dpo_matrix.py --game 3              # with the theorem's M-hat nothing moves: docs/theory.md

@@ -1,7 +1,7 @@
 """DPO, Decentralized Policy Optimization (not direct preference optimization), on particle worlds (MPE).
 
 Paper: A Fully Decentralized Surrogate for Multi-Agent Policy Optimization (Su & Lu, TMLR 2024).
-Details, and every difference from the paper and its released code: docs/dpo.md
+Details, and the differences from the paper and its released code: docs/dpo.md
 Reproduce: python dpo_mpe.py --task circle_control --beta-min 0.2  (the return to expect: README.md)
 
 Each agent i maximises, from its own samples alone, eq. (20) plus an entropy bonus, c_H H / N. Eq. (20) is
@@ -256,9 +256,9 @@ def standardize(x: torch.Tensor) -> torch.Tensor:
 def dpo_loss(agents, obs, actions, old_logp, advantages, returns, weight, ent_coef, sqrt_slope=None):
     """Loss of a chunk of rows, summed over agents (whose parameters are disjoint); its parts, (n,) each.
 
-    obs (n, rows, obs_dim); actions (n, rows) int64; old_logp (n, rows, A), of all actions; advantages,
-    standardised, and returns (n, rows). weight (n, rows): 1 / (rows of the batch), so that sums over its
-    chunks are means. agents: any module with actor, value, beta1 and beta2 (n,), and team_size N.
+    obs (n, rows, obs_dim); actions (n, rows) int64; old_logp (n, rows, A), of all actions; advantages
+    and returns (n, rows). weight (n, rows): 1 / (rows of the batch), so that sums over its chunks are means.
+    agents: any module with actor, value, beta1 and beta2 (n,), and team_size N.
 
     Per agent: eq. (20), with the entropy bonus beside its ratio term, and eq. (8), E[(V - return)^2].
     sqrt_slope (n,), only for --sqrt-kl-term average, where beta1 multiplies sqrt(KL_avg), KL_avg being that

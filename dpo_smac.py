@@ -1,7 +1,7 @@
 """DPO, Decentralized Policy Optimization (not direct preference optimization), on StarCraft battles (SMAC).
 
 Paper: A Fully Decentralized Surrogate for Multi-Agent Policy Optimization (Su & Lu, TMLR 2024).
-Details, and every difference from the paper and its released code: docs/dpo.md
+Details, and the differences from the paper and its released code: docs/dpo.md
 Reproduce: python dpo_smac.py --map 8m --backend embedded  (the win rate to expect: README.md)
 
 Each agent i maximises, from its own samples alone, eq. (20) plus an entropy bonus, c_H H / N. Eq. (20) is
@@ -302,7 +302,7 @@ def dpo_loss(
     """Loss of a chunk of rows, summed over agents (whose parameters are disjoint); its parts, (n,) each.
 
     obs (n, rows, obs_dim); action_mask (n, rows, A) bool; actions (n, rows) int64; old_logp (n, rows, A), of
-    all actions; advantages, standardised, and returns (n, rows). weight (n, rows): 1 / (the agent's valid
+    all actions; advantages and returns (n, rows). weight (n, rows): 1 / (the agent's valid
     samples in the batch), 0 at invalid rows, so that sums over the batch's chunks are means.
 
     Per agent: eq. (20), with the entropy bonus beside its ratio term, and eq. (8), E[(V - return)^2].

@@ -86,8 +86,7 @@ class Args:
     advantage_norm: bool = True  # each agent's advantages have mean 0 and standard deviation 1 in every batch
     clip_coef: float = 0.2  # the ratio counts only within 1 - clip_coef and 1 + clip_coef
     log_std_init: float = 0.0  # logarithm of the standard deviation of real actions at the start
-    # observations normalised: real actions, by running mean and std per agent; discrete, by --layer-norm
-    obs_norm: bool = True
+    obs_norm: bool = True  # real actions: observations normalised by running mean and std, per agent
     layer_norm: bool = True  # LayerNorm before each ReLU and, with discrete actions, on the observation
     value_norm: bool = False  # PopArt: critics learn returns normalised by running mean and std, per agent
 
@@ -432,7 +431,7 @@ def ippo_loss(agents, obs, action_mask, actions, logprobs, advantages, returns, 
     """Loss of a chunk of rows, summed over agents (whose parameters are disjoint); its parts, (n,) each.
 
     obs (n, rows, obs_dim); action_mask (n, rows, A or D) bool; actions (n, rows) int64 or (n, rows, D);
-    logprobs, of the actions, advantages, standardised, and returns, normalised by return_norm, (n, rows).
+    logprobs, of the actions, advantages and returns, normalised by return_norm, (n, rows).
     weight (n, rows): 1 / (the agent's valid samples in the batch), 0 at invalid rows, so that sums over the
     batch's chunks are means.
     """
@@ -726,8 +725,10 @@ def main() -> None:
     sizes = (envs.num_agents, envs.obs_dim, envs.num_actions)
     norm_obs = args.obs_norm
     if envs.discrete:
+        if not args.obs_norm:
+            sys.exit(f"{SCRIPT}: --no-obs-norm is for real actions; drop it, or give --no-layer-norm.")
         # LayerNorm would average in the padding of unequal agents; it maps one input to 0, two to +1 and -1.
-        norm_obs &= len(set(envs.agent_obs_dims)) == 1 and envs.obs_dim > 2
+        norm_obs = len(set(envs.agent_obs_dims)) == 1 and envs.obs_dim > 2
     agents = Agents(*sizes, envs.discrete, args.layer_norm, norm_obs, args.log_std_init)
     agents.to(args.device)
     if args.eval_only:

@@ -38,8 +38,8 @@ SCRIPTS = {
     "dpo_mamujoco.py": 20 * 16 * 64,
     "dpo_matrix.py": 60 * 32 * 100,
     "ippo.py --env-id mpe/simple_spread": 10 * 128 * 25,
-    "iql.py --env-id smac/8m": 8_300,
-    "iddpg.py --warmup-steps 2000": 8_300,
+    "iql.py --env-id smac/8m": 12_500,
+    "iddpg.py --warmup-steps 2000": 12_500,
 }
 """Environment steps of each, for some rows of its log beyond the third."""
 
@@ -74,9 +74,9 @@ class Args:
     commit: tyro.conf.Positional[str]
     """what this tree is compared with"""
     names: tuple[str, ...] = ("2s3z", "27m_vs_30m")
-    """maps, which both must have"""
+    """battles: maps, which both must have"""
     num_envs: tuple[int, ...] = (64, 256)
-    """numbers of environments"""
+    """battles: numbers of environments"""
     scripts: bool = False
     """the seven scripts instead of battles"""
     threads: tuple[int, ...] = ()
@@ -84,7 +84,7 @@ class Args:
     turns: int = 0
     """turns of each side; by default 80, of scripts 3"""
     seconds: float = 0.03
-    """CPU time of a turn"""
+    """battles: CPU time of a turn"""
 
 
 RANGES: dict[str, tuple[float, float]] = {
@@ -161,7 +161,7 @@ def main() -> None:
             sys.exit(f"since: {args.commit} cannot be checked out here; give a commit of this repository.")
         try:
             print((scripts if args.scripts else battles)([before, ROOT], args))
-        except (ValueError, RuntimeError):
+        except (ValueError, RuntimeError, KeyError, StopIteration):
             sys.exit("since: a side ended before it was timed; its error is above.")
         finally:
             remove = ["git", "-C", str(ROOT), "worktree", "remove", "--force", str(before)]

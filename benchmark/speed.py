@@ -7,7 +7,7 @@
     python benchmark/speed.py learner mpe   # the learner's GFLOP/s as a share of this machine's matmul peak
     python benchmark/speed.py e2e matrix    # a script's first updates: steps/s, and where the time goes
 
-learner and e2e take smac, mpe, mamujoco; e2e also matrix and baselines (the other scripts). Figures of env
+learner and e2e take smac, mpe, mamujoco and baselines (the other scripts); e2e also matrix. Figures of env
 and learner are the best and the median of repeats that take turns with what they are compared with, those of
 e2e medians of the scripts' own logs. Prints Markdown; --json PATH keeps the raw numbers. Exit status 1 if
 something could not be timed.
@@ -106,7 +106,7 @@ class Args:
     num_envs: tuple[int, ...] = ()
     """env: numbers of environments; by default smac: 1 16 64 256, mpe: 1 32 1024, mamujoco: 16"""
     rows: tuple[int, ...] = (1024, 4096)
-    """learner: rows per agent in a batch"""
+    """learner: rows per agent in a batch, but for baselines, which have those of their batches"""
     threads: tuple[int, ...] = ()
     """values of --torch-threads, and threads of MuJoCo's physics; by default 1 and all cores"""
     compile: bool = False

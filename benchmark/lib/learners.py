@@ -90,8 +90,8 @@ class OffPolicy:
     batch: dict[str, torch.Tensor]
     sizes: str
     flops: int
-    """2 x parameters x rows for every forward pass, as much again for the gradient of what goes in, and for
-    that of the parameters"""
+    """2 x parameters x rows for every forward pass, as much again for the gradient of what goes in (of first
+    layers, too, though it is never computed), and for that of the parameters"""
 
 
 OFF_POLICY = {
@@ -106,7 +106,8 @@ OFF_POLICY = {
 def made_up_baseline(name: str, device: str) -> OffPolicy:
     """A learner of `OFF_POLICY` on random data: a batch of the script's default size.
 
-    Episodes of IQL's are as long as they can be; battles, which end before, half as long.
+    IQL's have the rows that its replay buffer draws on a CPU: episodes as long as they can be, and what they
+    end with, which is not learned from; battles, which end before, are half as long.
     """
     import envs
 
@@ -118,12 +119,12 @@ def made_up_baseline(name: str, device: str) -> OffPolicy:
     defaults = script.Args()
     if script.__name__ == "iql":
         steps = env.episode_limit // 2 if options else env.episode_limit
-        rows = defaults.batch_episodes * steps
+        rows = defaults.batch_episodes * (steps + 1)
         agents = script.QNetworks(N, obs_dim + A, A)
         batch = {"inputs": torch.randn(N, rows, obs_dim + A, generator=draw)}
         batch["action_mask"] = torch.ones(N, rows, A, dtype=torch.bool)
         batch["actions"] = torch.randint(A, (N, rows), generator=draw)
-        batch["filled"] = torch.ones(rows)
+        batch["filled"] = (torch.arange(rows) < defaults.batch_episodes * steps).float()
         batch["lengths"] = torch.full((defaults.batch_episodes,), steps)
         batch["following"] = (torch.arange(rows) + defaults.batch_episodes).clamp(max=rows - 1)
         flops = 8 * rows * parameters(agents)  # both networks forward, one backward
@@ -186,5 +187,7 @@ def script_rates(command: list[str], root: Path = ROOT) -> dict[str, float]:
             raise RuntimeError(f"{' '.join(command)} ended with exit code {code}; what it said is above")
         with open(next(Path(folder).glob("*/metrics.csv"))) as file:
             rows = [row for row in csv.DictReader(file) if row["charts/SPS"]][3:]
+    if not rows:
+        raise RuntimeError(f"{' '.join(command)} ended before the fourth row of its log; give it more steps")
     keys = ("charts/SPS", "time/env", "time/act", "time/update")
     return {key: float(np.median([float(row[key]) for row in rows])) for key in keys}

@@ -320,7 +320,8 @@ table](#what-the-words-mean).
 
 *Paper's settings*: its hyper-parameters, the scripts' defaults. Batches of many environments, one step for
 actor and critic, an entropy bonus, bounds on beta, LayerNorm on SMAC, the robots' version and
-normalisation, and more, are not the paper's ([dpo.md](dpo.md#paper-released-code-ours) says whose). *Best
+normalisation, and more, are not the paper's ([dpo.md](dpo.md#paper-released-code-ours) says whose), nor are
+Figure 11's M̂ of 0.35 and 0: which ones the paper used is not known. *Best
 known settings*: of each method ([tuning.md](tuning.md)); they were chosen on these tasks and, among others,
 these seeds, so that their p is optimistic. On SMAC they are those of version 1 of the engine. SMAC is the
 embedded engine, not StarCraft II: version 1 where a name has no number ([envs.md](envs.md)).

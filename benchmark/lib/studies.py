@@ -71,7 +71,8 @@ def d_targets(family: str, *values: str) -> dict[str, str]:
     """DPO with its family's floor at these targets, in runs of figures."""
     ends = {f"DPO, {WORDS[family]}": f"dpo_{family}__{OLD[family]}__{FIGURE_RUN}"}
     return ends | {
-        f"d_target {value}": f"dpo_{family}__{OLD[family]}-d-target-{value}__{FIGURE_RUN}" for value in values
+        f"{WORDS[family]}, d_target {value}": f"dpo_{family}__{OLD[family]}-d-target-{value}__{FIGURE_RUN}"
+        for value in values
     }
 
 
@@ -86,7 +87,9 @@ def pairs(family: str) -> dict[str, str]:
     """DPO with its family's floor and other constants of eq. (21)."""
     script = f"dpo_{family}__{OLD[family]}"
     ends = {f"DPO, {WORDS[family]}": f"{script}__{FIGURE_RUN}"}
-    return ends | {name: f"{script}-{label}__{FIGURE_RUN}" for name, label in PAIRS.items()}
+    return ends | {
+        f"{WORDS[family]}, {name}": f"{script}-{label}__{FIGURE_RUN}" for name, label in PAIRS.items()
+    }
 
 
 def clips(end: str = FIGURE_RUN) -> dict[str, str]:
@@ -177,6 +180,15 @@ STUDIES = {
                 steps=1_000_000,
             ),
             Curves(
+                (GAME,),
+                {
+                    "DPO (300k steps)": "dpo_matrix__300k__?",
+                    "batches of one episode": "dpo_matrix__num-envs-1__?",
+                },
+                "stochastic game, 300k steps",
+                steps=300_000,
+            ),
+            Curves(
                 MPE,
                 {
                     "DPO": f"dpo_mpe__{FIGURE_RUN}",
@@ -238,6 +250,8 @@ STUDIES = {
                 {
                     "DPO": "dpo_matrix__num-envs-1__?",
                     "IPPO": "ippo__num-envs-1__?",
+                    "DPO, 32 episodes": "dpo_matrix__300k__?",
+                    "IPPO, 32 episodes": "ippo__300k__?",
                 },
                 steps=300_000,
             ),
@@ -372,10 +386,10 @@ STUDIES = {
                 (STALKERS,),
                 {
                     "DPO, floor 0.05": f"dpo_smac__beta-min-0.05__{FIGURE_RUN}",
-                    "root of the average": "dpo_smac__beta-min-0.05-sqrt-kl-term-average__?",
-                    "ω 1.2": "dpo_smac__beta-min-0.05-omega-1.2__?",
-                    "d_target 0.01": "dpo_smac__beta-min-0.05-d-target-0.01__?",
-                    "d_target 0.005": "dpo_smac__beta-min-0.05-d-target-0.005__?",
+                    "floor 0.05, root of the average": "dpo_smac__beta-min-0.05-sqrt-kl-term-average__?",
+                    "floor 0.05, ω 1.2": "dpo_smac__beta-min-0.05-omega-1.2__?",
+                    "floor 0.05, d_target 0.01": "dpo_smac__beta-min-0.05-d-target-0.01__?",
+                    "floor 0.05, d_target 0.005": "dpo_smac__beta-min-0.05-d-target-0.005__?",
                 },
                 metric=WIN_RATE,
                 steps=500_000,

@@ -341,7 +341,10 @@ def test_claims_are_judged_by_the_panel_of_their_settings(tmp_path):
     store = record_runs(tmp_path / "runs", tmp_path / "results")
     whole = {name: claim_rows(name, "paper", range(1, 6), store) for name in ("fig2", "fig5")}
     (text, *paper_and_best), (most, *obviously) = whole["fig5"]
-    assert text == "leaving out either term lowers DPO on all (4.5)" and most == "obviously on most (4.5)"
+    assert (
+        text == "leaving out either term lowers DPO on all (4.5)"
+        and most == "obviously on most (ours: of this figure's tasks) (4.5)"
+    )
     method, other = "DPO without KL term", "DPO without sqrt term (IPPO-KL)"
     numbers = f"{method}: {', '.join([BELOW] * 3)}; {other}: {', '.join([BELOW] * 3)}"
     assert paper_and_best == ["holds", f"{numbers}; 5 seeds, 2 M"] * 2 == obviously  # both name the roles

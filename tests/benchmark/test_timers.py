@@ -79,26 +79,29 @@ def test_learners_of_baselines_learn_and_their_products_are_counted(name, task, 
     groups.pool = SimpleNamespace(map=map)  # the counter does not see what other threads do
     with FlopCounterMode(display=False) as counter:
         groups.learn(learner.batch)
-    # It counts no head with a single column; we count biases, and the first layer's input gradient.
-    assert counter.get_total_flops() == pytest.approx(learner.flops, rel=0.15)
+    # It counts neither heads with a single column nor, as we do, biases and first layers' input gradients.
+    assert counter.get_total_flops() == pytest.approx(learner.flops, rel=0.06)
 
 
-def test_rates_of_a_script_are_those_after_its_first_updates(monkeypatch):
+def test_rates_of_a_script_are_those_after_its_first_updates(monkeypatch, tmp_path):
     """The first three compile; medians that have them in would be nobody's speed."""
     speeds = [1, 1, 1, 400, 100, 300]  # of which the last three count
     lines = ["global_step,eval/r,charts/SPS,time/env,time/act,time/update", "0,1.5,,,,"]
     lines += [f"{step},,{speed},0.1,0.2,0.7" for step, speed in enumerate(speeds)]
 
     def run(command, **_):
-        assert command[1].endswith("dpo_mpe.py") and command[2:5] == ["--task", "x", "--runs-dir"]
+        assert command[1] == str(tmp_path / "dpo_mpe.py") and command[2:5] == ["--task", "x", "--runs-dir"]
         folder = learners.Path(command[5]) / "run"
         folder.mkdir()
         (folder / "metrics.csv").write_text("\n".join(lines) + "\n")
         return SimpleNamespace(returncode=0)
 
     monkeypatch.setattr(learners.subprocess, "run", run)
-    rates = learners.script_rates(["dpo_mpe.py", "--task", "x"])
+    rates = learners.script_rates(["dpo_mpe.py", "--task", "x"], tmp_path)
     assert rates == {"charts/SPS": 300.0, "time/env": 0.1, "time/act": 0.2, "time/update": 0.7}
+    del lines[-3:]
+    with pytest.raises(RuntimeError, match="ended before the fourth row of its log; give it more steps"):
+        learners.script_rates(["dpo_mpe.py", "--task", "x"], tmp_path)
 
 
 def test_battles_are_played_and_their_memory_is_counted():

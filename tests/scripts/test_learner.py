@@ -60,8 +60,8 @@ def test_unavailable_actions_have_no_probability_no_gradient_and_no_share_in_kl_
 
 
 @pytest.mark.parametrize("betas", [(0.02, 0.03), (0.0, 0.03), (0.02, 0.0)])
-def test_loss_is_equation_20(betas):
-    """The number that agents descend is the paper's, not one that looks like it: here a loop in float64."""
+def test_loss_is_equation_20_and_an_entropy_bonus(betas):
+    """The number that agents descend is not one that looks like the paper's: here a loop in float64."""
     agents = make_agents().double()
     agents.beta1.copy_(betas[0] * torch.tensor([1.0, 2.0, 3.0]))
     agents.beta2.copy_(betas[1] * torch.tensor([1.0, 2.0, 3.0]))

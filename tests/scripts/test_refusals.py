@@ -157,6 +157,7 @@ OF_ANOTHER_KIND = [
     ("dpo_matrix", ["--game=3", "--payoff", "1", "2", "3", "4"], "does not use --game; drop it"),
     ("dpo_matrix", ["--payoff", "1", "2", "3", "4", "--no-kl-term"], "does not use --kl-term; drop it"),
     ("dpo_smac", ["--map=pettingzoo:tests.standin.identity", "--backend=embedded"], "is of SMAC's maps"),
+    ("ippo", ["--env-id=mpe/simple_spread", "--no-obs-norm"], "--no-obs-norm is for real actions; drop it"),
 ]
 
 
