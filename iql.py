@@ -3,7 +3,7 @@
 Paper: Multi-Agent Reinforcement Learning: Independent vs. Cooperative Agents (Tan, 1993); networks, targets
 and schedule as in PyMARL (arXiv 1902.04043), but agents share no parameters.
 Details: docs/iql.md
-Reproduce: python iql.py --env-id mpe/simple_spread --eval-every 32000  (see docs/findings.md)
+Reproduce: python iql.py --env-id mpe/simple_spread --eval-every 32000  (Figure 2 of docs/verdicts.md)
 
 Tensors are (num_agents N, num_envs E, ...) or, of whole episodes, (N, rows, ...), see td_loss: agents come
 first, except in the replay buffer. They share nothing; stacking their networks only batches the arithmetic.

@@ -165,9 +165,17 @@ STUDIES = {
                     "root of the average": "dpo_matrix__sqrt-kl-term-average__?",
                     "root of the average, d_target 0.01": "dpo_matrix__d-target-0.01-sqrt-kl-term-average__?",
                     "no entropy bonus": "dpo_matrix__ent-coef-0.0__?",
-                    "advantages as they are": "dpo_matrix__no-advantage-norm__?",
                 },
                 "stochastic game",
+                steps=1_000_000,
+            ),
+            Curves(
+                (GAME,),
+                {
+                    "DPO": f"dpo_matrix__{FIGURE_RUN}",
+                    "advantages as they are": "dpo_matrix__no-advantage-norm__?",
+                },
+                "advantages",
                 steps=1_000_000,
             ),
             Curves(  # where eq. (21) is at work, so that it may show which root it is
@@ -243,7 +251,7 @@ STUDIES = {
         ),
     ),
     "literal": Study(
-        "Algorithm 1 to the letter on the stochastic game: one environment, an update after each episode",
+        "Algorithm 1 to the letter on the stochastic game",
         (
             Curves(
                 (GAME,),
