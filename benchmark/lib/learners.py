@@ -22,6 +22,7 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[2]
 EPOCHS = 3  # of a timed update: as many as tell one epoch from another
+UPDATES = 20  # of IQL or IDDPG, timed together: one takes milliseconds, and more while caches are cold
 
 
 @dataclass(frozen=True)
@@ -155,7 +156,9 @@ def learner_gflops(learner: Learner | OffPolicy, threads: int, compiled: bool) -
     cuda = batch["rewards" if isinstance(learner, OffPolicy) else "obs"].is_cuda
     settings: dict[str, Any] = dict(torch_threads=threads, device="cuda" if cuda else "cpu")
     settings |= {"compile": True} if compiled else {}
+    count = 1
     if isinstance(learner, OffPolicy):
+        count = UPDATES
         groups = script.Learner(learner.agents, script.Args(**settings))
     else:
         # A copy of the loss has a compiler's cache of its own, which keeps the code for few sizes.
@@ -166,10 +169,11 @@ def learner_gflops(learner: Learner | OffPolicy, threads: int, compiled: bool) -
 
     def measure() -> float:
         start = time.perf_counter()
-        groups.learn(batch)
+        for _ in range(count):
+            groups.learn(batch)
         if cuda:
             torch.cuda.synchronize()
-        return learner.flops / (time.perf_counter() - start) / 1e9
+        return count * learner.flops / (time.perf_counter() - start) / 1e9
 
     for _ in range(3 if cuda else 1):
         measure()
