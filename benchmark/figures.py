@@ -482,9 +482,8 @@ def make_run(task: Task, method: Method, seed: int, scale: str, exact: bool = Fa
         if scale == "smoke":
             settings |= SMOKE[algorithm, family] | {"eval_every": steps // 4, "checkpoint_every": steps // 4}
     settings |= method.settings
-    simulator: dict[
-        str, Any
-    ] = {}  # not of a run's key, which holds the engine's version: auto may be the game
+    # Not of a run's key, which holds the engine's version: auto may be the game.
+    simulator: dict[str, Any] = {}
     if algorithm == "dpo":
         script, name = DPO_SCRIPTS[family]
         settings = {name: task.env_id.partition("/")[2]} | options | settings

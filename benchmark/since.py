@@ -80,7 +80,7 @@ class Args:
     scripts: bool = False
     """the seven scripts instead of battles"""
     threads: tuple[int, ...] = ()
-    """scripts: values of --torch-threads; by default 1 and all cores"""
+    """values of --torch-threads; by default 1 and all cores. Battles are stepped on one"""
     turns: int = 0
     """turns of each side; by default 80, of scripts 3"""
     seconds: float = 0.03
