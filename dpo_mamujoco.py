@@ -499,6 +499,15 @@ def evaluate(agents, envs, num_episodes: int, seed: list[int], frames: list | No
     return mean_over_episodes([episode for own in episodes for episode in own[:per_env]], "eval/")
 
 
+# --- same in: dpo_mamujoco, dpo_mpe, dpo_smac, ippo ---
+@torch.no_grad()
+def values_of(agents: Agents, obs: torch.Tensor) -> torch.Tensor:
+    """V_i of a rollout's observations (N, T, E, obs_dim): (N, T, E). On a CPU in chunks, to fit the cache."""
+    rows = obs.flatten(1, 2)
+    chunks = rows.split(rows.shape[1] if obs.is_cuda else CHUNK, dim=1)
+    return torch.cat([agents.value(chunk) for chunk in chunks], dim=1).view(obs.shape[:3])
+
+
 def train(args: Args, envs, eval_envs, agents: Agents, state: dict) -> tuple[Path, dict]:
     """Repeats rollout, advantages, update. Returns the run directory and the state_dict that scored best."""
     N, T, E = envs.num_agents, args.num_steps, args.num_envs
@@ -511,7 +520,6 @@ def train(args: Args, envs, eval_envs, agents: Agents, state: dict) -> tuple[Pat
     obs = zeros(N, T, E, envs.obs_dim)  # after obs_norm
     actions = zeros(N, T, E, envs.num_actions)
     old_mean = zeros(N, T, E, envs.num_actions)
-    logprobs = zeros(N, T, E)  # of the actions taken
     values = zeros(N, T + 1, E)
     final_values = zeros(N, T, E)
     weight = torch.full((N, T, E), 1 / (T * E), device=args.device)  # of a sample; constant here
@@ -561,14 +569,12 @@ def train(args: Args, envs, eval_envs, agents: Agents, state: dict) -> tuple[Pat
             for step in range(T):
                 raw_obs[:, step] = next_obs
                 obs[:, step] = agents.obs_norm(next_obs)
-                values[:, step] = agents.value(obs[:, step])
                 mean = agents.actor(obs[:, step])
                 noise = torch.empty_like(mean).normal_(generator=generator)
                 # Not clipped: log-probabilities are of what was drawn; the environment clips its own copy.
                 action = mean + noise * agents.actor.log_std.exp()
                 old_mean[:, step] = mean
                 actions[:, step] = action
-                logprobs[:, step] = agents.log_prob(mean, action)
                 clock.lap("act")
                 next_obs, rewards[step], terminations[step], truncations[step], infos = envs.step(action)
                 clock.lap("env")
@@ -579,7 +585,11 @@ def train(args: Args, envs, eval_envs, agents: Agents, state: dict) -> tuple[Pat
                     final_values[:, step] = agents.value(final_obs) * infos["final_alive"]
                 if not infos["alive"].all():
                     raise environments.BrokenEnvironment(f"Agents of {args.env_id} die; use ippo.py for it.")
+            # What no action depends on is computed for all steps at once.
+            logprobs = agents.log_prob(old_mean.flatten(1, 2), actions.flatten(1, 2)).view(N, T, E)
+            values[:, :T] = values_of(agents, obs)
             values[:, T] = agents.value(agents.obs_norm(next_obs))
+            clock.lap("act")
         global_step += T * E
 
         # --- advantages ---

@@ -423,17 +423,26 @@ def evaluate(agents, envs, num_episodes: int, seed: list[int], frames: list | No
     return mean_over_episodes([episode for own in episodes for episode in own[:per_env]], "eval/")
 
 
+# --- same in: dpo_mamujoco, dpo_mpe, dpo_smac, ippo ---
+@torch.no_grad()
+def values_of(agents: Agents, obs: torch.Tensor) -> torch.Tensor:
+    """V_i of a rollout's observations (N, T, E, obs_dim): (N, T, E). On a CPU in chunks, to fit the cache."""
+    rows = obs.flatten(1, 2)
+    chunks = rows.split(rows.shape[1] if obs.is_cuda else CHUNK, dim=1)
+    return torch.cat([agents.value(chunk) for chunk in chunks], dim=1).view(obs.shape[:3])
+
+
 def train(args: Args, envs, eval_envs, agents: Agents, state: dict) -> tuple[Path, dict]:
     """Repeats rollout, advantages, update. Returns the run directory and the state_dict that scored best."""
     N, T, E = envs.num_agents, args.num_steps, args.num_envs
     if args.device == "cpu":
-        need = 4 * N * T * E * (envs.obs_dim + envs.num_actions)  # bytes; the batch is a view of it
+        need = 4 * N * T * E * (envs.obs_dim + 2 * envs.num_actions)  # bytes; the batch is a view of it
         advice = "take fewer --num-envs, or shorter rollouts"
         environments.check_memory(need, "A rollout and its batch take", advice)
     zeros = functools.partial(torch.zeros, device=args.device)
     obs = zeros(N, T, E, envs.obs_dim)
     actions = zeros(N, T, E, dtype=torch.int64)
-    old_logp = zeros(N, T, E, envs.num_actions)
+    logits = zeros(N, T, E, envs.num_actions)
     values = zeros(N, T + 1, E)
     final_values = zeros(N, T, E)
     weight = torch.full((N, T, E), 1 / (T * E), device=args.device)  # of a sample; constant here
@@ -482,10 +491,8 @@ def train(args: Args, envs, eval_envs, agents: Agents, state: dict) -> tuple[Pat
         with torch.no_grad():
             for step in range(T):
                 obs[:, step] = next_obs
-                values[:, step] = agents.value(next_obs)
-                logits = agents.actor(next_obs)
-                old_logp[:, step] = F.log_softmax(logits, dim=-1)
-                action = (logits + gumbel_like(logits, generator)).argmax(-1)
+                logits[:, step] = agents.actor(next_obs)
+                action = (logits[:, step] + gumbel_like(logits[:, step], generator)).argmax(-1)
                 actions[:, step] = action
                 clock.lap("act")
                 next_obs, rewards[step], terminations[step], truncations[step], infos = envs.step(action)
@@ -493,7 +500,11 @@ def train(args: Args, envs, eval_envs, agents: Agents, state: dict) -> tuple[Pat
                 episodes += infos["episodes"]
                 if "final_obs" in infos:
                     final_values[:, step] = agents.value(infos["final_obs"])
+            # What no action depends on is computed for all steps at once.
+            old_logp = F.log_softmax(logits, dim=-1)
+            values[:, :T] = values_of(agents, obs)
             values[:, T] = agents.value(next_obs)
+            clock.lap("act")
         global_step += T * E
 
         # --- advantages ---

@@ -490,18 +490,28 @@ def evaluate(agents, envs, num_episodes: int, seed: list[int], frames: list | No
     return mean_over_episodes([episode for own in episodes for episode in own[:per_env]], "eval/")
 
 
+# --- same in: dpo_mamujoco, dpo_mpe, dpo_smac, ippo ---
+@torch.no_grad()
+def values_of(agents: Agents, obs: torch.Tensor) -> torch.Tensor:
+    """V_i of a rollout's observations (N, T, E, obs_dim): (N, T, E). On a CPU in chunks, to fit the cache."""
+    rows = obs.flatten(1, 2)
+    chunks = rows.split(rows.shape[1] if obs.is_cuda else CHUNK, dim=1)
+    return torch.cat([agents.value(chunk) for chunk in chunks], dim=1).view(obs.shape[:3])
+
+
 def train(args: Args, envs, eval_envs, agents: Agents, state: dict) -> tuple[Path, dict]:
     """Repeats rollout, advantages, update. Returns the run directory and the state_dict that scored best."""
     N, T, E = envs.num_agents, args.num_steps, args.num_envs
     if args.device == "cpu":
-        need = 2 * 4 * N * T * E * (envs.obs_dim + envs.num_actions)  # bytes; twice, as the batch is sorted
+        row = 2 * envs.obs_dim + 3 * envs.num_actions  # numbers; twice, as the batch is sorted
+        need = 4 * N * T * E * row  # bytes
         advice = "take fewer --num-envs, or shorter rollouts"
         environments.check_memory(need, "A rollout and its batch take", advice)
     zeros = functools.partial(torch.zeros, device=args.device)
     obs = zeros(N, T, E, envs.obs_dim)  # after obs_norm
     action_mask = zeros(N, T, E, envs.num_actions, dtype=torch.bool)
     actions = zeros(N, T, E, dtype=torch.int64)
-    old_logp = zeros(N, T, E, envs.num_actions)  # of all actions
+    logits = zeros(N, T, E, envs.num_actions)
     alive = zeros(N, T + 1, E, dtype=torch.bool)
     values = zeros(N, T + 1, E)
     final_values = zeros(N, T, E)
@@ -552,10 +562,8 @@ def train(args: Args, envs, eval_envs, agents: Agents, state: dict) -> tuple[Pat
                 obs[:, step] = agents.obs_norm(next_obs)
                 action_mask[:, step] = infos["action_mask"]
                 alive[:, step] = infos["alive"]
-                values[:, step] = agents.value(obs[:, step])
-                logits = agents.actor(obs[:, step])
-                old_logp[:, step] = masked_log_softmax(logits, action_mask[:, step])
-                scores = logits + gumbel_like(logits, generator)
+                logits[:, step] = agents.actor(obs[:, step])
+                scores = logits[:, step] + gumbel_like(logits[:, step], generator)
                 action = scores.masked_fill(~action_mask[:, step], -torch.inf).argmax(-1)
                 actions[:, step] = action
                 clock.lap("act")
@@ -565,8 +573,12 @@ def train(args: Args, envs, eval_envs, agents: Agents, state: dict) -> tuple[Pat
                 if "final_obs" in infos:
                     final_obs = agents.obs_norm(infos["final_obs"])
                     final_values[:, step] = agents.value(final_obs) * infos["final_alive"]
-            alive[:, T] = infos["alive"]
+            # What no action depends on is computed for all steps at once.
+            old_logp = masked_log_softmax(logits, action_mask)  # of all actions
+            values[:, :T] = values_of(agents, obs)
             values[:, T] = agents.value(agents.obs_norm(next_obs))
+            alive[:, T] = infos["alive"]
+            clock.lap("act")
         global_step += T * E
 
         # --- advantages ---

@@ -585,11 +585,20 @@ def evaluate(agents, envs, num_episodes: int, seed: list[int], frames: list | No
     return mean_over_episodes([episode for own in episodes for episode in own[:per_env]], "eval/")
 
 
+# --- same in: dpo_mamujoco, dpo_mpe, dpo_smac, ippo ---
+@torch.no_grad()
+def values_of(agents: Agents, obs: torch.Tensor) -> torch.Tensor:
+    """V_i of a rollout's observations (N, T, E, obs_dim): (N, T, E). On a CPU in chunks, to fit the cache."""
+    rows = obs.flatten(1, 2)
+    chunks = rows.split(rows.shape[1] if obs.is_cuda else CHUNK, dim=1)
+    return torch.cat([agents.value(chunk) for chunk in chunks], dim=1).view(obs.shape[:3])
+
+
 def train(args: Args, envs, eval_envs, agents: Agents, state: dict) -> tuple[Path, dict]:
     """Repeats rollout, advantages, update. Returns the run directory and the state_dict that scored best."""
     N, T, E = envs.num_agents, args.num_steps, args.num_envs
     if args.device == "cpu":
-        row = 2 * (envs.obs_dim + envs.num_actions)  # numbers; twice, as the batch is sorted
+        row = 2 * envs.obs_dim + 3 * envs.num_actions  # numbers; twice, as the batch is sorted
         if not envs.discrete:
             row += envs.obs_dim + 2 * envs.num_actions  # raw observations, and actions are as long as outputs
         need = 4 * N * T * E * row  # bytes
@@ -604,7 +613,6 @@ def train(args: Args, envs, eval_envs, agents: Agents, state: dict) -> tuple[Pat
         actions = zeros(N, T, E, dtype=torch.int64)
     else:
         actions = zeros(N, T, E, envs.num_actions)
-    logprobs = zeros(N, T, E)  # of the actions taken
     alive = zeros(N, T + 1, E, dtype=torch.bool)
     values = zeros(N, T + 1, E)
     final_values = zeros(N, T, E)
@@ -659,12 +667,9 @@ def train(args: Args, envs, eval_envs, agents: Agents, state: dict) -> tuple[Pat
                 obs[:, step] = agents.obs_norm(next_obs)
                 action_mask[:, step] = infos["action_mask"]
                 alive[:, step] = infos["alive"]
-                values[:, step] = agents.value(obs[:, step])
                 outputs[:, step] = agents.actor(obs[:, step])
-                policy = agents.policy(outputs[:, step], action_mask[:, step])
-                action = policy.sample(generator)
+                action = agents.policy(outputs[:, step], action_mask[:, step]).sample(generator)
                 actions[:, step] = action
-                logprobs[:, step] = policy.log_prob(action)
                 clock.lap("act")
                 next_obs, rewards[step], terminations[step], truncations[step], infos = envs.step(action)
                 clock.lap("env")
@@ -672,8 +677,13 @@ def train(args: Args, envs, eval_envs, agents: Agents, state: dict) -> tuple[Pat
                 if "final_obs" in infos:
                     final_obs = agents.obs_norm(infos["final_obs"])
                     final_values[:, step] = agents.value(final_obs) * infos["final_alive"]
-            alive[:, T] = infos["alive"]
+            # What no action depends on is computed for all steps at once.
+            policy = agents.policy(outputs.flatten(1, 2), action_mask.flatten(1, 2))
+            logprobs = policy.log_prob(actions.flatten(1, 2)).view(N, T, E)
+            values[:, :T] = values_of(agents, obs)
             values[:, T] = agents.value(agents.obs_norm(next_obs))
+            alive[:, T] = infos["alive"]
+            clock.lap("act")
         global_step += T * E
 
         # --- advantages ---
