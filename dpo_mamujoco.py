@@ -500,12 +500,12 @@ def evaluate(agents, envs, num_episodes: int, seed: list[int], frames: list | No
 
 
 # --- same in: dpo_mamujoco, dpo_mpe, dpo_smac, ippo ---
-@torch.no_grad()
-def values_of(agents: Agents, obs: torch.Tensor) -> torch.Tensor:
-    """V_i of a rollout's observations (N, T, E, obs_dim): (N, T, E). On a CPU in chunks, to fit the cache."""
+def values_of(agents: Agents, obs: torch.Tensor, pool: ThreadPoolExecutor) -> torch.Tensor:
+    """V_i of a rollout's observations (N, T, E, obs_dim): (N, T, E). On a CPU chunks of rows, on threads."""
     rows = obs.flatten(1, 2)
     chunks = rows.split(rows.shape[1] if obs.is_cuda else CHUNK, dim=1)
-    return torch.cat([agents.value(chunk) for chunk in chunks], dim=1).view(obs.shape[:3])
+    value = torch.no_grad()(agents.value)  # whether gradients are recorded is each thread's own setting
+    return torch.cat([*pool.map(value, chunks)], dim=1).view(obs.shape[:3])
 
 
 def train(args: Args, envs, eval_envs, agents: Agents, state: dict) -> tuple[Path, dict]:
@@ -587,7 +587,7 @@ def train(args: Args, envs, eval_envs, agents: Agents, state: dict) -> tuple[Pat
                     raise environments.BrokenEnvironment(f"Agents of {args.env_id} die; use ippo.py for it.")
             # What no action depends on is computed for all steps at once.
             logprobs = agents.log_prob(old_mean.flatten(1, 2), actions.flatten(1, 2)).view(N, T, E)
-            values[:, :T] = values_of(agents, obs)
+            values[:, :T] = values_of(agents, obs, learner.pool)
             values[:, T] = agents.value(agents.obs_norm(next_obs))
             clock.lap("act")
         global_step += T * E

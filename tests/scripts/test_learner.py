@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -204,6 +205,17 @@ def test_chunks_are_the_whole_batch(monkeypatch):
     for other in results[1:]:
         for name, whole in results[0].items():
             assert torch.allclose(other[name], whole, rtol=1e-3, atol=1e-5), name
+
+
+def test_values_of_a_rollout_are_those_of_its_steps_on_any_number_of_threads(monkeypatch):
+    """They are computed in chunks of rows, of which each has samples of several steps."""
+    monkeypatch.setattr(dpo_smac, "CHUNK", 16)
+    agents, obs = make_agents(), torch.randn(N, 9, 5, OBS)
+    pools = [ThreadPoolExecutor(workers) for workers in (1, 3)]
+    found = [dpo_smac.values_of(agents, obs, pool) for pool in pools]
+    assert torch.equal(*found) and not found[0].requires_grad
+    by_step = torch.stack([agents.value(obs[:, step]) for step in range(9)], dim=1)
+    torch.testing.assert_close(found[0], by_step.detach())
 
 
 def test_groups_of_agents_are_the_whole_stack_and_write_into_it():
