@@ -65,7 +65,7 @@ SCRIPT = Path(__file__).stem
 EXIT_REQUEUE = 75  # EX_TEMPFAIL: a signal stopped it; the last line printed, if any, says how to go on
 LONGEST_EPISODE = 100_000  # steps after which an evaluation gives up on an episode
 EVAL_EPISODES = 32  # greedy episodes per evaluation; 10 times as many at the end, unless they are slow
-CHUNK = 512  # rows per backward pass, to fit the cache; 8 // n times as many for groups of n < 8 agents
+CHUNK = 512  # rows per pass, to fit the cache; backward, 8 // n times as many for groups of n < 8 agents
 GROUP_AGENTS = 2  # rough number of agents per group, in at most 8 groups; a thread trains one group at a time
 GROUP_ROWS = 4096  # rough minimum of a group's rows, over all its agents: fewer are not worth a thread
 # Columns of metrics.csv; a row leaves empty what it does not report.
@@ -585,7 +585,7 @@ def train(args: Args, envs, eval_envs, agents: Agents, state: dict) -> tuple[Pat
                     final_values[:, step] = agents.value(final_obs) * infos["final_alive"]
                 if not infos["alive"].all():
                     raise environments.BrokenEnvironment(f"Agents of {args.env_id} die; use ippo.py for it.")
-            # What no action depends on is computed for all steps at once.
+            # No action depends on these: they are computed for all steps at once.
             logprobs = agents.log_prob(old_mean.flatten(1, 2), actions.flatten(1, 2)).view(N, T, E)
             values[:, :T] = values_of(agents, obs, learner.pool)
             values[:, T] = agents.value(agents.obs_norm(next_obs))

@@ -63,7 +63,7 @@ SCRIPT = Path(__file__).stem
 EXIT_REQUEUE = 75  # EX_TEMPFAIL: a signal stopped it; the last line printed, if any, says how to go on
 LONGEST_EPISODE = 100_000  # steps after which an evaluation gives up on an episode
 EVAL_EPISODES = 32  # greedy episodes per evaluation; 10 times as many of the best parameters at the end
-CHUNK = 512  # rows per backward pass, to fit the cache; 8 // n times as many for groups of n < 8 agents
+CHUNK = 512  # rows per pass, to fit the cache; backward, 8 // n times as many for groups of n < 8 agents
 GROUP_AGENTS = 2  # rough number of agents per group, in at most 8 groups; a thread trains one group at a time
 GROUP_ROWS = 4096  # rough minimum of a group's rows, over all its agents: fewer are not worth a thread
 # Columns of metrics.csv; a row leaves empty what it does not report.
@@ -436,7 +436,7 @@ def train(args: Args, envs, eval_envs, agents: Agents, state: dict) -> tuple[Pat
     """Repeats rollout, advantages, update. Returns the run directory and the state_dict that scored best."""
     N, T, E = envs.num_agents, args.num_steps, args.num_envs
     if args.device == "cpu":
-        need = 4 * N * T * E * (envs.obs_dim + 2 * envs.num_actions)  # bytes; the batch is a view of it
+        need = 4 * N * T * E * (envs.obs_dim + 3 * envs.num_actions)  # bytes; the batch is a view of it
         advice = "take fewer --num-envs, or shorter rollouts"
         environments.check_memory(need, "A rollout and its batch take", advice)
     zeros = functools.partial(torch.zeros, device=args.device)
@@ -500,7 +500,7 @@ def train(args: Args, envs, eval_envs, agents: Agents, state: dict) -> tuple[Pat
                 episodes += infos["episodes"]
                 if "final_obs" in infos:
                     final_values[:, step] = agents.value(infos["final_obs"])
-            # What no action depends on is computed for all steps at once.
+            # No action depends on these: they are computed for all steps at once.
             old_logp = F.log_softmax(logits, dim=-1)
             values[:, :T] = values_of(agents, obs, learner.pool)
             values[:, T] = agents.value(next_obs)

@@ -56,7 +56,7 @@ SCRIPT = Path(__file__).stem
 EXIT_REQUEUE = 75  # EX_TEMPFAIL: a signal stopped it; the last line printed, if any, says how to go on
 LONGEST_EPISODE = 100_000  # steps after which an evaluation gives up on an episode
 EVAL_EPISODES = 32  # greedy episodes per evaluation; 10 times as many at the end, unless they are slow
-CHUNK = 512  # rows per backward pass, to fit the cache; 4 // n times as many for groups of n < 4 agents
+CHUNK = 512  # rows per pass, to fit the cache; backward, 4 // n times as many for groups of n < 4 agents
 GROUP_AGENTS = 4  # rough number of agents per group, in at most 8 groups; a thread trains one group at a time
 GROUP_ROWS = 4096  # rough minimum of a group's rows, over all its agents: fewer are not worth a thread
 # Columns of metrics.csv; a row leaves empty what it does not report.
@@ -598,7 +598,7 @@ def train(args: Args, envs, eval_envs, agents: Agents, state: dict) -> tuple[Pat
     """Repeats rollout, advantages, update. Returns the run directory and the state_dict that scored best."""
     N, T, E = envs.num_agents, args.num_steps, args.num_envs
     if args.device == "cpu":
-        row = 2 * envs.obs_dim + 3 * envs.num_actions  # numbers; twice, as the batch is sorted
+        row = 2 * envs.obs_dim + 5 * envs.num_actions  # numbers: the batch is sorted, log pi made anew
         if not envs.discrete:
             row += envs.obs_dim + 2 * envs.num_actions  # raw observations, and actions are as long as outputs
         need = 4 * N * T * E * row  # bytes
@@ -677,9 +677,9 @@ def train(args: Args, envs, eval_envs, agents: Agents, state: dict) -> tuple[Pat
                 if "final_obs" in infos:
                     final_obs = agents.obs_norm(infos["final_obs"])
                     final_values[:, step] = agents.value(final_obs) * infos["final_alive"]
-            # What no action depends on is computed for all steps at once.
-            policy = agents.policy(outputs.flatten(1, 2), action_mask.flatten(1, 2))
-            logprobs = policy.log_prob(actions.flatten(1, 2)).view(N, T, E)
+            # No action depends on these: they are computed for all steps at once.
+            rows = (x.flatten(1, 2) for x in (outputs, action_mask))
+            logprobs = agents.policy(*rows).log_prob(actions.flatten(1, 2)).view(N, T, E)
             values[:, :T] = values_of(agents, obs, learner.pool)
             values[:, T] = agents.value(agents.obs_norm(next_obs))
             alive[:, T] = infos["alive"]

@@ -44,8 +44,8 @@ from benchmark.lib.groups import EMBEDDED, LATER
 from benchmark.lib.runs import KL, RETURN
 from envs.smac.maps import MAPS
 
-# smoke: seconds a run, tiny settings, to see that everything works. small: an hour or two a figure (3 and 4
-# half a day) on four cores, fewer tasks and steps. paper: everything, at the scripts' own settings but for
+# smoke: seconds a run, tiny settings, to see that everything works. small: an hour or two a figure (3, 4 and
+# 10 half a day) on four cores, fewer tasks and steps. paper: everything, at the scripts' own settings but for
 # `STEPS`.
 SEEDS = {"smoke": 1, "small": 3, "paper": 5}
 
@@ -127,12 +127,6 @@ class Run:
         """Script and flags, without what depends on where it runs."""
         return [self.script, *self.flags, "--seed", str(self.seed)]
 
-    def on_first_engine(self) -> Run:
-        """The run as it was planned before engines of SMAC had versions: the same, under another key."""
-        settings = json.loads(self.settings)
-        settings.pop("engine_version", None)
-        return replace(self, settings=json.dumps(settings, sort_keys=True))
-
     @property
     def key(self) -> str:
         """Names the run's place: readable, and another for other settings."""
@@ -181,13 +175,12 @@ def d_targets(*values: float) -> tuple[Method, ...]:
     return tuple(Method(f"DPO, d_target {value:g}", "dpo", {"d_target": value}) for value in values)
 
 
-# What is known to serve DPO best (docs/tuning.md); of IPPO, IQL and IDDPG nothing better is known. SMAC's was
-# found on version 1 of the engine, which the published runs are of; on version 2 no floor is better.
+# What is known to serve DPO best (docs/tuning.md); of IPPO, IQL and IDDPG nothing better is known.
 BEST: dict[str, tuple[str, dict[str, Any]]] = {
     "matrix": ("floor 0.05, d_target 0.01", {"beta_min": 0.05, "d_target": 0.01}),
     "mpe": ("floor 0.2", {"beta_min": 0.2}),
     "mamujoco": ("floor 0.2", {"beta_min": 0.2}),
-    "smac": ("floor 0.05", {"beta_min": 0.05}),
+    "smac": ("d_target 0.005", {"d_target": 0.005}),
 }
 
 
@@ -352,7 +345,6 @@ FIGURES = {
             ),
         ),
     ),
-    # 10 and 12 have no panel of best known settings: on version 2 of the engine these are the paper's.
     "fig10": Figure(
         "IPPO's clip on the two hard maps",
         (Panel(HARD, (DPO, IPPO, *CLIPS)),),
@@ -404,6 +396,8 @@ STEPS: dict[str, dict[str, int]] = {
     "paper": {"matrix": 1_000_000, "mpe": 2_000_000, "mamujoco": 10_000_000, "smac": 10_000_000},
 }
 STEPS["paper"] |= {"smac-8m": 1_000_000, "smac-2s3z": 2_000_000, "smac-3s5z": 5_000_000}
+STEPS["small"] |= {"smac-8m": 1_000_000, "smac-2s3z": 2_000_000}
+STEPS["small"] |= {"smac-MMM2": 2_000_000, "smac-27m_vs_30m": 1_000_000}
 
 # DPO's script for each family, and the flag that names the task there; the baselines take --env-id.
 DPO_SCRIPTS = {
@@ -469,10 +463,15 @@ def resolve(script: str, settings: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def steps_of(task: Task, scale: str) -> int:
+    """Environment steps of a run."""
+    return STEPS[scale].get(task.name, STEPS[scale][task.family])
+
+
 def make_run(task: Task, method: Method, seed: int, scale: str, exact: bool = False) -> Run:
     """One seed of a method on a task: its command and its settings."""
     family, algorithm = task.family, method.algorithm
-    steps = 0 if exact else STEPS[scale].get(task.name, STEPS[scale][family])
+    steps = 0 if exact else steps_of(task, scale)
     options = SMOKE_GAME if scale == "smoke" and family == "matrix" and not exact else task.options
     settings = dict(LIKE_DPO.get((algorithm, family), {}))
     if algorithm == "ippo" and "num_states" in options:

@@ -63,7 +63,7 @@ class Args:
     figures: tyro.conf.Positional[tuple[str, ...]]
     """fig1 ... fig12, or all"""
     scale: Literal["smoke", "small", "paper"] = "small"
-    """smoke: seconds a run; small: an hour or two a figure, 3 and 4 half a day, on four cores; paper: all"""
+    """smoke: seconds a run; small: hours a figure, 3, 4 and 10 half a day, on four cores; paper: all"""
     seeds: int = 0
     """seeds 1 to this; 0: 1 at scale smoke, 3 at small, 5 at paper"""
     only: tuple[str, ...] = ()

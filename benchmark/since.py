@@ -3,12 +3,13 @@
     python benchmark/since.py 9ae28a7                                    # version 1 of the engine
     python benchmark/since.py 9ae28a7 --names 2s3z --num-envs 64 512
     python benchmark/since.py c1d569f --scripts                          # before groups of agents on threads
+    python benchmark/since.py d5ed78e --scripts --threads 1              # before values of whole rollouts
 
 Battles: each side is a process that steps random play for a moment, one after the other, 80 times; what
 counts is the best tenth of the turns, by CPU time of `step` alone, on one thread and with freed memory kept
 as the scripts keep it. Scripts: the medians of environment steps per second of their logs, with their
-defaults, 3 times each; the ratio is the median over the turns. The commit is checked out into a folder that
-is removed at the end.
+defaults and then with batches of one episode, 3 times each; the ratio is the median over the turns. The
+commit is checked out into a folder that is removed at the end.
 """
 
 from __future__ import annotations
@@ -40,6 +41,11 @@ SCRIPTS = {
     "ippo.py --env-id mpe/simple_spread": 10 * 128 * 25,
     "iql.py --env-id smac/8m": 12_500,
     "iddpg.py --warmup-steps 2000": 12_500,
+    # Batches of one episode.
+    "dpo_smac.py --map 2s3z --backend embedded --num-envs 1 --num-steps 120": 100 * 120,
+    "dpo_mpe.py --num-envs 1 --num-steps 25": 400 * 25,
+    "dpo_mamujoco.py --num-envs 1 --num-steps 1000": 30 * 1000,
+    "ippo.py --env-id matrix/stochastic --num-envs 1": 100 * 100,
 }
 """Environment steps of each, for some rows of its log beyond the third."""
 
@@ -78,7 +84,7 @@ class Args:
     num_envs: tuple[int, ...] = (64, 256)
     """battles: numbers of environments"""
     scripts: bool = False
-    """the seven scripts instead of battles"""
+    """the seven scripts, and some with batches of one episode, instead of battles"""
     threads: tuple[int, ...] = ()
     """values of --torch-threads; by default 1 and all cores. Battles are stepped on one"""
     turns: int = 0

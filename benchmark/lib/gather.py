@@ -6,8 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from benchmark.figures import FIGURES, Figure, Method, Panel, Task, panel_runs
-from benchmark.figures import Run as Planned
+from benchmark.figures import FIGURES, panel_runs
 from benchmark.lib.cells import Cell
 from benchmark.lib.groups import Group, check_alike, end_together
 from benchmark.lib.runs import RETURN, WIN_RATE, ResultsError, Run
@@ -25,22 +24,6 @@ class Gaps:
 
     missing: set[str]
     unfinished: set[str]
-
-
-def planned_runs(
-    figure: Figure, scale: str, seeds: Sequence[int], store: Store
-) -> list[tuple[Panel, Task, Method, Planned]]:
-    """All runs of a figure with what they are of, as `panel_runs`.
-
-    A task of a panel of which nothing was run on SMAC's engine of today is planned on the first version, of
-    which results are published: what is drawn together was always played on one version.
-    """
-    runs = list(panel_runs(figure, scale, seeds))
-    today = {(panel.title, task.name) for panel, task, _, run in runs if run.key in store.runs}
-    return [
-        (panel, task, method, run if (panel.title, task.name) in today else run.on_first_engine())
-        for panel, task, method, run in runs
-    ]
 
 
 def as_groups(by_method: dict[str, list[Run]]) -> list[Group]:
@@ -66,7 +49,7 @@ def figure_cells(name: str, scale: str, seeds: Sequence[int], store: Store) -> t
     figure, missing, unfinished = FIGURES[name], set[str](), set[str]()
     cells: dict[tuple[str, str], Cell] = {}
     found: dict[tuple[str, str], dict[str, list[Run]]] = {}
-    for panel, task, method, planned in planned_runs(figure, scale, seeds, store):
+    for panel, task, method, planned in panel_runs(figure, scale, seeds):
         if planned.key not in store.runs:
             missing.add(planned.key)
             continue

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from benchmark.figures import FIGURES, SEEDS, Figure, Method, Panel, Run, Task
+from benchmark.figures import FIGURES, SEEDS, Figure, Method, Panel, Run, Task, panel_runs, steps_of
 from benchmark.lib.basins import basins_table, draw_basins
 from benchmark.lib.cells import Cell, aggregate_table, comparison_table, shown
 from benchmark.lib.diagnostics import draw_diagnostics
@@ -18,7 +18,6 @@ from benchmark.lib.gather import (
     NoRunError,
     cells_beside,
     figure_cells,
-    planned_runs,
     recorded_cells,
     study_cells,
 )
@@ -89,7 +88,7 @@ def figure_text(name: str, scale: str, seeds: Sequence[int], store: Store) -> st
         seeds_too = "" if figure.exact else f" with {len(seeds)} seed{'s' * (len(seeds) != 1)}"
         text += f"Not complete: of the runs at scale {scale}{seeds_too} {len(gaps.missing)} are missing, and "
         text += f"{len(gaps.unfinished)} are not finished:\n\n"
-        text += f"{lacking(planned_runs(figure, scale, seeds, store), gaps.missing | gaps.unfinished)}\n"
+        text += f"{lacking(list(panel_runs(figure, scale, seeds)), gaps.missing | gaps.unfinished)}\n"
     if figure.exact:
         return text + exact_table(cells)
     drawn = shown(cells)
@@ -126,9 +125,8 @@ def claim_rows(name: str, scale: str, seeds: Sequence[int], store: Store) -> lis
     """A row per claim of a figure: verdict and evidence in the paper's settings, and in the best known."""
     figure = FIGURES[name]
     cells, gaps = figure_cells(name, scale, seeds, store)
-    runs = planned_runs(figure, scale, seeds, store)
-    short = scale != "paper" and not figure.exact
-    count = 1 if figure.exact else len(seeds)
+    runs = list(panel_runs(figure, scale, seeds))
+    count = 1 if figure.exact else max(len(seeds), SEEDS["paper"])
     rows = []
     for claim in figure.claims:
         row = [f"{claim.text} ({claim.section})", "", "", "", ""]
@@ -142,10 +140,13 @@ def claim_rows(name: str, scale: str, seeds: Sequence[int], store: Store) -> lis
                 }
                 complete = not keys & (gaps.missing | gaps.unfinished)
                 roles = {method.name: method.role for method in panel.methods if method.role}
-                tasks = {task.name for of, task, method, run in runs if of == panel}
-                if claim.test.tasks:
-                    tasks &= set(claim.test.tasks)
-                judgement = judge(claim, own, roles, count, complete, short, len(tasks))
+                about = [task for task in panel.tasks if task.name in (claim.test.tasks or [task.name])]
+                there = [task for task in about if task.name in {cell.task for cell in own}]
+                complete = complete and there == about
+                short = not figure.exact and any(
+                    steps_of(task, scale) < steps_of(task, "paper") for task in there
+                )
+                judgement = judge(claim, own, roles, count, complete, short, len(about))
                 row[1 + 2 * panel.best : 3 + 2 * panel.best] = [judgement.verdict, judgement.evidence]
         rows.append(row)
     return rows
@@ -236,15 +237,21 @@ def published_pictures(store: Store, names: Iterable[str]) -> Files:
 
 
 def plan(name: str, store: Store) -> tuple[str, range]:
-    """Scale and seeds at which a figure is published: the scale of whose steps a larger share is recorded."""
+    """Scale and seeds at which a figure is published: the scale of whose steps a larger share is recorded.
+
+    It is paper where that has all runs of small.
+    """
     seeds = range(1, SEEDS["paper"] + 1)
+    paper, small = (
+        {run.key: run for *_, run in panel_runs(FIGURES[name], scale, seeds)} for scale in ("paper", "small")
+    )
 
-    def share(scale: str) -> float:
-        runs = {run.key: run for *_, run in planned_runs(FIGURES[name], scale, seeds, store)}
+    def share(runs: dict[str, Run]) -> float:
         done = sum(store.runs[key].steps_reached for key in runs.keys() & store.runs.keys())
-        return done / max(sum(run.steps for run in runs.values()), 1)  # the exact iteration plans no steps
+        return done / sum(run.steps for run in runs.values())
 
-    return max(("paper", "small"), key=share), seeds
+    whole = small.keys() <= paper.keys() or share(paper) >= share(small)
+    return "paper" if whole else "small", seeds
 
 
 def folder_of(name: str, results: Path = PUBLISHED) -> Path:
@@ -323,8 +330,7 @@ actor and critic, an entropy bonus, bounds on beta, LayerNorm on SMAC, the robot
 normalisation, and more, are not the paper's ([dpo.md](dpo.md#paper-released-code-ours) says whose), nor are
 Figure 11's M̂ of 0.35 and 0: which ones the paper used is not known. *Best
 known settings*: of each method ([tuning.md](tuning.md)); they were chosen on these tasks and, among others,
-these seeds, so that their p is optimistic. On SMAC they are those of version 1 of the engine. SMAC is the
-embedded engine, not StarCraft II: version 1 where a name has no number ([envs.md](envs.md)).
+these seeds, so that their p is optimistic. SMAC is the embedded engine, not StarCraft II ([envs.md](envs.md)).
 
 {markdown(["evidence", "means"], EVIDENCE)}
 Where the paper gives no number, ours are:
@@ -345,7 +351,7 @@ small --seeds {SEEDS["paper"]}`.
 def still_to_run(name: str, figure: Figure, store: Store) -> list[list[str]]:
     """The row of a figure of whose runs at scale paper some are missing or not finished."""
     seeds = range(1, SEEDS["paper"] + 1)
-    runs = {run.key: run for *_, run in planned_runs(figure, "paper", seeds, store)}
+    runs = {run.key: run for *_, run in panel_runs(figure, "paper", seeds)}
     left = [run for key, run in runs.items() if key not in store.runs or not store.runs[key].finished]
     tasks = ", ".join(dict.fromkeys(run.task for run in left))
     return [[name.removeprefix("fig"), str(len(left)), str(len(runs)), tasks]] if left else []

@@ -52,8 +52,8 @@ HOPPER, CHEETAH, *_ = MUJOCO = tuple(f"mamujoco-{robot}" for robot in ROBOTS)
 EIGHT, STALKERS, MANY = (f"smac-{name}-embedded" for name in ("8m", "2s3z", "27m_vs_30m"))
 
 # With which floor (and target) a family's runs were made before the paper's own rule was the default.
-WORDS = {family: words for family, (words, _) in BEST.items()}
-OLD = {family: label_of(settings) for family, (_, settings) in BEST.items()}
+WORDS = {family: words for family, (words, _) in BEST.items()} | {"smac": "floor 0.05"}
+OLD = {family: label_of(settings) for family, (_, settings) in BEST.items()} | {"smac": "beta-min-0.05"}
 
 
 def with_floor(family: str, ends: str, ippo: bool = True) -> dict[str, str]:
@@ -361,15 +361,16 @@ STUDIES = {
         tables=("runs",),
     ),
     "smac": Study(
-        "DPO on SMAC maps, embedded engine",
+        "DPO on SMAC maps, embedded engine, version 1",
         (
             Curves(
                 (EIGHT, STALKERS), {"DPO, floor 0.05": "dpo_smac__beta-min-0.05__?"}, "win rate", WIN_RATE
             ),
             Curves((MANY,), {"DPO, floor 0.05": "dpo_smac__beta-min-0.05__?"}, "return; no battle is won"),
+            Curves((EIGHT, STALKERS), with_floor("smac", FIGURE_RUN), "500k steps", WIN_RATE, 500_000),
         ),
         diagnostics=EIGHT,
-        tables=("runs",),
+        tables=("p", "runs"),
     ),
     "maps": Study(
         "DPO on further battles, engines 2 and 3",
@@ -421,6 +422,16 @@ STUDIES = {
             Curves(MPE, with_floor("mpe", FIGURE_RUN), "particle worlds", steps=2_000_000),
             Curves((HOPPER, CHEETAH), with_floor("mamujoco", FIGURE_RUN), "MuJoCo", steps=500_000),
             Curves((EIGHT, STALKERS), with_floor("smac", FIGURE_RUN), "SMAC", WIN_RATE, 500_000),
+            Curves(
+                (EIGHT + "2", STALKERS + "2"),
+                {
+                    "DPO": f"dpo_smac__{FIGURE_RUN}",
+                    "DPO, d_target 0.005": f"dpo_smac__d-target-0.005__{FIGURE_RUN}",
+                    "IPPO": f"ippo__{FIGURE_RUN}",
+                },
+                "SMAC, engine 2",
+                WIN_RATE,
+            ),
         ),
         picture=False,
         tables=("learning",),

@@ -37,12 +37,14 @@ from benchmark.lib.published import (
     claims_in_words,
     figure_pictures,
     figure_text,
+    lacking,
     plan,
     still_to_run,
 )
 from benchmark.lib.record import record
 from benchmark.lib.runs import RETURN, ResultsError
 from benchmark.lib.store import PUBLISHED, Store
+from envs.smac.maps import SmacMap
 
 SEEDS = (1, 2, 3)
 BELOW = "below (p < 0.001)"
@@ -92,34 +94,42 @@ def test_a_figure_is_published_at_the_scale_of_which_more_is_run():
     assert plan("fig5", store(small=(1, 2), paper=(1,)))[0] == "small"
     assert plan("fig5", store(small=(1, 2), paper=(1, 2)))[0] == "paper"
     assert plan("fig11", store())[0] == "paper"
+    eight = [run for *_, run in panel_runs(FIGURES["fig4"], "small", (1,)) if run.task == "smac-8m"]
+    few = SimpleNamespace(runs={run.key: SimpleNamespace(steps_reached=run.steps) for run in eight})
+    assert plan("fig4", few)[0] == "paper"  # whose runs these are as well
 
 
-def test_a_picture_of_battles_is_of_one_engine(tmp_path, monkeypatch):
+def test_a_picture_of_battles_is_of_the_engine_of_today(tmp_path, monkeypatch):
     """Curves of battles that go otherwise would be compared, or averaged."""
-
-    def on_first_engine(figure, scale, seeds):
-        return [(*of, run.on_first_engine()) for *of, run in panel_runs(figure, scale, seeds)]
-
     with monkeypatch.context() as before:
-        before.setattr(made_runs, "panel_runs", on_first_engine)
-        store = made(tmp_path, "fig7")
-    cells, gaps = figure_cells("fig7", "small", SEEDS, store)
-    assert gaps.missing == gaps.unfinished == set()
-    told = {engine(run) for cell in cells for group in cell.groups for run in group.runs}
-    assert told == {"embedded engine, not StarCraft II"}
-    # As soon as a task has one run on the engine of today, the others of that task are missing.
-    make_runs(tmp_path / "new", "fig7", seeds=(1,))
-    place = min((tmp_path / "new").glob("*"))
-    (directory,) = place.glob("*__*")
-    record(directory, tmp_path / "results", key=place.name)
-    cells, gaps = figure_cells("fig7", "small", SEEDS, Store(tmp_path / "results"))
-    assert gaps.missing
-    versions = [
-        {run.settings.get("engine_version") for group in cell.groups for run in group.runs} for cell in cells
-    ]
-    assert all(len(version) == 1 for version in versions) and {2} in versions
-    (run,) = cells[versions.index({2})].groups[0].runs
-    assert engine(run) == "embedded engine 2, not StarCraft II"
+        before.setattr(SmacMap, "version", 1)
+        make_runs(tmp_path / "runs", "fig7", seeds=(1,))
+    make_runs(tmp_path / "runs", "fig7", seeds=(2,))
+    store = record_runs(tmp_path / "runs", tmp_path / "results")
+    cells, gaps = figure_cells("fig7", "small", (1, 2), store)
+    assert len(gaps.missing) == len(store.runs) / 2 and not gaps.unfinished
+    runs = [run for cell in cells for group in cell.groups for run in group.runs]
+    assert {run.seed for run in runs} == {2}
+    assert {engine(run) for run in runs} == {"embedded engine 2, not StarCraft II"}
+
+
+def test_runs_of_full_length_are_judged_at_scale_small(tmp_path, monkeypatch):
+    """8m and 2s3z have the paper's length there: they refute, but the other maps stay open."""
+    make_runs(tmp_path / "runs", "fig4", seeds=range(1, 6))
+    store = record_runs(tmp_path / "runs", tmp_path / "results")
+    on_all, unwon = claim_rows("fig4", "small", range(1, 6), store)
+    assert unwon[1] == "not run"
+    assert on_all[1] == "does not hold" and "IQL: equal (p 1, < 5 %)" in on_all[2]
+    monkeypatch.setattr(made_runs, "level", lambda method, task, seed: -3.0 - (method != "DPO") + 0.1 * seed)
+    make_runs(tmp_path / "better", "fig4", seeds=range(1, 6))
+    store = record_runs(tmp_path / "better", tmp_path / "best")
+    row = claim_rows("fig4", "small", range(1, 6), store)[0]
+    assert row[1] == "open" and row[2].count(BELOW) == 4
+    assert claim_rows("fig4", "small", (1, 2, 3), Store(tmp_path / "results"))[0][1] == "open"
+    # Two of five robots, and for a shorter time.
+    make_runs(tmp_path / "robots", "fig3", seeds=range(1, 6))
+    store = record_runs(tmp_path / "robots", tmp_path / "other")
+    assert {row[1] for row in claim_rows("fig3", "small", range(1, 6), store)} == {"open"}
 
 
 def test_runs_of_the_game_and_of_the_engine_are_not_compared(tmp_path):
@@ -212,21 +222,20 @@ def test_a_single_seed_is_no_yardstick(tmp_path):
 
 def test_panels_without_their_first_method_are_not_drawn_twice(tmp_path):
     """IPPO alone beside the same IPPO with DPO looked like a result of the paper's settings."""
-    make_runs(tmp_path / "runs", "fig7")
-    for place in (tmp_path / "runs").glob("smac-8m__dpo_smac__*"):
+    make_runs(tmp_path / "runs", "fig6")
+    for place in (tmp_path / "runs").glob("mamujoco-Hopper-3x1__dpo_mamujoco__*"):
         if "beta-min" not in place.name:
             shutil.rmtree(place)
-    cells, _ = figure_cells("fig7", "small", SEEDS, record_runs(tmp_path / "runs", tmp_path / "results"))
+    cells, _ = figure_cells("fig6", "small", SEEDS, record_runs(tmp_path / "runs", tmp_path / "results"))
     best = "best known settings"
+    hopper, cheetah = "mamujoco-Hopper-3x1", "mamujoco-HalfCheetah-3x2"
     places = [(cell.task, cell.panel) for cell in cells]
-    assert places == [("smac-8m", ""), ("smac-2s3z", ""), ("smac-8m", best), ("smac-2s3z", best)]
+    assert places == [(hopper, ""), (cheetah, ""), (hopper, best), (cheetah, best)]
     assert [(cell.task, cell.panel) for cell in shown(cells)] == places[1:]
-    text = figure_text("fig7", "small", SEEDS, Store(tmp_path / "results"))
-    assert (
-        "Not drawn, as the first method is missing there and the others are in another panel too: smac-8m.\n"
-        in text
-    )
-    assert "on smac-8m\n" in text and "| smac-8m | IPPO | 3 |" in text  # what is missing, what is there
+    text = figure_text("fig6", "small", SEEDS, Store(tmp_path / "results"))
+    told = "Not drawn, as the first method is missing there and the others are in another panel too"
+    assert f"{told}: {hopper}.\n" in text
+    assert f"on {hopper}" in text and f"| {hopper} | IPPO | 3 |" in text  # what is missing, what is there
     # Where neither panel has its first method, one of them stays.
     for cell in cells:
         cell.groups = [group for group in cell.groups if group.method == "IPPO"]
@@ -400,6 +409,8 @@ def test_missing_runs_are_counted(tmp_path):
     tasks = ", ".join(TASKS)
     assert f"- DPO / IPPO / IQL on {tasks}, seed 3\n" in text
     assert f"- DPO, floor 0.2 on {tasks} (best known settings), seed 3\n" in text
+    runs = list(panel_runs(FIGURES["fig2"], "small", SEEDS))
+    assert lacking(runs, {run.key for *_, run in runs}).startswith(f"- DPO / IPPO / IQL on {tasks}\n")
     again = Store(tmp_path / "results")
     assert figure_text("fig2", "small", SEEDS, again) == text
     assert figure_pictures("fig2", "small", SEEDS, again) == figure_pictures("fig2", "small", SEEDS, store)

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from benchmark import plot
-from benchmark.figures import FIGURES
+from benchmark.figures import FIGURES, panel_runs
 from benchmark.lib import published
 from benchmark.lib.claims import Comparison
 from benchmark.lib.documents import BEGIN, CITED, END, blocks, fill, parse, put_between
-from benchmark.lib.gather import NoRunError, chosen, planned_runs
+from benchmark.lib.gather import NoRunError, chosen
 from benchmark.lib.space import METHODS, TASKS
 from benchmark.lib.store import PUBLISHED, Store
 from benchmark.lib.studies import STUDIES
@@ -61,7 +61,7 @@ def test_published_pictures_are_drawn_again_byte_for_byte(name, store):
 
 def folder_has_runs(store, name):
     """Whether a figure has any run: others have no picture yet."""
-    runs = [run for *_, run in planned_runs(FIGURES[name], *published.plan(name, store), store)]
+    runs = [run for *_, run in panel_runs(FIGURES[name], *published.plan(name, store))]
     return any(run.key in store.runs for run in runs)
 
 
@@ -142,7 +142,7 @@ def test_the_verdict_page_has_every_claim_as_its_figure_has_it(store):
         assert parse(blocks(table)[0]) == [published.CLAIMS_HEAD, *own]
     lacking = {row[0]: row[1:] for row in parse(second)[1:]}
     for i, figure in enumerate(FIGURES.values(), start=1):
-        runs = {x.key: x.task for *_, x in planned_runs(figure, "paper", range(1, 6), store)}
+        runs = {x.key: x.task for *_, x in panel_runs(figure, "paper", range(1, 6))}
         there = {key for key in runs if key in store.runs and store.runs[key].finished}
         tasks = dict.fromkeys(runs[key] for key in runs if key not in there)
         expected = [str(len(runs) - len(there)), str(len(runs)), ", ".join(tasks)]
@@ -150,10 +150,10 @@ def test_the_verdict_page_has_every_claim_as_its_figure_has_it(store):
 
 
 def judged(store):
-    """Of every claim by panel: itself, verdict, evidence, the scale, whether all of its runs are there."""
+    """Of every claim by panel: itself, verdict, evidence; whether runs are of full length, and all there."""
     for name, figure in FIGURES.items():
         scale, seeds = published.plan(name, store)
-        planned = planned_runs(figure, scale, seeds, store)
+        planned = list(panel_runs(figure, "paper", seeds))
         try:
             rows = published.claim_rows(name, scale, seeds, store)
         except NoRunError:
@@ -169,12 +169,15 @@ def judged(store):
                         if panel == panels[best] and claim.needs(task.name, method.role or method.name)
                     }
                     there = all(key in store.runs and store.runs[key].finished for key in keys)
-                    yield claim, word, evidence, scale, there and (scale == "paper" or figure.exact)
+                    of_scale = [run for *_, run in panel_runs(figure, scale, seeds)]
+                    budgets = {run.task: run.steps for run in of_scale if run.key in store.runs}
+                    full = all(x.steps == budgets.get(x.task, x.steps) for *_, x in planned)
+                    yield claim, word, evidence, full, there
 
 
 def test_verdicts_keep_to_their_definitions(store):
     """A word stronger than the runs behind it is a claim without evidence; so is one without a number."""
-    for claim, word, evidence, scale, whole in judged(store):
+    for claim, word, evidence, full, whole in judged(store):
         compares = isinstance(claim.test, Comparison)  # which has signs and p's
         claimed, opposite = getattr(claim.test, "said", ("", ""))
         signs = {(said, p != "–" and (p == "< 0.001" or float(p) <= 0.05)) for said, p in P.findall(evidence)}
@@ -185,7 +188,7 @@ def test_verdicts_keep_to_their_definitions(store):
             assert (whole and "–" not in evidence) or claim.on == "some", claim.text
         if word == "does not hold":
             refuted = (opposite, True) in signs or ", < 5 %)" in evidence or not compares
-            assert scale == "paper" and refuted, claim.text
+            assert full and refuted, claim.text
         if word == "open":
             assert not whole or signs != {(claimed, True)} or not compares, claim.text
 

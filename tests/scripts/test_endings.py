@@ -57,12 +57,13 @@ def test_advantages_are_of_how_episodes_ended(case, tmp_path, monkeypatch):
     length = {} if name == "dpo_matrix" else dict(num_steps=LIMIT)
     flags = flags | length | dict(gamma=0.8, gae_lambda=0.6, runs_dir=str(tmp_path))
     train(script, env, kind, agents, total_timesteps=E * LIMIT, **flags)
-    rewards, _, final_values, terminations, truncations, *_ = given[0]
+    rewards, values, final_values, terminations, truncations, *_ = given[0]
     assert given[0][-2:] == (0.8, 0.6)
     assert len(given) == 1 and len(steps) == len(rewards) == LIMIT
     norm = getattr(before, "obs_norm", torch.nn.Identity())
     cut = dead = ended = 0
-    for t, (_, reward, terminated, truncated, infos) in enumerate(steps):
+    for t, (obs, reward, terminated, truncated, infos) in enumerate(steps):
+        torch.testing.assert_close(values[:, t + 1], before.value(norm(obs)), rtol=1e-4, atol=1e-5)
         assert torch.equal(rewards[t], reward)
         assert torch.equal(terminations[t], terminated) and torch.equal(truncations[t], truncated)
         ended += int(terminated.sum())
