@@ -248,6 +248,15 @@ STUDIES = {
                 WIN_RATE,
                 steps=500_000,
             ),
+            Curves(
+                (EIGHT + "2",),
+                {
+                    "DPO (8m)": f"dpo_smac__{FIGURE_RUN}",
+                    "d_target 0.005 (8m)": f"dpo_smac__d-target-0.005__{FIGURE_RUN}",
+                },
+                "8m, engine 2",
+                WIN_RATE,
+            ),
         ),
     ),
     "literal": Study(
