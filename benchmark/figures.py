@@ -294,7 +294,7 @@ FIGURES = {
                 Unwon(("DPO", "IPPO", "IQL"), tuple(task.name for task in HARD)),
             ),
         ),
-        note="d_target 0.005 is the best known on 8m; on the other maps the paper's is.",
+        note="d_target 0.005 was found on 8m.",
     ),
     "fig5": Figure("Ablations on particle worlds", both(Panel(MPE, ABLATIONS)), without_terms()),
     "fig6": Figure(
