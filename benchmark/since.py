@@ -2,7 +2,7 @@
 
     python benchmark/since.py 9ae28a7                                    # version 1 of the engine
     python benchmark/since.py 9ae28a7 --names 2s3z --num-envs 64 512
-    python benchmark/since.py c1d569f --scripts                          # when results depended on the threads
+    python benchmark/since.py c1d569f --scripts                          # when threads changed results
     python benchmark/since.py d5ed78e --scripts --threads 1              # before values of whole rollouts
 
 Battles: each side is a process that steps random play for a moment, one after the other, 80 times; what
