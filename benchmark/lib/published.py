@@ -330,8 +330,8 @@ actor and critic, an entropy bonus, bounds on beta, LayerNorm on SMAC, the robot
 normalisation, and more, are not the paper's ([dpo.md](dpo.md#paper-released-code-ours) says whose), nor are
 Figure 11's M̂ of 0.35 and 0: which ones the paper used is not known. *Best
 known settings*: of each method ([tuning.md](tuning.md)); they were chosen on these tasks and, among others,
-these seeds, so that their p is optimistic. SMAC is the embedded engine, not StarCraft II
-([envs.md](envs.md)).
+these seeds, so that their p is optimistic. On SMAC they are 8m's; on other maps nothing better than the
+paper's settings is known. SMAC is the embedded engine, not StarCraft II ([envs.md](envs.md)).
 
 {markdown(["evidence", "means"], EVIDENCE)}
 Where the paper gives no number, ours are:

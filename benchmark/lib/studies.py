@@ -426,7 +426,7 @@ STUDIES = {
         tables=("runs",),
     ),
     "learning": Study(
-        "How DPO, its ablations and IPPO learn, with floors",
+        "How DPO, its ablations and IPPO learn",
         (
             Curves(MPE, with_floor("mpe", FIGURE_RUN), "particle worlds", steps=2_000_000),
             Curves((HOPPER, CHEETAH), with_floor("mamujoco", FIGURE_RUN), "MuJoCo", steps=500_000),
