@@ -492,7 +492,10 @@ def evaluate(agents, envs, num_episodes: int, seed: list[int], frames: list | No
 
 # --- same in: dpo_mamujoco, dpo_mpe, dpo_smac, ippo ---
 def values_of(agents: Agents, obs: torch.Tensor, pool: ThreadPoolExecutor) -> torch.Tensor:
-    """V_i of a rollout's observations (N, T, E, obs_dim): (N, T, E). On a CPU chunks of rows, on threads."""
+    """V_i of a rollout's observations, as `value` takes them: (N, T, E, obs_dim) -> (N, T, E).
+
+    On a CPU in chunks of rows, which fit the cache, on the threads of `pool`.
+    """
     rows = obs.flatten(1, 2)
     chunks = rows.split(rows.shape[1] if obs.is_cuda else CHUNK, dim=1)
     value = torch.no_grad()(agents.value)  # whether gradients are recorded is each thread's own setting

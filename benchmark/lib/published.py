@@ -250,8 +250,8 @@ def plan(name: str, store: Store) -> tuple[str, range]:
         done = sum(store.runs[key].steps_reached for key in runs.keys() & store.runs.keys())
         return done / sum(run.steps for run in runs.values())
 
-    whole = small.keys() <= paper.keys() or share(paper) >= share(small)
-    return "paper" if whole else "small", seeds
+    as_paper = small.keys() <= paper.keys() or share(paper) >= share(small)
+    return "paper" if as_paper else "small", seeds
 
 
 def folder_of(name: str, results: Path = PUBLISHED) -> Path:

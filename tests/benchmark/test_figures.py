@@ -235,7 +235,7 @@ def test_panels_without_their_first_method_are_not_drawn_twice(tmp_path):
     text = figure_text("fig6", "small", SEEDS, Store(tmp_path / "results"))
     told = "Not drawn, as the first method is missing there and the others are in another panel too"
     assert f"{told}: {hopper}.\n" in text
-    assert f"on {hopper}" in text and f"| {hopper} | IPPO | 3 |" in text  # what is missing, what is there
+    assert f"on {hopper}\n" in text and f"| {hopper} | IPPO | 3 |" in text  # what is missing, what is there
     # Where neither panel has its first method, one of them stays.
     for cell in cells:
         cell.groups = [group for group in cell.groups if group.method == "IPPO"]

@@ -211,8 +211,10 @@ def test_values_of_a_rollout_are_those_of_its_steps_on_any_number_of_threads(mon
     """They are computed in chunks of rows, of which each has samples of several steps."""
     monkeypatch.setattr(dpo_smac, "CHUNK", 16)
     agents, obs = make_agents(), torch.randn(N, 9, 5, OBS)
-    pools = [ThreadPoolExecutor(workers) for workers in (1, 3)]
-    found = [dpo_smac.values_of(agents, obs, pool) for pool in pools]
+    found = []
+    for workers in (1, 3):
+        with ThreadPoolExecutor(workers) as pool:
+            found.append(dpo_smac.values_of(agents, obs, pool))
     assert torch.equal(*found) and not found[0].requires_grad
     by_step = torch.stack([agents.value(obs[:, step]) for step in range(9)], dim=1)
     torch.testing.assert_close(found[0], by_step.detach())
